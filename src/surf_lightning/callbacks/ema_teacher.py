@@ -1,0 +1,39 @@
+"""The teacher follows the student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """theta_T <- decay theta_T + (1 - decay) theta, line 16 of Algorithm 1, as one fused operation; copies buffers."""
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
+    for old, new in zip(teacher.buffers(), student.buffers(), strict=True):
+        old.copy_(new)
+
+
+class EMATeacher(L.Callback):
+    """Moves ``module.separator`` towards ``module.student`` once per optimizer step, however many batches a step has.
+
+    Args:
+        decay: alpha, the share of itself that the teacher keeps at each step.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay <= 1:
+            raise ValueError(f"the EMA decay must lie in [0, 1], not {decay}")
+        self.decay = decay
+        self._followed = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._followed = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step > self._followed:
+            ema_update(pl_module.separator, pl_module.student, self.decay)
+            self._followed = trainer.global_step

@@ -1,0 +1,116 @@
+"""What a checkpoint holds, reading one safely, and handing a stage's model to the next."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from surf_lightning import __version__
+from surf_lightning.errors import UserError
+
+KEY = "surf_lightning"  # our part of a Lightning checkpoint
+PREFIX = "separator."  # of the separator's weights in its state_dict
+PACKAGE = __name__.split(".")[0]
+
+
+def describe(instance: Any) -> dict[str, Any]:
+    """Class path and arguments of an instance of a ``recorded`` class, nested ones too: plain values only."""
+    arguments = {name: _describe_value(value) for name, value in instance.init_args.items()}
+    return {"class_path": class_path(instance), "init_args": arguments}
+
+
+def class_path(instance: Any) -> str:
+    """The import path of an instance's class."""
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
+
+
+def _describe_value(value: Any) -> Any:
+    if hasattr(value, "init_args"):
+        return describe(value)
+    if isinstance(value, list | tuple):
+        return [_describe_value(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint cannot hold the argument {value!r}: give a plain value or a @recorded instance")
+
+
+def rebuild(description: Any, trust: bool = False) -> Any:
+    """The inverse of ``describe``.
+
+    Raises:
+        UserError: the class is from outside this package, and ``trust`` is not given; or it does not exist.
+    """
+    if isinstance(description, list):
+        return [rebuild(item, trust) for item in description]
+    if not isinstance(description, dict):
+        return description
+    module, _, name = description["class_path"].rpartition(".")
+    if module.split(".")[0] != PACKAGE and not trust:
+        raise UserError(f"the checkpoint would import {module}.{name}, from outside {PACKAGE}: allow it by trust=True")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the checkpoint needs {module}.{name}, which cannot be imported: {error}") from error
+    return cls(**{key: rebuild(value, trust) for key, value in description["init_args"].items()})
+
+
+def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
+    """A checkpoint of this package as a dict of plain values and tensors on the CPU; no code in it is run.
+
+    Raises:
+        UserError: there is no such file, or it is no checkpoint of this package.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint; it is damaged, or holds code: {error}") from error
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+        raise UserError(f"{path} was not written by {PACKAGE}")
+    return checkpoint
+
+
+def load_separator_checkpoint(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Our record in the checkpoint, and the weights of its separator."""
+    checkpoint = read_checkpoint(path)
+    state = checkpoint["state_dict"].items()
+    return checkpoint[KEY], {key[len(PREFIX) :]: value for key, value in state if key.startswith(PREFIX)}
+
+
+def record_of(module: Any) -> dict[str, Any]:
+    """Our part of the checkpoint of a ``SeparationModule``: all that is needed to rebuild its separator."""
+    return {
+        "version": __version__,
+        "method": class_path(module),
+        "separator": describe(module.separator),
+        "signal": module.signal,
+    }
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, and renames: a kill leaves the old checkpoint or the new one, whole.
+
+    Reads with ``weights_only=True`` alone.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        with open(partial, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = True) -> Any:
+        return read_checkpoint(path)

@@ -1,0 +1,63 @@
+"""The command `surf`. Everything heavy is imported when its command runs, so that help comes at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from surf_lightning import __version__
+from surf_lightning.errors import UserError
+
+HELP = """\
+usage: surf COMMAND [ARGUMENTS]
+
+Learn to separate sources from mixtures alone.
+
+commands:
+  fit        train one stage:    surf fit --config configs/digits_mixit.yaml
+             continue it:        surf fit --config configs/digits_mixit.yaml --ckpt_path last
+             the stage after it: surf fit --config configs/digits_surf_rm.yaml
+  validate   measure a run's best checkpoint on its validation mixtures
+  test       measure it on the test mixtures; writes metrics.json into the run's folder
+  predict    separate the test mixtures
+  report     compare tested runs: surf report runs/digits_mixit runs/digits_surf_rm --output report
+
+A run lies in runs/<name of its config>: checkpoints/{last,best}.ckpt, config.yaml, metrics.csv, media/.
+`surf COMMAND --help` lists the arguments of a command; `surf fit --model.help surf_lightning.methods.SURF`
+those of a method, `surf fit --data.help surf_lightning.data.MNIST` those of a data set.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line ``args`` (the process's own by default); returns the exit status.
+
+    Callable from Python as well: ``main(["fit", "--config", "configs/digits_mixit.yaml"])``.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    command, *rest = args
+    try:
+        if command in ("fit", "validate", "test", "predict"):
+            from surf_lightning.lightning_cli import run_lightning
+
+            run_lightning(args)
+        elif command == "report":
+            from surf_lightning.report import run_report
+
+            run_report(rest)
+        else:
+            raise UserError(f"there is no command {command!r}; `surf --help` lists them")
+    except UserError as error:
+        print(f"surf {command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def entry_point() -> None:
+    """The console script."""
+    sys.exit(main())

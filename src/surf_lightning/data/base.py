@@ -1,0 +1,124 @@
+"""What all DataModules share: batches that are a function of their number, so that any run can be resumed anywhere."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchmetrics import Metric
+
+from surf_lightning.remixing import Ranks
+
+Batches = Dataset[dict[str, Tensor]]
+
+
+def batches_done(trainer: L.Trainer) -> int:
+    """How many training batches this run has processed, resumed parts included.
+
+    The number of the batch to come, or of the one in training. Lightning's ``processed`` counts right in a checkpoint
+    taken at any moment; ``ready`` is one ahead after an exception.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return progress.processed
+
+
+class TrainingBatches(Sampler[int]):
+    """The numbers of the batches from where the run stands to the end of its epoch."""
+
+    def __init__(self, trainer: L.Trainer, batches_per_epoch: int) -> None:
+        self.trainer, self.batches_per_epoch = trainer, batches_per_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        start = batches_done(self.trainer)
+        return iter(range(start, (start // self.batches_per_epoch + 1) * self.batches_per_epoch))
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+
+class ResumableLoader(DataLoader[dict[str, Tensor]]):
+    """Tells Lightning that it resumes in mid-epoch. Its whole state is the trainer's count of batches."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class SeparationData(L.LightningDataModule):
+    """Batches of ``mixtures [B,*S]`` and, where there is truth, ``sources [B,K,*S]``.
+
+    Args:
+        batch_size: mixtures in a training batch of one process.
+        batches_per_epoch: training batches between two validations. The mixtures are drawn at random for ever, so
+            an epoch is no pass over the data.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
+        seed: training batches are a function of (seed, batch number). The command line sets it to seed_everything.
+    """
+
+    monitor: str
+    monitor_mode: str
+
+    def __init__(self, batch_size: int, batches_per_epoch: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        if min(batch_size, batches_per_epoch) < 1:
+            raise ValueError("batch_size and batches_per_epoch must be at least 1")
+        self.batch_size, self.batches_per_epoch, self.num_workers = batch_size, batches_per_epoch, num_workers
+        self.seed = seed
+
+    @abstractmethod
+    def training_batches(self, ranks: Ranks) -> Batches:
+        """Item i is this rank's training batch i, for any i."""
+
+    @abstractmethod
+    def validation_batches(self) -> Batches:
+        """Item j is held-out batch j, looked at during fit."""
+
+    @abstractmethod
+    def test_batches(self) -> Batches:
+        """Item j is batch j of the final evaluation."""
+
+    @abstractmethod
+    def metrics(self) -> Metric:
+        """A fresh metric with ``update(estimates, sources, mixtures)`` whose ``compute`` gives a dict of scalars."""
+
+    @abstractmethod
+    def signal(self) -> dict[str, Any]:
+        """What a checkpoint must say of the signals: plain values, for ``Separator.signal``."""
+
+    def _ranks(self) -> Ranks:
+        trainer = self.trainer
+        return Ranks(trainer.global_rank, trainer.world_size) if trainer else Ranks()
+
+    def _loader(self, batches: Batches, sampler: Any, workers: int) -> DataLoader[dict[str, Tensor]]:
+        return ResumableLoader(
+            batches,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
+            persistent_workers=workers > 0,
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        assert self.trainer is not None
+        sampler = TrainingBatches(self.trainer, self.batches_per_epoch)
+        return self._loader(self.training_batches(self._ranks()), sampler, self.num_workers)
+
+    def _held_out(self, batches: Batches) -> DataLoader[dict[str, Tensor]]:
+        ranks = self._ranks()  # every example is seen by exactly one rank: metrics are of the set, not of padding
+        return self._loader(batches, range(ranks.rank, len(batches), ranks.world_size), 0)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._held_out(self.validation_batches())
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._held_out(self.test_batches())
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self.test_dataloader()

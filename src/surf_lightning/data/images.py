@@ -1,0 +1,81 @@
+"""Mixtures of images drawn on the fly from a set held in memory. Axes: N images, C H W."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from torchmetrics import Metric
+
+from surf_lightning.data.base import Batches, SeparationData
+from surf_lightning.data.mixing import FixedMixtures, RandomMixtures
+from surf_lightning.metrics.images import ImageMetrics
+from surf_lightning.remixing import Ranks
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """uint8 images ``[N,C,H,W]``. Validation images are held out of training; tests use the test set alone."""
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+
+
+class ImageMixtures(SeparationData):
+    """Mixtures of ``num_sources`` random distinct images.
+
+    Args:
+        num_sources: images in a mixture (K).
+        single_source_share: share of the training mixtures that hold one image alone; 0.5 for MixIT (Appendix D.4).
+        num_validation: held-out mixtures looked at after each epoch.
+        num_test: mixtures of the final evaluation, always the same; 5,000 in Table 1.
+
+    The other arguments are those of ``SeparationData``.
+    """
+
+    monitor = "val/psnr"
+    monitor_mode = "max"
+
+    def __init__(
+        self,
+        batch_size: int = 256,
+        num_sources: int = 2,
+        single_source_share: float = 0.0,
+        batches_per_epoch: int = 1000,
+        num_validation: int = 256,
+        num_test: int = 5000,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, batches_per_epoch, num_workers, seed)
+        self.num_sources, self.single_source_share = num_sources, single_source_share
+        self.num_validation, self.num_test = num_validation, num_test
+
+    @abstractmethod
+    def load(self) -> ImageSplits:
+        """Read the images; raises UserError where they cannot be had."""
+
+    @cached_property
+    def splits(self) -> ImageSplits:
+        return self.load()
+
+    def training_batches(self, ranks: Ranks) -> Batches:
+        return RandomMixtures(
+            self.splits.train, self.num_sources, self.batch_size, self.seed, ranks, self.single_source_share
+        )
+
+    def validation_batches(self) -> Batches:
+        return FixedMixtures(self.splits.validation, self.num_sources, self.num_validation, self.batch_size)
+
+    def test_batches(self) -> Batches:
+        return FixedMixtures(self.splits.test, self.num_sources, self.num_test, self.batch_size)
+
+    def metrics(self) -> Metric:
+        return ImageMetrics()
+
+    def signal(self) -> dict[str, Any]:
+        return {"kind": "image", "shape": list(self.splits.test.shape[1:])}

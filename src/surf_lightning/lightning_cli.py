@@ -1,0 +1,92 @@
+"""Lightning's command line with this project's run folders, checkpoints and tracking."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from surf_lightning import run_folder, tracking
+from surf_lightning.callbacks.bookkeeping import SaveConfig, standard_callbacks
+from surf_lightning.checkpoint import AtomicCheckpointIO
+from surf_lightning.data.base import SeparationData
+from surf_lightning.errors import UserError
+from surf_lightning.methods.base import SeparationModule
+
+
+class SurfCLI(LightningCLI):
+    """``--name``, one seed for everything, run folders, and the callbacks that every run has."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--name", type=str | None, help="Name of the run's folder in runs/ (default: the config's)."
+        )
+        for part in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{part}.init_args.seed")
+
+    def _parse_ckpt_path(self) -> None:
+        """Not Lightning's way, which lets the hyper-parameters of a checkpoint override the configuration."""
+
+    def before_instantiate_classes(self) -> None:
+        subcommand = str(self.subcommand)
+        config: Namespace = self.config[subcommand]
+        given = config.trainer.default_root_dir
+        self.folder = Path(given) if given else run_folder.default_folder(config.name, _first_config(config))
+        config.trainer.default_root_dir = str(self.folder)
+        if subcommand == "fit":
+            config.ckpt_path = run_folder.prepare_fit(self.folder, config.ckpt_path)
+        else:
+            config.ckpt_path = run_folder.trained_checkpoint(self.folder, config.ckpt_path)
+        tracking.complete_loggers(config.trainer, self.folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        self.trainer_defaults["callbacks"] = standard_callbacks(self.folder, str(self.subcommand), bool(config.logger))
+        return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+
+
+def _first_config(config: Namespace) -> str | None:
+    paths = config.get("config") or []
+    return os.fspath(paths[0]) if paths else None
+
+
+def run_lightning(args: Sequence[str]) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        UserError: for whatever the user can mend.
+        SystemExit: the arguments do not parse; the parser has said why.
+    """
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are drawn in microseconds
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    argv, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns of two sources of arguments, and we gave it one
+    try:
+        SurfCLI(
+            SeparationModule,
+            SeparationData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            trainer_defaults={
+                "use_distributed_sampler": False,  # the DataModules share out their batches themselves
+                "max_epochs": -1,
+                "num_sanity_val_steps": 0,
+            },
+            args=list(args),
+        )
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    finally:
+        sys.argv = argv

@@ -1,0 +1,145 @@
+"""What all training stages share: optimizer, randomness, validation. Axes: B batch, K sources, *S the signal."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric
+
+from surf_lightning.checkpoint import KEY, class_path, record_of
+from surf_lightning.data.base import batches_done
+from surf_lightning.errors import UserError
+from surf_lightning.remixing import BatchRandomness, Ranks, mix_seed
+from surf_lightning.separator import Separator
+
+Batch = dict[str, Tensor]
+HELD_OUT_SEED = 0  # held-out mixtures are separated from the same noise in every run
+
+
+class SeparationModule(L.LightningModule):
+    """A training stage. Subclasses give ``loss``.
+
+    Args:
+        separator: what evaluation, checkpoints and users separate with.
+        optimizer: makes the optimizer from the parameters.
+        warmup_steps: optimizer steps in which the learning rate rises linearly to its value.
+        seed: every random number of training batch i is a function of (seed, i). The command line sets it to
+            seed_everything.
+    """
+
+    separator: Separator
+
+    def __init__(self, separator: Separator, optimizer: OptimizerCallable, warmup_steps: int, seed: int) -> None:
+        super().__init__()
+        self.separator = separator
+        self.make_optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
+        self.signal: dict[str, Any] = {}
+        self.trained_steps = 0
+        self.val_metrics: Metric | None = None
+        self.test_metrics: Metric | None = None
+
+    @abstractmethod
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        """The scalar training loss of ``batch``, all random numbers but dropout's taken from ``random``."""
+
+    # -- training --
+
+    def setup(self, stage: str) -> None:
+        data = self._data()
+        self.signal = data.signal()
+        self.val_metrics, self.test_metrics = data.metrics(), data.metrics()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout is the one thing that draws from the global generators.
+        torch.manual_seed(mix_seed(self.seed, batches_done(self.trainer), self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        random = BatchRandomness(self.seed, batches_done(self.trainer), self.device, Ranks.current())
+        loss = self.loss(batch, random)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        self._configured = _settings(optimizer)
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    # -- evaluation --
+
+    def separate(self, mixtures: Tensor, batch: int) -> Tensor:
+        """Estimates ``[B,K,*S]`` of held-out batch ``batch``, from noise that does not depend on the run."""
+        generator = torch.Generator(self.device).manual_seed(mix_seed(HELD_OUT_SEED, batch, self.global_rank))
+        return self.separator.separate(mixtures, generator)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        if "sources" not in batch:
+            random = BatchRandomness(HELD_OUT_SEED, batch_idx, self.device)
+            self.log("val/loss", self.loss(batch, random), prog_bar=True, sync_dist=True)
+            return None
+        return self._measure(self.val_metrics, batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._measure(self.test_metrics, batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test", self.test_metrics)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.separate(batch["mixtures"], batch_idx)
+
+    def _measure(self, metrics: Metric | None, batch: Batch, batch_idx: int) -> Tensor:
+        assert metrics is not None
+        estimates = self.separate(batch["mixtures"], batch_idx)
+        metrics.update(estimates, batch["sources"], batch["mixtures"])
+        return estimates
+
+    def _log_metrics(self, stage: str, metrics: Metric | None) -> None:
+        assert metrics is not None
+        if metrics.update_called:
+            self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()}, prog_bar=True)
+            metrics.reset()
+
+    # -- checkpoints --
+
+    def on_train_start(self) -> None:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        if (restored := _settings(optimizer.optimizer)) != self._configured:
+            rank_zero_warn(
+                f"The resumed run goes on with the optimizer settings of its checkpoint, {restored}, "
+                f"NOT with those configured now, {self._configured}."
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        written_by, mine = checkpoint[KEY]["method"], class_path(self)
+        if written_by != mine:
+            raise UserError(
+                f"the checkpoint is of {written_by}, but this run trains {mine}. --ckpt_path continues or evaluates "
+                "only the same method; a later stage takes over the earlier one by its own argument (mixit_checkpoint)"
+            )
+
+        self.trained_steps = checkpoint["global_step"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = record_of(self)
+
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's settings, the learning rate as it is before any schedule."""
+    group = optimizer.param_groups[0]
+    settings = {key: value for key, value in group.items() if key not in ("params", "lr")}
+    return {"initial_lr": group["lr"], **settings}

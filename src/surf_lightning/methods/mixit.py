@@ -1,0 +1,46 @@
+"""Mixture-invariant training. Axes: B batch, M outputs, *S the signal."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from surf_lightning.errors import UserError
+from surf_lightning.losses import ErrorOfEnergies, mixit, thresholded_error
+from surf_lightning.methods.base import Batch, SeparationModule
+from surf_lightning.networks.protocols import RegressionNetwork
+from surf_lightning.remixing import BatchRandomness
+from surf_lightning.separator import RegressionSeparator
+
+
+class MixIT(SeparationModule):
+    """Separates mixtures of two mixtures so that some sums of its M estimates give the two back.
+
+    Args:
+        network: of M outputs; where M > K, the K most energetic separate.
+        num_sources: sources in a mixture (K).
+        error: of the best sums against the mixtures, a function of energies in ``surf_lightning.losses``.
+
+    The other arguments are those of ``SeparationModule``.
+    """
+
+    def __init__(
+        self,
+        network: RegressionNetwork,
+        optimizer: OptimizerCallable,
+        num_sources: int = 2,
+        error: ErrorOfEnergies = thresholded_error,
+        warmup_steps: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(RegressionSeparator(network, num_sources), optimizer, warmup_steps, seed)
+        self.error = error
+
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        mixtures = batch["mixtures"]
+        if len(mixtures) < 2:
+            raise UserError("MixIT mixes pairs of mixtures: set data.batch_size to at least 2")
+        pairs = torch.stack(mixtures[: len(mixtures) // 2 * 2].chunk(2), 1)
+        losses, _ = mixit(self.separator.network(pairs.sum(1)), pairs, error=self.error)
+        return losses.mean()

@@ -1,0 +1,56 @@
+"""Regression remixing baselines, ReMixIT and Self-Remixing. Axes: B batch, K sources, *S the signal."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from surf_lightning.losses import pit_order
+from surf_lightning.methods.base import Batch
+from surf_lightning.methods.objectives import RemixingLoss
+from surf_lightning.methods.teaching import TeacherStudentModule
+from surf_lightning.networks.protocols import RegressionNetwork
+from surf_lightning.permutation import permute
+from surf_lightning.remixing import BatchRandomness, remix
+from surf_lightning.separator import RegressionSeparator
+
+
+class Remixing(TeacherStudentModule):
+    """A regression student separates remixed estimates of its teacher (Section 2.3).
+
+    Args:
+        network: the student; where it has more than K outputs, the K most energetic count.
+        objective: ReMixITLoss, Eq. (16), or SelfRemixingLoss, Eq. (17).
+        num_sources: sources in a mixture (K).
+        teacher_steps: optimizer steps in which the frozen MixIT is the teacher; from then on the student's EMA is.
+
+    The other arguments are those of ``TeacherStudentModule``.
+    """
+
+    def __init__(
+        self,
+        network: RegressionNetwork,
+        optimizer: OptimizerCallable,
+        mixit_checkpoint: str,
+        objective: RemixingLoss,
+        num_sources: int = 2,
+        teacher_steps: int = 200_000,
+        ema_decay: float = 0.999,
+        warmup_steps: int = 1,
+        seed: int = 0,
+    ) -> None:
+        student = RegressionSeparator(network, num_sources)
+        super().__init__(student, optimizer, mixit_checkpoint, ema_decay, warmup_steps, seed)
+        self.objective, self.teacher_steps = objective, teacher_steps
+
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        teacher = self.anchor if self.global_step < self.teacher_steps else self.separator
+        with torch.no_grad():
+            pseudo_sources = random.ranks.gather(teacher(batch["mixtures"]))
+        remixed = remix(pseudo_sources, random.generator)
+        sources, mixtures = random.ranks.local(remixed.sources), random.ranks.local(remixed.mixtures)
+        estimates = self.student(mixtures)
+        order = pit_order(estimates, sources)
+        residual = estimates - permute(sources, order)
+        return self.objective(residual, order, remixed.order, random.ranks).mean()

@@ -1,0 +1,73 @@
+"""Supervised upper bounds, trained on true sources. Axes: B batch, K sources, *S the signal."""
+
+from __future__ import annotations
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from surf_lightning.losses import ErrorOfEnergies, mean_square, pit, squared_error
+from surf_lightning.methods.base import Batch, SeparationModule
+from surf_lightning.methods.flow_matching import flow_residual
+from surf_lightning.methods.objectives import Reduction
+from surf_lightning.networks.noise import PriorNoise
+from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork
+from surf_lightning.remixing import BatchRandomness
+from surf_lightning.separator import FlowSeparator, RegressionSeparator
+
+
+class SupervisedRegression(SeparationModule):
+    """Permutation-invariant training, Eq. (3).
+
+    Args:
+        error: of each source, a function of energies: ``losses.log_error`` (Section 5.1) or ``losses.squared_error``
+            (Appendix D.4).
+
+    The other arguments are those of ``SeparationModule``.
+    """
+
+    def __init__(
+        self,
+        network: RegressionNetwork,
+        optimizer: OptimizerCallable,
+        num_sources: int = 2,
+        error: ErrorOfEnergies = squared_error,
+        warmup_steps: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(RegressionSeparator(network, num_sources), optimizer, warmup_steps, seed)
+        self.error = error
+
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        losses, _ = pit(self.separator(batch["mixtures"]), batch["sources"], self.error)
+        return losses.mean()
+
+
+class SupervisedFlow(SeparationModule):
+    """Flow matching with permutation-invariant alignment (FLOSS), Eq. (10): SURF's step on true sources.
+
+    Args:
+        reduction: ``losses.mean_square`` (images) or ``losses.log_energy`` (audio).
+        noise: standard deviation of the prior.
+        num_steps: Euler steps of the sampler.
+
+    The other arguments are those of ``SeparationModule``.
+    """
+
+    separator: FlowSeparator
+
+    def __init__(
+        self,
+        network: VelocityNetwork,
+        optimizer: OptimizerCallable,
+        reduction: Reduction = mean_square,
+        noise: PriorNoise | None = None,
+        num_steps: int = 5,
+        warmup_steps: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(FlowSeparator(network, num_steps, noise), optimizer, warmup_steps, seed)
+        self.reduction = reduction
+
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        flow = flow_residual(self.separator, batch["sources"], batch["mixtures"], random)
+        return self.reduction(flow.residual).mean()

@@ -1,0 +1,76 @@
+"""SURF: separation via unsupervised remixing flow, Algorithm 1. Axes: B batch, K sources, *S the signal."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from surf_lightning.callbacks.beta_schedule import BetaSchedule
+from surf_lightning.flow import hybrid_euler
+from surf_lightning.methods.base import Batch
+from surf_lightning.methods.flow_matching import flow_residual
+from surf_lightning.methods.objectives import RemixingLoss
+from surf_lightning.methods.teaching import TeacherStudentModule
+from surf_lightning.networks.noise import PriorNoise
+from surf_lightning.networks.protocols import VelocityNetwork
+from surf_lightning.remixing import BatchRandomness, remix
+from surf_lightning.separator import FlowSeparator
+
+
+class SURF(TeacherStudentModule):
+    """A flow student learns from remixed samples of its teacher, a hybrid of the frozen MixIT and its own EMA.
+
+    Args:
+        objective: ReMixITLoss, Eq. (24), or SelfRemixingLoss, Eq. (30).
+        noise: standard deviation of the prior.
+        num_steps: Euler steps of the sampler, in training and after.
+        frozen_steps: optimizer steps before beta begins to fall.
+        beta_start: beta in the frozen phase; the share of the teacher's path that leads straight to the MixIT estimate.
+        beta_end: beta in the end.
+        beta_steps: optimizer steps from ``beta_start`` to ``beta_end``.
+
+    The other arguments are those of ``TeacherStudentModule``.
+    """
+
+    student: FlowSeparator
+    separator: FlowSeparator
+
+    def __init__(
+        self,
+        network: VelocityNetwork,
+        optimizer: OptimizerCallable,
+        mixit_checkpoint: str,
+        objective: RemixingLoss,
+        noise: PriorNoise | None = None,
+        num_steps: int = 5,
+        frozen_steps: int = 0,
+        beta_start: float = 1.0,
+        beta_end: float = 0.0,
+        beta_steps: int = 200_000,
+        ema_decay: float = 0.999,
+        warmup_steps: int = 1,
+        seed: int = 0,
+    ) -> None:
+        student = FlowSeparator(network, num_steps, noise)
+        super().__init__(student, optimizer, mixit_checkpoint, ema_decay, warmup_steps, seed)
+        self.objective = objective
+        self.beta = beta_start
+        self.schedule = BetaSchedule(beta_start, beta_end, beta_steps, frozen_steps)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [*super().configure_callbacks(), self.schedule]
+
+    @torch.no_grad()
+    def teacher_estimates(self, mixtures: Tensor, random: BatchRandomness) -> Tensor:
+        """A sample ``[B,K,*S]`` of the hybrid teacher, Appendix D.3."""
+        x0 = self.separator.prior(mixtures, random)
+        return hybrid_euler(self.separator.network, self.anchor, x0, mixtures, self.beta, self.separator.num_steps)
+
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        pseudo_sources = random.ranks.gather(self.teacher_estimates(batch["mixtures"], random))
+        remixed = remix(pseudo_sources, random.generator)
+        sources, mixtures = random.ranks.local(remixed.sources), random.ranks.local(remixed.mixtures)
+        flow = flow_residual(self.student, sources, mixtures, random)
+        return self.objective(flow.residual, flow.pit_order, remixed.order, random.ranks).mean()

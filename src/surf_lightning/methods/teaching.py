@@ -1,0 +1,86 @@
+"""Teacher and student: what regression remixing and SURF share. Axes: B batch, K sources, *S the signal."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import OptimizerCallable
+
+from surf_lightning.callbacks.ema_teacher import EMATeacher
+from surf_lightning.checkpoint import KEY, describe, rebuild
+from surf_lightning.errors import UserError
+from surf_lightning.methods.base import SeparationModule
+from surf_lightning.separator import RegressionSeparator, Separator, load_separator
+
+
+class TeacherStudentModule(SeparationModule):
+    """A ``student``, the teacher, which is its EMA copy and the ``separator``, and the frozen MixIT ``anchor``.
+
+    Args:
+        student: what is trained.
+        mixit_checkpoint: a checkpoint of the MixIT stage; read only when a fit starts from the beginning.
+        ema_decay: alpha, see ``callbacks.EMATeacher``.
+
+    The other arguments are those of ``SeparationModule``.
+    """
+
+    anchor: RegressionSeparator
+
+    def __init__(
+        self,
+        student: Separator,
+        optimizer: OptimizerCallable,
+        mixit_checkpoint: str,
+        ema_decay: float,
+        warmup_steps: int,
+        seed: int,
+    ) -> None:
+        super().__init__(copy.deepcopy(student).requires_grad_(False).eval(), optimizer, warmup_steps, seed)
+        self.student = student
+        self.mixit_checkpoint, self.ema_decay = mixit_checkpoint, ema_decay
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            self._take_over(self.mixit_checkpoint)
+
+    def _take_over(self, path: str) -> None:
+        if not os.path.isfile(path):
+            raise UserError(
+                f"there is no checkpoint {path} of the earlier stage, MixIT. Train it first (surf fit --config "
+                "configs/<dataset>_mixit.yaml), or name another by --model.mixit_checkpoint"
+            )
+        anchor: Any = load_separator(path)
+        if not isinstance(anchor, RegressionSeparator):
+            raise UserError(f"{path} holds a {type(anchor).__name__}: a regression separator such as MixIT is needed")
+        if anchor.signal != self.signal or anchor.num_sources != self.separator.num_sources:
+            raise UserError(
+                f"{path} separates {anchor.num_sources} sources of {anchor.signal}, but this run has "
+                f"{self.separator.num_sources} sources of {self.signal}"
+            )
+        self._freeze(anchor)
+
+    def _freeze(self, anchor: RegressionSeparator) -> None:
+        self.anchor = anchor.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> TeacherStudentModule:
+        """Teacher and anchor stay in evaluation mode: their dropout is off."""
+        super().train(mode)
+        self.separator.eval()
+        if hasattr(self, "anchor"):
+            self.anchor.eval()
+        return self
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [EMATeacher(self.ema_decay)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[KEY]["anchor"] = describe(self.anchor)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._freeze(rebuild(checkpoint[KEY]["anchor"]))

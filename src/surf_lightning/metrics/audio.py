@@ -1,0 +1,143 @@
+"""SI-SDR, SI-SDRi and MoMi. Axes: B batch, K references, M estimates, N = max(K,M), T samples.
+
+Every metric here and in ``speech`` puts its estimates in order by ``align``, which keeps the order of estimates that
+``align_by_si_sdr`` has put in order already. So an evaluation pass may align once, keep the rows it wants (of speech
+and noise the speech, say) and feed those to all. Everything is computed in float64, whatever the dtype of the signals.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torchmetrics import Metric
+
+from surf_lightning.losses import mixit
+from surf_lightning.permutation import best_order, permute
+
+SILENCE = 1e-8
+"""A signal whose RMS is not above this is silent."""
+
+
+def is_active(signals: Tensor) -> Tensor:
+    """Whether each of ``signals [...,T]`` is not silent, ``[...]``."""
+    return signals.double().square().mean(-1).sqrt() > SILENCE
+
+
+def pairwise_si_sdr(estimates: Tensor, references: Tensor) -> Tensor:
+    """SI-SDR in dB of each of ``estimates [B,M,T]`` against each of ``references [B,K,T]``: ``[B,K,M]``, float64.
+
+    The cosine form of the FUSS evaluation (Wisdom et al., 2021; SURF paper D.2), without removal of the mean:
+    10 log10((ρ² + 1e-8) / (1 - ρ² + 1e-8)). It is the textbook SI-SDR to 0.001 dB between -40 and 40 dB, saturates at
+    ±80 dB, and is exactly -80 dB where either signal is silence, which the textbook form leaves undefined.
+    """
+    estimates, references = estimates.double(), references.double()
+    estimate_energy = estimates.square().sum(-1).unsqueeze(1)
+    reference_energy = references.square().sum(-1).unsqueeze(2)
+    # Signals of energy below 1e-16 are not brought to unit norm: they fade towards -80 dB.
+    estimate_scale, reference_scale = estimate_energy.clamp_min(1e-16), reference_energy.clamp_min(1e-16)
+    signal = (references @ estimates.mT).square() / (estimate_scale * reference_scale)
+    residual = estimate_energy / estimate_scale + signal * (reference_energy / reference_scale - 2)  # |u - ρ w|^2
+    noise = torch.where(signal <= 0.99, 1 - signal, residual.clamp_min(0))
+    return 10 * torch.log10((signal + 1e-8) / (noise + 1e-8))
+
+
+class Aligned(NamedTuple):
+    """Estimates in the order of their references, both padded with silence to N rows."""
+
+    estimates: Tensor
+    """``[B,N,T]``; rows K and beyond are the estimates that serve no reference."""
+    references: Tensor
+    """``[B,N,T]``."""
+    scores: Tensor
+    """Their SI-SDR in dB, ``[B,N]``."""
+
+
+def align(estimates: Tensor, references: Tensor) -> Aligned:
+    """Give ``references [B,K,T]`` those of ``estimates [B,M,T]`` that maximise the sum of the SI-SDRs, in float64.
+
+    A silent reference, and the silence that pads the fewer of the two, scores -80 dB with any estimate and so claims
+    none; a reference that no estimate is left for gets silence.
+
+    Raises:
+        ValueError: shapes do not match, or the estimates are not finite.
+    """
+    if estimates.ndim != 3 or references.ndim != 3 or estimates.shape[::2] != references.shape[::2]:
+        shapes = f"{list(estimates.shape)} and {list(references.shape)}"
+        raise ValueError(f"estimates [B,M,T] and references [B,K,T] must share B and T, got {shapes}")
+    if not estimates.isfinite().all():
+        raise ValueError("the estimates hold NaN or infinity: the separator that made them has diverged")
+    size = max(estimates.shape[1], references.shape[1])
+    estimates, references = (pad(x.double(), (0, 0, 0, size - x.shape[1])) for x in (estimates, references))
+    scores = pairwise_si_sdr(estimates, references)
+    order = best_order(-scores)
+    return Aligned(permute(estimates, order), references, scores.gather(2, order.unsqueeze(2)).squeeze(2))
+
+
+def align_by_si_sdr(estimates: Tensor, references: Tensor) -> Tensor:
+    """The estimates ``[B,K,T]`` that serve ``references [B,K,T]``, picked out of ``estimates [B,M,T]`` by ``align``."""
+    return align(estimates, references).estimates[:, : references.shape[1]].to(estimates.dtype)
+
+
+class PairMean(Metric):
+    """The mean of a score over all pairs of an estimate and its reference; NaN while there is none."""
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+    total: Tensor
+    pairs: Tensor
+    unavailable: str | None = None
+    """Where the metric cannot be computed here: 'not available, because: ...'. It then counts nothing and is NaN."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("pairs", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def _add(self, scores: Tensor, counted: Tensor) -> None:
+        self.total += torch.where(counted, scores, 0).sum()
+        self.pairs += counted.sum()
+
+    def compute(self) -> Tensor:
+        return self.total / self.pairs
+
+
+class SISDR(PairMean):
+    """SI-SDR in dB (SURF paper D.2, ``pairwise_si_sdr``), the mean over the references that are not silent.
+
+    With more estimates than references the best are picked; a silent or missing estimate counts as -80 dB.
+    """
+
+    def update(self, estimates: Tensor, references: Tensor) -> None:
+        """Count ``estimates [B,M,T]``, in any order, against ``references [B,K,T]``."""
+        aligned = align(estimates, references)
+        self._add(aligned.scores, is_active(aligned.references))
+
+
+class SISDRi(PairMean):
+    """SI-SDR improvement in dB: ``SISDR`` less what the mixture itself scores against the same reference."""
+
+    def update(self, estimates: Tensor, references: Tensor, mixtures: Tensor) -> None:
+        """Count ``estimates [B,M,T]``, in any order, against ``references [B,K,T]`` and ``mixtures [B,T]``."""
+        aligned = align(estimates, references)
+        baseline = pairwise_si_sdr(mixtures.unsqueeze(1), aligned.references).squeeze(2)
+        self._add(aligned.scores - baseline, is_active(aligned.references))
+
+
+class MoMi(PairMean):
+    """SI-SDR improvement in dB of mixtures rebuilt from a separated mixture of mixtures (MixIT paper, Section 4).
+
+    The estimates are summed by the assignment of MixIT's Eq. (3); the baseline is the mixture of mixtures. An example
+    of which a mixture is silent is left out: its mixture of mixtures is no mixture.
+    """
+
+    def update(self, estimates: Tensor, mixtures: Tensor) -> None:
+        """Count the ``estimates [B,M,T]`` of ``mixtures.sum(1)`` against ``mixtures [B,2,T]``."""
+        estimates, mixtures = estimates.double(), mixtures.double()
+        remixed = mixit(estimates, mixtures)[1].to(estimates) @ estimates
+        rebuilt = pairwise_si_sdr(remixed, mixtures).diagonal(dim1=1, dim2=2)
+        baseline = pairwise_si_sdr(mixtures.sum(1, keepdim=True), mixtures).squeeze(2)
+        self._add(rebuilt - baseline, is_active(mixtures).all(1, keepdim=True).expand_as(rebuilt))

@@ -1,0 +1,22 @@
+"""Networks, and the two protocols by which methods use them."""
+
+from surf_lightning.networks.heads import Head, SourceHead, VelocityHead
+from surf_lightning.networks.ncsnpp import ConcatenatedNCSNpp, LogSigma, PlainTime, RegressionNCSNpp, SharedNCSNpp
+from surf_lightning.networks.noise import ConstantNoise, PriorNoise
+from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork, recorded
+
+__all__ = [
+    "ConcatenatedNCSNpp",
+    "ConstantNoise",
+    "Head",
+    "LogSigma",
+    "PlainTime",
+    "PriorNoise",
+    "RegressionNCSNpp",
+    "RegressionNetwork",
+    "SharedNCSNpp",
+    "SourceHead",
+    "VelocityHead",
+    "VelocityNetwork",
+    "recorded",
+]

@@ -1,0 +1,151 @@
+"""Mel-band split of spectra into tokens, and back.
+
+Axes: N frames, J frequency bins, F bands, W bins of the widest band, P real numbers of all bands, D features; a last
+axis of 2 for the real and imaginary parts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from surf_lightning.networks.locoformer_layers import RMSGroupNorm
+from surf_lightning.networks.stft import at_least_float32, full_precision
+
+_HZ_PER_MEL = 200 / 3
+_BREAK_HZ, _BREAK_MEL = 1000.0, 15.0
+_LOG_STEP = math.log(6.4) / 27
+
+
+def slaney_mel(hertz: float) -> float:
+    """Slaney's mel scale: linear to 1 kHz, logarithmic above."""
+    return hertz / _HZ_PER_MEL if hertz < _BREAK_HZ else _BREAK_MEL + math.log(hertz / _BREAK_HZ) / _LOG_STEP
+
+
+def slaney_hertz(mel: float) -> float:
+    """The inverse of :func:`slaney_mel`."""
+    return mel * _HZ_PER_MEL if mel < _BREAK_MEL else _BREAK_HZ * math.exp((mel - _BREAK_MEL) * _LOG_STEP)
+
+
+def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int]]:
+    """The bins of each band: where Slaney's triangular filters from 0 Hz to half the sample rate are positive.
+
+    Neighbours overlap. The bins at 0 Hz and at half the rate, where no filter is positive, join the first and the
+    last band.
+
+    Raises:
+        ValueError: a band holds no bin.
+    """
+    nyquist, last = sample_rate / 2, n_fft // 2
+    edges = [slaney_hertz(slaney_mel(nyquist) * edge / (mel_bands + 1)) for edge in range(mel_bands + 2)]
+    bands = [
+        [j for j in range(1, last) if low < j * sample_rate / n_fft < high]
+        for low, high in zip(edges[:-2], edges[2:], strict=True)
+    ]
+    if not all(bands):
+        raise ValueError(
+            f"mel band {bands.index([])} of {mel_bands} has no bin: lower mel_bands, or raise n_fft {n_fft}"
+        )
+    bands[0].insert(0, 0)
+    bands[-1].append(last)
+    return bands
+
+
+class BandLayout(nn.Module):
+    """Where the bins of unequal bands lie once padded to the widest, so that one product serves all bands."""
+
+    bins: Tensor
+    valid: Tensor
+    sizes: Tensor
+    coverage: Tensor
+
+    def __init__(self, bands: list[list[int]]) -> None:
+        super().__init__()
+        self.num_bands, self.width = len(bands), max(map(len, bands))
+        self.num_bins = 1 + max(map(max, bands))
+        members = [j for band in bands for j in band]
+        padded = [j for band in bands for j in band + [self.num_bins] * (self.width - len(band))]
+        valid = [2 * self.width * f + i for f, band in enumerate(bands) for i in range(2 * len(band))]
+        self.register_buffer("bins", torch.tensor(padded), persistent=False)  # [F*W], the bin beyond the last pads
+        self.register_buffer("valid", torch.tensor(valid), persistent=False)  # [P], places in F*2W
+        self.register_buffer("sizes", torch.tensor([2.0 * len(band) for band in bands]), persistent=False)  # [F]
+        coverage = [float(members.count(j)) for j in range(self.num_bins)]
+        self.register_buffer("coverage", torch.tensor(coverage), persistent=False)  # [J]
+
+    def split(self, spectrum: Tensor) -> Tensor:
+        """The real numbers of each band, ``[*,J,2] -> [*,F,2W]``, zeros as padding."""
+        rows = F.pad(spectrum, (0, 0, 0, 1)).index_select(-2, self.bins)
+        return rows.flatten(-2).unflatten(-1, (self.num_bands, -1))
+
+    def merge(self, rows: Tensor) -> Tensor:
+        """For each bin the mean over its bands, ``[*,F,2W] -> [*,J,2]``.
+
+        No bin is in more than two bands, so the order of the additions does not change a sum on any device.
+        """
+        numbers = rows.flatten(-2).unflatten(-1, (-1, 2))
+        summed = numbers.new_zeros(*numbers.shape[:-2], self.num_bins + 1, 2).index_add(-2, self.bins, numbers)
+        return summed[..., :-1, :] / self.coverage[:, None]
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """Parameters with one row per real number, ``[P,*] -> [F,2W,*]``, zeros as padding."""
+        blank = rows.new_zeros(2 * self.num_bands * self.width, *rows.shape[1:])
+        return blank.index_copy(0, self.valid, rows).unflatten(0, (self.num_bands, -1))
+
+
+class BandEncoder(nn.Module):
+    """Spectrum to tokens: each band's real numbers, divided by their root mean square, through its own linear map.
+
+    The root mean square is one more input of the map: without it neither the tokens nor the network's output could
+    tell a loud frame from a quiet one. (The gain of an RMSNorm is absorbed in the map.)
+
+    Args:
+        bands: the bins of each band, see :func:`mel_band_bins`.
+    """
+
+    def __init__(self, bands: list[list[int]], features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.layout, self.eps = BandLayout(bands), eps
+        bounds = [(2 * len(band) + 1) ** -0.5 for band in bands]
+        each = [bound for bound, band in zip(bounds, bands, strict=True) for _ in range(2 * len(band))]
+        self.weight = nn.Parameter(_uniform(each, features))  # [P,D]
+        self.level_weight = nn.Parameter(_uniform(bounds, features))  # [F,D]
+        self.bias = nn.Parameter(_uniform(bounds, features))  # [F,D]
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        """``spectrum [*,N,J,2] -> tokens [*,N,F,D]``, in float32 also under autocast."""
+        with full_precision(spectrum):
+            rows = self.layout.split(at_least_float32(spectrum))
+            rms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True) / self.layout.sizes[:, None].sqrt()
+            tokens = torch.einsum("...fw,fwd->...fd", rows / (rms + self.eps), self.layout.pad(self.weight))
+            return tokens + rms * self.level_weight + self.bias
+
+
+class BandDecoder(nn.Module):
+    """Tokens to spectrum: RMSGroupNorm, a linear map and a GLU per band; a bin in two bands is the mean of both.
+
+    Args:
+        bands: the bins of each band, see :func:`mel_band_bins`.
+    """
+
+    def __init__(self, bands: list[list[int]], features: int) -> None:
+        super().__init__()
+        self.layout, self.norm = BandLayout(bands), RMSGroupNorm(features)
+        bounds = [features**-0.5] * sum(2 * len(band) for band in bands)
+        self.weight = nn.Parameter(_uniform(bounds, 2 * features))  # [P,2D], for the values and for their gates
+        self.bias = nn.Parameter(_uniform(bounds, 2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``tokens [*,N,F,D] -> spectrum [*,N,J,2]``, in float32 also under autocast."""
+        with full_precision(tokens):
+            weight = torch.cat(self.layout.pad(self.weight).chunk(2, -1), 1)  # [F,4W,D]
+            bias = torch.cat(self.layout.pad(self.bias).unbind(-1), 1)  # [F,4W]
+            rows = torch.einsum("...fd,fwd->...fw", self.norm(tokens), weight) + bias
+            return self.layout.merge(F.glu(rows))
+
+
+def _uniform(bounds: list[float], features: int) -> Tensor:
+    """A row within ± each bound, ``[len(bounds),features]``: what nn.Linear would draw."""
+    return torch.tensor(bounds)[:, None] * (2 * torch.rand(len(bounds), features) - 1)

@@ -1,0 +1,184 @@
+"""Layers of MB-TFLocoformer. Axes: B batch, S sources and auxiliary tokens, N frames, F bands, D features, A attention.
+
+Every layer takes and gives ``[B,S,N,F,D]``. Convolutions see it as ``[B*S,D,N,F]`` in channels-last memory, which is
+the same memory: no copy, and no convolution ever crosses sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from surf_lightning.networks.stft import at_least_float32, full_precision
+
+_LARGEST_BATCH = 65535
+"""Batch limit of the flash and memory-efficient kernels of scaled_dot_product_attention (a CUDA grid's)."""
+
+
+class RMSGroupNorm(nn.Module):
+    """x / (RMS of its group + eps) γ over groups of the last axis, in float32 or better."""
+
+    def __init__(self, features: int, groups: int = 4, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.gain = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grouped = at_least_float32(x).unflatten(-1, (self.groups, -1))
+        # Unlike the root of a mean of squares, the vector norm has a finite gradient at zero.
+        rms = torch.linalg.vector_norm(grouped, dim=-1, keepdim=True) * grouped.shape[-1] ** -0.5
+        return (grouped / (rms + self.eps)).flatten(-2) * self.gain
+
+
+def rotate(tokens: Tensor) -> Tensor:
+    """Rotary position embedding of ``tokens [*,L,h,d]`` along L: pair (i, i + d/2) turns by position / 10000^(2i/d)."""
+    length, _, dim = tokens.shape[-3:]
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    frequencies = 10000 ** -(torch.arange(0, dim, 2, device=tokens.device, dtype=dtype) / dim)
+    angles = torch.arange(length, device=tokens.device, dtype=dtype)[:, None, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    first, second = tokens.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(tokens.dtype)
+
+
+def identity(tokens: Tensor) -> Tensor:
+    """No position embedding: the tokens are a set."""
+    return tokens
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention among the L tokens of each row, ``[R,L,h,d]`` three times -> ``[R,L,h*d]``, for any R."""
+    parts = zip(*(z.transpose(1, 2).split(_LARGEST_BATCH) for z in (queries, keys, values)), strict=True)
+    outputs = [F.scaled_dot_product_attention(*part) for part in parts]
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return joined.transpose(1, 2).flatten(-2)
+
+
+def _convolve(convolution: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``convolution`` over (N, F) of ``x [B,S,N,F,D]`` for each source by itself."""
+    channels_last = x.flatten(0, 1).permute(0, 3, 1, 2)
+    return convolution(channels_last).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+
+
+class ConvolutionalAttention(nn.Module):
+    """CMHSA: multi-head self-attention whose queries, keys and values come from a convolution over (N, F).
+
+    Args:
+        kernel: of the convolution, in frames and bands, both odd; (1, 1) makes it plain MHSA.
+        rows: the axes, of B S N F = 0 1 2 3, along which attention runs separately; the tokens are all others, the
+            last of them varying fastest.
+        position: position embedding of queries and keys ``[*,L,h,d]`` along the last token axis.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        attention: int,
+        heads: int,
+        kernel: tuple[int, int],
+        rows: tuple[int, ...],
+        position: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        assert kernel[0] % 2 == kernel[1] % 2 == 1
+        self.heads, self.num_row_axes, self.position = heads, len(rows), position
+        self.order = (*rows, *(axis for axis in range(4) if axis not in rows))
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        self.qkv = nn.Conv2d(features, 3 * attention, kernel, padding=padding, bias=False)
+        self.out = nn.Linear(attention, features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = _convolve(self.qkv, x).unflatten(-1, (3, self.heads, -1))
+        queries, keys, values = qkv.permute(4, *self.order, 5, 6)
+        queries, keys = self.position(queries), self.position(keys)
+        ordered = values.shape[:4]
+        rows = (z.flatten(self.num_row_axes, 3).flatten(0, -4) for z in (queries, keys, values))
+        joined = self.out(attend(*rows)).view(*ordered, -1)
+        return joined.permute(*(self.order.index(axis) for axis in range(4)), 4)
+
+
+class ConvSwiGLU(nn.Module):
+    """Feed-forward layer with convolutions for linear maps: transposed convolution of u SiLU(v), [u, v] = convolution.
+
+    Args:
+        kernel: in frames and bands; the axis with 1 is left alone.
+    """
+
+    def __init__(self, features: int, hidden: int, kernel: tuple[int, int]) -> None:
+        super().__init__()
+        padding = (kernel[0] - 1, kernel[1] - 1)
+        self.expand = nn.Conv2d(features, 2 * hidden, kernel, padding=padding)
+        # Its padding crops what the first convolution's added.
+        self.contract = nn.ConvTranspose2d(hidden, features, kernel, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _convolve(self._glu, x)
+
+    def _glu(self, x: Tensor) -> Tensor:
+        values, gates = self.expand(x).chunk(2, 1)
+        return self.contract(values * F.silu(gates))
+
+
+class Parallel(nn.Module):
+    """The sum of two branches of the same input."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.second(x)
+
+
+class Residual(nn.Module):
+    """x + branch(norm x)."""
+
+    def __init__(self, features: int, branch: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.branch = RMSGroupNorm(features), branch
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """``x [B,S,N,F,D]``; the embedding is not looked at."""
+        return x + self.branch(self.norm(x))
+
+
+class AdaptiveResidual(nn.Module):
+    """x + gate branch(scale norm x + shift), all three from an embedding of time (adaLN-Zero of DiT).
+
+    The gates start at zero, so that every block starts as the identity. The output head must not start at zero too:
+    the derivative of the magnitude expansion is zero there, and nothing would ever learn.
+    """
+
+    def __init__(self, features: int, branch: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.branch = RMSGroupNorm(features), branch
+        self.modulation = nn.Linear(features, 3 * features)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """``x [B,S,N,F,D]``, ``embedding [B,D]``."""
+        with full_precision(x):
+            shift, scale, gate = self.modulation(embedding)[:, None, None, None].chunk(3, -1)
+        return x + gate * self.branch(self.norm(x) * (1 + scale) + shift)
+
+
+class TimeEmbedding(nn.Module):
+    """Fourier features of t and a small perceptron: ``t [B]`` in [0,1] -> ``[B,features]``, in float32 or better."""
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, highest: float = 256.0) -> None:
+        super().__init__()
+        assert features % 2 == 0
+        exponents = torch.linspace(0, 1, features // 2)
+        self.register_buffer("frequencies", highest**exponents, persistent=False)  # radians per unit of time
+        self.layers = nn.Sequential(nn.Linear(features, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU())
+
+    def forward(self, t: Tensor) -> Tensor:
+        with full_precision(t):
+            angles = t.to(self.frequencies.dtype)[:, None] * self.frequencies
+            return self.layers(torch.cat([angles.cos(), angles.sin()], -1))

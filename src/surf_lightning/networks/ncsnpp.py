@@ -1,0 +1,300 @@
+"""NCSN++ (Song et al., 2021) for images. Axes: B batch, K sources, M outputs, N network items, C H W the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from surf_lightning.flow import mixture_consistent, rows_like
+from surf_lightning.networks.heads import Head, VelocityHead
+from surf_lightning.networks.image_layers import (
+    AttendedResBlock,
+    FIRDown,
+    FIRUp,
+    FourierTime,
+    Frame,
+    ResBlock,
+    conv1x1,
+    conv3x3,
+    group_norm,
+)
+from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork, recorded
+
+
+class NCSNpp(nn.Module):
+    """The U-net: BigGAN blocks, FIR resampling, input pyramid added on the way down, output pyramid on the way up.
+
+    Args:
+        image_size: height and width of its input, a multiple of 2^(len(multipliers) - 1).
+        multipliers: width of each level, in units of ``channels``.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention_resolutions: the sizes H at which a level has attention (the middle always has).
+        conditional: whether it takes a time conditioning value.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: int,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 4,
+        attention_resolutions: Sequence[int] = (16, 8),
+        dropout: float = 0.1,
+        conditional: bool = True,
+    ) -> None:
+        super().__init__()
+        if image_size % 2 ** (len(multipliers) - 1):
+            raise ValueError(f"image_size {image_size} cannot be halved {len(multipliers) - 1} times: pad the images")
+        embedding = 4 * channels if conditional else None
+        attended = [image_size >> level in attention_resolutions for level in range(len(multipliers))]
+
+        def block(inner: int, outer: int, attention: bool) -> AttendedResBlock:
+            return AttendedResBlock(inner, outer, embedding, dropout, attention)
+
+        self.embed = FourierTime(channels) if conditional else None
+        self.stem = conv3x3(in_channels, channels)
+        self.pyramid_down, self.pyramid_up = FIRDown(), FIRUp()
+        self.down_blocks, self.downs, self.combines = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        width, skips = channels, [channels]
+        for level, multiplier in enumerate(multipliers):
+            if level > 0:
+                self.downs.append(ResBlock(width, width, embedding, dropout, FIRDown()))
+                self.combines.append(conv1x1(in_channels, width))
+                skips.append(width)
+            stack = nn.ModuleList()
+            for _ in range(blocks):
+                stack.append(block(width, channels * multiplier, attended[level]))
+                width = channels * multiplier
+                skips.append(width)
+            self.down_blocks.append(stack)
+
+        self.middle = nn.ModuleList([block(width, width, True), block(width, width, False)])
+
+        # Lists of the way up run from the coarsest level to the finest.
+        self.up_blocks, self.ups, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(multipliers))):
+            stack = nn.ModuleList()
+            for index in range(blocks + 1):
+                stack.append(
+                    block(width + skips.pop(), channels * multipliers[level], attended[level] and index == blocks)
+                )
+                width = channels * multipliers[level]
+            self.up_blocks.append(stack)
+            self.heads.append(nn.Sequential(group_norm(width), nn.SiLU(), conv3x3(width, out_channels, scale=0.0)))
+            if level > 0:
+                self.ups.append(ResBlock(width, width, embedding, dropout, FIRUp()))
+
+    def forward(self, x: Tensor, time: Tensor | None = None, group: int = 1) -> Tensor:
+        """``x [N,C_in,H,W]``, conditioning value ``time [N]`` (None if unconditional) -> ``[N,C_out,H,W]``.
+
+        Every ``group`` consecutive items attend to one another jointly.
+        """
+        embedding = None if self.embed is None else self.embed(time)
+        pyramid, h = x, self.stem(x)
+        skips = [h]
+        for level, stack in enumerate(self.down_blocks):
+            if level > 0:
+                pyramid = self.pyramid_down(pyramid)
+                h = self.downs[level - 1](h, embedding) + self.combines[level - 1](pyramid)
+                skips.append(h)
+            for block in stack:  # type: ignore[attr-defined]
+                h = block(h, embedding, group)
+                skips.append(h)
+        for block in self.middle:
+            h = block(h, embedding, group)
+        output = None
+        for level, stack in enumerate(self.up_blocks):
+            for block in stack:  # type: ignore[attr-defined]
+                h = block(torch.cat([h, skips.pop()], dim=1), embedding, group)
+            head = self.heads[level](h)
+            output = head if output is None else self.pyramid_up(output) + head
+            if level < len(self.ups):
+                h = self.ups[level](h, embedding)
+        assert output is not None
+        assert not skips
+        return output
+
+
+class TimeConditioning(nn.Module):
+    """The value by which a flow's time conditions a network."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        """``t [B]`` in [0,1] -> conditioning value ``[B]``."""
+        raise NotImplementedError
+
+
+@recorded
+class LogSigma(TimeConditioning):
+    """log sigma(t), where sigma(t) = sigma_max^(1-t) sigma_min^t falls from ``sigma_max`` at t = 0."""
+
+    def __init__(self, sigma_min: float = 0.05, sigma_max: float = 0.5) -> None:
+        super().__init__()
+        self.log_min, self.log_max = math.log(sigma_min), math.log(sigma_max)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return (1 - t) * self.log_max + t * self.log_min
+
+
+@recorded
+class PlainTime(TimeConditioning):
+    """t itself."""
+
+    # Written out so that @recorded sees a signature without *args.
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, t: Tensor) -> Tensor:
+        return t
+
+
+class _VelocityNCSNpp(VelocityNetwork):
+    """What the flow networks share: padding, conditioning, output scale and head.
+
+    Args:
+        num_sources: K.
+        image_channels: C.
+        image_size: height and width of the images; padded inside where the levels need it.
+        channels, multipliers, blocks, attention_resolutions, dropout: see :class:`NCSNpp`.
+        head: what the raw output stands for; the velocity if None.
+        time: what the layers see of t; log sigma(t) from 0.5 to 0.05 if None.
+        scale_by_sigma: divide the raw output by sigma(t).
+
+    Raises:
+        ValueError: ``scale_by_sigma`` with a head other than VelocityHead or a time other than LogSigma.
+    """
+
+    def __init__(
+        self,
+        num_sources: int,
+        image_channels: int,
+        image_size: int,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 4,
+        attention_resolutions: Sequence[int] = (16, 8),
+        dropout: float = 0.1,
+        head: Head | None = None,
+        time: TimeConditioning | None = None,
+        scale_by_sigma: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_sources = num_sources
+        self.head = VelocityHead() if head is None else head
+        self.time = LogSigma() if time is None else time
+        if scale_by_sigma and not (isinstance(self.head, VelocityHead) and isinstance(self.time, LogSigma)):
+            raise ValueError("scale_by_sigma needs VelocityHead and LogSigma: pass scale_by_sigma=False")
+        self.scale_by_sigma = scale_by_sigma
+        self.frame = Frame(image_size, len(multipliers) - 1)
+        in_channels, out_channels = self._trunk_channels(num_sources, image_channels)
+        self.trunk = NCSNpp(
+            in_channels,
+            out_channels,
+            self.frame.padded_size,
+            channels,
+            multipliers,
+            blocks,
+            attention_resolutions,
+            dropout,
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
+        """``x_t [B,K,C,H,W]``, ``t [B]``, ``mixtures [B,C,H,W]`` (sums) -> zero-sum ``velocity [B,K,C,H,W]``."""
+        time = self.time(t)
+        raw = self._raw(self.frame.pad(x_t), time, self.frame.pad(mixtures / self.num_sources))
+        raw = self.frame.crop(raw).to(x_t.dtype)
+        if self.scale_by_sigma:
+            raw = raw / rows_like(time.exp(), raw)  # the conditioning value is log sigma(t)
+        return self.head(raw, x_t, t)
+
+    def residual_weight(self, t: Tensor) -> Tensor:
+        return self.head.residual_weight(t)
+
+    @staticmethod
+    def _trunk_channels(num_sources: int, image_channels: int) -> tuple[int, int]:
+        """Channels in and out of the trunk."""
+        raise NotImplementedError
+
+    def _raw(self, x_t: Tensor, time: Tensor, means: Tensor) -> Tensor:
+        """``x_t [B,K,C,H,W]``, conditioning ``time [B]``, mixtures / K ``means [B,C,H,W]`` -> ``[B,K,C,H,W]``."""
+        raise NotImplementedError
+
+
+@recorded
+class SharedNCSNpp(_VelocityNCSNpp):
+    """One network shared by the sources, each seen with the mixture: permutation-equivariant at every t.
+
+    With K = 2 a source and the mixture determine the other source, so each is treated alone. With more sources, the
+    attention blocks run over the pixels of all K sources jointly.
+    """
+
+    @staticmethod
+    def _trunk_channels(num_sources: int, image_channels: int) -> tuple[int, int]:
+        return 2 * image_channels, image_channels
+
+    def _raw(self, x_t: Tensor, time: Tensor, means: Tensor) -> Tensor:
+        k = self.num_sources
+        items = torch.cat([x_t, means[:, None].expand_as(x_t)], dim=2).flatten(0, 1)
+        return self.trunk(items, time.repeat_interleave(k), group=k if k > 2 else 1).unflatten(0, (-1, k))
+
+
+@recorded
+class ConcatenatedNCSNpp(_VelocityNCSNpp):
+    """All sources and the mixture stacked as channels of one image; not permutation-equivariant."""
+
+    @staticmethod
+    def _trunk_channels(num_sources: int, image_channels: int) -> tuple[int, int]:
+        return (num_sources + 1) * image_channels, num_sources * image_channels
+
+    def _raw(self, x_t: Tensor, time: Tensor, means: Tensor) -> Tensor:
+        items = torch.cat([x_t.flatten(1, 2), means], dim=1)
+        return self.trunk(items, time).unflatten(1, (self.num_sources, -1))
+
+
+@recorded
+class RegressionNCSNpp(RegressionNetwork):
+    """NCSN++ without time and noise: mixture / K in, M ordered estimates out, made consistent with the mixture.
+
+    Args:
+        num_outputs: M.
+        num_sources: K, the number by which the mixtures are divided at the input.
+        image_channels: C.
+        image_size, channels, multipliers, blocks, attention_resolutions, dropout: see :class:`SharedNCSNpp`.
+    """
+
+    def __init__(
+        self,
+        num_outputs: int,
+        num_sources: int,
+        image_channels: int,
+        image_size: int,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 4,
+        attention_resolutions: Sequence[int] = (16, 8),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.num_outputs, self.num_sources = num_outputs, num_sources
+        self.frame = Frame(image_size, len(multipliers) - 1)
+        self.trunk = NCSNpp(
+            image_channels,
+            num_outputs * image_channels,
+            self.frame.padded_size,
+            channels,
+            multipliers,
+            blocks,
+            attention_resolutions,
+            dropout,
+            conditional=False,
+        )
+
+    def forward(self, mixtures: Tensor) -> Tensor:
+        """``mixtures [B,C,H,W]`` (sums) -> ``estimates [B,M,C,H,W]``, which sum to them."""
+        raw = self.frame.crop(self.trunk(self.frame.pad(mixtures / self.num_sources)))
+        estimates = raw.to(mixtures.dtype).unflatten(1, (self.num_outputs, -1))
+        return mixture_consistent(estimates, mixtures)

@@ -1,0 +1,57 @@
+"""What a method asks of a network. Axes: B batch, K sources, M outputs, *S the signal ([C,H,W] or [T])."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+Class = TypeVar("Class", bound=type[Any])
+
+
+def recorded(cls: Class) -> Class:
+    """Class decorator: an instance keeps its constructor's arguments as ``init_args``.
+
+    A checkpoint needs them to rebuild the network; see ``surf_lightning.checkpoint``. Arguments must be plain
+    values (numbers, strings, lists of them) or themselves instances of recorded classes.
+    """
+    init = cls.__init__
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        init(self, *args, **kwargs)
+        if type(self) is cls:  # else a recorded subclass does it
+            self.init_args = dict(list(bound.arguments.items())[1:])
+
+    cls.__init__ = __init__
+    return cls
+
+
+class RegressionNetwork(nn.Module):
+    """Maps mixtures to estimates. Subclasses set ``num_outputs`` (M) and keep the estimates mixture-consistent."""
+
+    num_outputs: int
+
+    def forward(self, mixtures: Tensor) -> Tensor:
+        """``mixtures [B,*S]`` (sums of sources) -> ``estimates [B,M,*S]``, which sum to the mixtures."""
+        raise NotImplementedError
+
+
+class VelocityNetwork(nn.Module):
+    """The velocity field v(x_t, t, m) of a flow separator, zero-sum over the sources at every t."""
+
+    num_sources: int
+
+    def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
+        """``x_t [B,K,*S]``, ``t [B]`` in [0,1], ``mixtures [B,*S]`` (sums of sources) -> ``velocity [B,K,*S]``."""
+        raise NotImplementedError
+
+    def residual_weight(self, t: Tensor) -> Tensor:
+        """Weight ``[B]`` of the residual R_t in the training loss: 1 for a network that predicts the velocity,
+        1 - t, as in Eq. (29), for one that predicts the sources."""
+        raise NotImplementedError

@@ -1,0 +1,89 @@
+"""The spectral front-end of the audio networks.
+
+Axes: B batch, T samples, N frames, J frequency bins, and a last axis of 2 for the real and imaginary parts.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+COMPRESSION = 0.33
+"""Exponent of the magnitude compression, Tables 7 and 8 of the SURF paper."""
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context without autocast on the device of ``x``: spectra and waveforms are never made in bfloat16."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, or in float64 where it is so already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def level(signals: Tensor, eps: float = 1e-8) -> Tensor:
+    """Root mean square over the samples, ``[*,T] -> [*,1]``, at least ``eps`` so that silence can be divided by it."""
+    return (at_least_float32(signals).square().mean(-1, keepdim=True) + eps**2).sqrt()
+
+
+def compress(spectrum: Tensor, eps: float = 1e-8) -> Tensor:
+    """X (|X|² + eps)^((0.33 - 1)/2): magnitudes to the power 0.33, phases as they are. ``[*,2] -> [*,2]``."""
+    power = spectrum.square().sum(-1, keepdim=True)
+    return spectrum * (power + eps) ** ((COMPRESSION - 1) / 2)
+
+
+def expand(compressed: Tensor) -> Tensor:
+    """The inverse of :func:`compress` for magnitudes well above sqrt(eps), Y |Y|^(1/0.33 - 1). ``[*,2] -> [*,2]``."""
+    power = compressed.square().sum(-1, keepdim=True)
+    return compressed * power ** ((1 / COMPRESSION - 1) / 2)
+
+
+class STFT(nn.Module):
+    """Short-time Fourier transform with an energy-normalised Hamming window, and its least-squares inverse.
+
+    The window's squares sum to one: each bin of a white signal has the expected power of one of its samples. Works in
+    float32, or in float64 where the input is, also under autocast.
+
+    Args:
+        n_fft: samples of a frame, even.
+        hop: samples between frames, at most ``n_fft // 2``.
+
+    Raises:
+        ValueError: ``n_fft`` is odd or ``hop`` is out of range.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, hop: int) -> None:
+        super().__init__()
+        if n_fft % 2 or not 0 < hop <= n_fft // 2:
+            raise ValueError(f"n_fft must be even and hop within 1..n_fft/2, not n_fft {n_fft} and hop {hop}")
+        self.n_fft, self.hop = n_fft, hop
+        window = torch.hamming_window(n_fft, dtype=torch.float64)
+        self.register_buffer("window", (window / window.norm()).float(), persistent=False)
+
+    def forward(self, signals: Tensor) -> Tensor:
+        """``signals [*,T]``, any T -> ``spectrum [*,N,J,2]``, N = 1 + ceil(T / hop) and J = n_fft / 2 + 1."""
+        with full_precision(signals):
+            signals = at_least_float32(signals)
+            # A whole number of hops: the last sample too then lies where two windows overlap well.
+            rows = F.pad(signals.flatten(0, -2), (0, -signals.shape[-1] % self.hop))
+            spectrum = torch.stft(
+                rows,
+                self.n_fft,
+                self.hop,
+                window=self.window.to(rows.dtype),
+                pad_mode="constant",  # reflection needs more than n_fft / 2 samples
+                return_complex=True,
+            )
+            return torch.view_as_real(spectrum).transpose(1, 2).unflatten(0, signals.shape[:-1])
+
+    def inverse(self, spectrum: Tensor, length: int) -> Tensor:
+        """``spectrum [*,N,J,2]`` -> the signals ``[*,length]`` whose spectra are nearest to it in the square sense."""
+        with full_precision(spectrum):
+            spectrum = at_least_float32(spectrum)
+            rows = torch.view_as_complex(spectrum.flatten(0, -4).contiguous()).transpose(1, 2)
+            signals = torch.istft(rows, self.n_fft, self.hop, window=self.window.to(spectrum.dtype), length=length)
+            return signals.unflatten(0, spectrum.shape[:-3])

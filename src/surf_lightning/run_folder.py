@@ -1,0 +1,67 @@
+"""Where a run lies on disk, and which of its checkpoints a command means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from surf_lightning.errors import UserError
+
+CHECKPOINTS = "checkpoints"
+
+
+def default_folder(name: str | None, config: str | None) -> Path:
+    """runs/<name>, by default the name of the first --config without its ending."""
+    if name is None and config is None:
+        raise UserError("give a configuration, e.g. --config configs/digits_mixit.yaml, or a --name for the run")
+    return Path("runs", name or Path(str(config)).stem)
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    """The checkpoint ``name`` (last or best) of the run in ``folder``."""
+    return folder / CHECKPOINTS / f"{name}.ckpt"
+
+
+def prepare_fit(folder: Path, ckpt_path: str | None) -> str | None:
+    """Make ``folder`` ready for a fit; returns the checkpoint to continue from, or None to start afresh.
+
+    ``last`` and ``best`` mean the folder's own; where there is none yet, the fit starts afresh and says so, so that one
+    command both starts a job and restarts it. A fresh fit moves what is in the way to <folder>.1, .2, ...
+    """
+    if ckpt_path in ("last", "best"):
+        path = checkpoint(folder, ckpt_path)
+        if path.is_file():
+            return str(path)
+        rank_zero_info(f"There is no {path} to continue from: starting afresh.")
+    elif ckpt_path is not None:
+        if not os.path.isfile(ckpt_path):
+            raise UserError(f"there is no checkpoint {ckpt_path} to continue from")
+        return ckpt_path
+    _move_aside(folder)
+    return None
+
+
+@rank_zero_only
+def _move_aside(folder: Path) -> None:
+    if not any((folder / part).exists() for part in (CHECKPOINTS, "config.yaml", "metrics.csv")):
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    rank_zero_info(f"{folder} holds an earlier run: moved to {aside} (--ckpt_path last would have continued it).")
+
+
+def trained_checkpoint(folder: Path, ckpt_path: str | None) -> str:
+    """The checkpoint to evaluate: ``ckpt_path``, else the run's best, else its last."""
+    if ckpt_path not in (None, "last", "best"):
+        if not os.path.isfile(str(ckpt_path)):
+            raise UserError(f"there is no checkpoint {ckpt_path}")
+        return str(ckpt_path)
+    candidates = [checkpoint(folder, name) for name in ([ckpt_path] if ckpt_path else ["best", "last"])]
+    for path in candidates:
+        if path.is_file():
+            return str(path)
+    raise UserError(f"there is no checkpoint {' or '.join(map(str, candidates))}: train first, by surf fit")

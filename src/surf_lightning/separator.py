@@ -1,0 +1,94 @@
+"""A trained model as a user holds it. Axes: B batch, K sources, M outputs, *S the signal."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surf_lightning.checkpoint import load_separator_checkpoint, rebuild
+from surf_lightning.flow import euler, mixture_consistent, prior_from_noise, sample_prior
+from surf_lightning.losses import most_energetic
+from surf_lightning.networks.noise import ConstantNoise, PriorNoise
+from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork, recorded
+from surf_lightning.remixing import BatchRandomness
+
+
+class Separator(nn.Module):
+    """A network with all that turns its output into sources."""
+
+    network: nn.Module
+    num_sources: int
+    signal: dict[str, Any]
+
+    @abstractmethod
+    def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``mixtures [B,*S]`` (sums of sources) -> ``estimates [B,K,*S]`` that sum to them; keeps gradients."""
+
+    @torch.no_grad()
+    def separate(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Separate ``mixtures [B,*S]``: sums of K sources, images in units where a source lies in [-1,1].
+
+        Args:
+            generator: makes the estimates of a flow reproducible; a regression draws nothing.
+
+        Returns:
+            ``estimates [B,K,*S]``, which sum to the mixtures.
+        """
+        return self(mixtures, generator)
+
+
+@recorded
+class RegressionSeparator(Separator):
+    """The K most energetic outputs of a regression network, the residual shared equally among them."""
+
+    def __init__(self, network: RegressionNetwork, num_sources: int) -> None:
+        super().__init__()
+        if network.num_outputs < num_sources:
+            raise ValueError(f"a network of {network.num_outputs} outputs cannot separate {num_sources} sources")
+        self.network, self.num_sources = network, num_sources
+
+    def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return mixture_consistent(most_energetic(self.network(mixtures), self.num_sources), mixtures)
+
+
+@recorded
+class FlowSeparator(Separator):
+    """A flow from the prior to the sources, sampled by ``num_steps`` uniform Euler steps."""
+
+    def __init__(self, network: VelocityNetwork, num_steps: int = 5, noise: PriorNoise | None = None) -> None:
+        super().__init__()
+        self.network: VelocityNetwork = network
+        self.num_sources, self.num_steps = network.num_sources, num_steps
+        self.noise: PriorNoise = noise or ConstantNoise()
+
+    def prior(self, mixtures: Tensor, random: BatchRandomness) -> Tensor:
+        """x0 ``[B,K,*S]`` for this rank's rows of a training batch, Eq. (4)."""
+        noise = random.normal((len(mixtures), self.num_sources, *mixtures.shape[1:]))
+        return prior_from_noise(mixtures, self.noise(mixtures, self.num_sources) * noise)
+
+    def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        scale = self.noise(mixtures, self.num_sources)
+        x0 = sample_prior(mixtures, self.num_sources, scale, generator)
+        return euler(self.network, x0, mixtures, self.num_steps)
+
+
+def load_separator(
+    checkpoint: str | PathLike[str], device: str | torch.device = "cpu", trust: bool = False
+) -> Separator:
+    """The separator of a checkpoint written by any method of this package, in evaluation mode.
+
+    The file is read without unpickling code. ``signal`` on the result says what it separates (kind, shape or sample
+    rate), ``trust=True`` allows classes from outside this package to be imported.
+
+    Raises:
+        UserError: there is no such file, or it is no checkpoint of this package.
+    """
+    record, state = load_separator_checkpoint(checkpoint)
+    separator: Any = rebuild(record["separator"], trust)
+    separator.load_state_dict(state)
+    separator.signal = record["signal"]
+    return separator.to(device).eval()

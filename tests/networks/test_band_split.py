@@ -1,0 +1,119 @@
+"""Mel bands against torchaudio's filters; encoder and decoder against loops over bands, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchaudio.functional import melscale_fbanks
+
+from surf_lightning.networks.band_split import BandDecoder, BandEncoder, BandLayout, mel_band_bins
+
+BANDS = mel_band_bins(64, 16000, 8)
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def perturbed(module: torch.nn.Module) -> Any:
+    for index, parameter in enumerate(module.double().parameters()):
+        parameter.data += 0.3 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64
+        )
+    return module
+
+
+def test_bands_of_the_paper() -> None:
+    bands = mel_band_bins(320, 16000, 80)
+    sizes = [len(band) for band in bands]
+    sizes[0], sizes[-1] = sizes[0] - 1, sizes[-1] - 1  # without the bins at 0 Hz and at half the rate
+    assert len(bands) == 80
+    assert (min(sizes), max(sizes), sum(sizes)) == (1, 11, 312)
+    assert sorted({j for band in bands for j in band}) == list(range(161))
+    assert bands[0][0] == 0
+    assert bands[-1][-1] == 160
+    assert max(sum(j in band for band in bands) for j in range(161)) == 2
+
+
+@pytest.mark.parametrize(
+    ("n_fft", "rate", "count"), [(320, 16000, 80), (64, 16000, 8), (512, 8000, 60), (882, 44100, 60)]
+)
+def test_bands_are_where_slaney_filters_are_positive(n_fft: int, rate: int, count: int) -> None:
+    filters = melscale_fbanks(n_fft // 2 + 1, 0.0, rate / 2, count, rate, norm=None, mel_scale="slaney")
+    expected = [filters[:, f].gt(1e-9).nonzero().flatten().tolist() for f in range(count)]
+    expected[0].insert(0, 0)
+    expected[-1].append(n_fft // 2)
+    assert mel_band_bins(n_fft, rate, count) == expected
+
+
+def test_a_band_without_bins_is_refused() -> None:
+    with pytest.raises(ValueError, match="lower mel_bands"):
+        mel_band_bins(320, 16000, 128)
+
+
+def test_split_and_merge_keep_the_spectrum() -> None:
+    spectrum = randn(2, 3, 33, 2)
+    layout = BandLayout(BANDS).double()
+    rows = layout.split(spectrum)
+    for f, band in enumerate(BANDS):
+        assert torch.equal(rows[:, :, f, : 2 * len(band)], spectrum[:, :, band].flatten(-2))
+        assert (rows[:, :, f, 2 * len(band) :] == 0).all()
+    torch.testing.assert_close(layout.merge(rows), spectrum, atol=1e-15, rtol=0)
+
+
+def test_encoder_is_a_normalised_linear_map_of_each_band() -> None:
+    spectrum, encoder = randn(2, 3, 33, 2), perturbed(BandEncoder(BANDS, 12))
+    weights = encoder.weight.split([2 * len(band) for band in BANDS])
+    tokens = encoder(spectrum)
+    for f, band in enumerate(BANDS):
+        values = spectrum[:, :, band].flatten(-2)
+        rms = values.pow(2).mean(-1, keepdim=True).sqrt()
+        expected = values / (rms + 1e-5) @ weights[f] + rms * encoder.level_weight[f] + encoder.bias[f]
+        torch.testing.assert_close(tokens[:, :, f], expected, atol=1e-12, rtol=0)
+
+
+def test_encoder_hears_levels() -> None:
+    spectrum, encoder = randn(1, 2, 33, 2), perturbed(BandEncoder(BANDS, 12))
+    louder = encoder(2 * spectrum) - encoder(spectrum)
+    assert louder.abs().mean() > 0.1
+
+
+def test_decoder_is_a_gated_linear_map_averaged_where_bands_overlap() -> None:
+    tokens, decoder = randn(2, 3, 8, 12), perturbed(BandDecoder(BANDS, 12))
+    sizes = [2 * len(band) for band in BANDS]
+    weights, biases = decoder.weight.split(sizes), decoder.bias.split(sizes)
+    grouped = tokens.reshape(2, 3, 8, 4, 3)
+    normed = (grouped / (grouped.pow(2).mean(-1, keepdim=True).sqrt() + 1e-5)).reshape(tokens.shape) * decoder.norm.gain
+    total, count = torch.zeros(2, 3, 33, 2, dtype=torch.float64), torch.zeros(33, 1, dtype=torch.float64)
+    for f, band in enumerate(BANDS):
+        values = F.linear(normed[:, :, f], weights[f][:, :12], biases[f][:, 0])
+        gates = F.linear(normed[:, :, f], weights[f][:, 12:], biases[f][:, 1])
+        pairs = (values / (1 + (-gates).exp())).unflatten(-1, (-1, 2))
+        for i, j in enumerate(band):
+            total[:, :, j] += pairs[:, :, i]
+            count[j] += 1
+    torch.testing.assert_close(decoder(tokens), total / count, atol=1e-12, rtol=0)
+
+
+def test_maps_are_drawn_as_linear_layers_are() -> None:
+    bands = mel_band_bins(320, 16000, 80)
+    encoder, decoder = BandEncoder(bands, 192), BandDecoder(bands, 192)
+    for weight, band in zip(encoder.weight.split([2 * len(band) for band in bands]), bands, strict=True):
+        bound = (2 * len(band) + 1) ** -0.5  # its inputs are the band's real numbers and their level
+        assert 0.9 * bound < weight.abs().max() <= bound
+    assert 0.99 * 192**-0.5 < decoder.weight.abs().max() <= 192**-0.5
+
+
+def test_float32_under_autocast() -> None:
+    spectrum = randn(1, 2, 33, 2).float()
+    encoder, decoder = BandEncoder(BANDS, 12), BandDecoder(BANDS, 12)
+    expected = decoder(encoder(spectrum))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = encoder(spectrum)
+        decoded = decoder(tokens)
+    assert tokens.dtype == torch.float32
+    assert torch.equal(decoded, expected)
