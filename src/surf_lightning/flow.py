@@ -85,7 +85,7 @@ def euler(
     times = time_grid(num_steps) if times is None else times
     x = x0
     for now, then in itertools.pairwise(times):
-        t = torch.full((x.shape[0],), now, device=x.device, dtype=torch.float32)
+        t = torch.full((x.shape[0],), now, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         x = x + (then - now) * velocity(x, t, mixtures)
     return x
 
@@ -110,6 +110,6 @@ def hybrid_euler(
     if anchored == 0:
         return euler(velocity, x0, mixtures, times=times)
     estimates = anchor(mixtures)
-    reached = times[anchored]
-    x = estimates if reached == 1 else interpolate(x0, estimates, reached)
+    way = times[anchored] - times[0]
+    x = estimates if way == 1 else interpolate(x0, estimates, way)
     return euler(velocity, x, mixtures, times=times[anchored:])

@@ -37,8 +37,8 @@ def thresholded_error(error_energy: Tensor, reference_energy: Tensor, snr_max: f
 
 
 def energy(x: Tensor, keep: int) -> Tensor:
-    """The sum of squares over all axes but the first ``keep``."""
-    return x.flatten(keep).square().sum(-1)
+    """The sum of squares over all axes but the first ``keep``, in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).flatten(keep).square().sum(-1)
 
 
 def pairwise_error_energy(estimates: Tensor, references: Tensor) -> Tensor:
@@ -133,12 +133,13 @@ def mixit(
     """
     if estimates.shape[0] != references.shape[0] or estimates.shape[2:] != references.shape[2:]:
         raise ValueError(f"estimates {list(estimates.shape)} and references {list(references.shape)} do not match")
-    if references.shape[1] ** estimates.shape[1] > 2**20:
+    if max(references.shape[1], 2) ** estimates.shape[1] > 2**20:
         raise ValueError(f"{estimates.shape[1]} outputs are too many to deal to {references.shape[1]} references")
     error = error or functools.partial(thresholded_error, snr_max=snr_max)
     assignment = best_assignment(estimates, references, error)
+    dtype = torch.promote_types(estimates.dtype, torch.float32)
     with torch.autocast(estimates.device.type, enabled=False):  # an error of -30 dB is below bfloat16's resolution
-        remixed = (assignment.float() @ estimates.flatten(2).float()).view_as(references)
+        remixed = (assignment.to(dtype) @ estimates.flatten(2).to(dtype)).view_as(references)
     return error(energy(references - remixed, 2), energy(references, 2)).mean(1), assignment
 
 

@@ -230,7 +230,7 @@ def test_checkpointing_changes_nothing() -> None:
 # --- the velocity network ---
 
 
-@pytest.mark.parametrize(("sizes", "expected"), [({}, 36_045_224), (AUDIOSET, 37_262_696)])
+@pytest.mark.parametrize(("sizes", "expected"), [({}, 36_014_504), (AUDIOSET, 37_201_256)])
 def test_parameters_of_the_velocity_network(sizes: dict[str, Any], expected: int) -> None:
     with torch.device("meta"):
         network = MBLocoformer(4, **sizes)
@@ -239,7 +239,7 @@ def test_parameters_of_the_velocity_network(sizes: dict[str, Any], expected: int
     assert count == pytest.approx(36e6, rel=0.04)
 
 
-@pytest.mark.parametrize(("sizes", "expected"), [({}, 33_152_552), (AUDIOSET, 26_021_480)])
+@pytest.mark.parametrize(("sizes", "expected"), [({}, 33_137_192), (AUDIOSET, 25_990_760)])
 def test_parameters_of_the_regression_network(sizes: dict[str, Any], expected: int) -> None:
     with torch.device("meta"):
         network = RegressionLocoformer(4, 4, **sizes)
@@ -299,7 +299,7 @@ def test_any_length(length: int) -> None:
 def test_a_gain_on_the_input_is_a_gain_on_the_velocity() -> None:
     network, (x_t, t, mixtures) = velocity_network(), flow_state()
     velocity = network(x_t, t, mixtures)
-    for gain in (1e-4, 300.0):
+    for gain in (0.01, 300.0):
         torch.testing.assert_close(network(gain * x_t, t, gain * mixtures) / gain, velocity, atol=1e-6, rtol=0)
     assert (network(0 * x_t, t, 0 * mixtures)).abs().max() < 1e-6
 
@@ -327,7 +327,12 @@ def test_slots_differ_and_estimates_sum_to_the_mixture() -> None:
 
 
 def test_bfloat16_autocast() -> None:
-    velocity_net, regression_net = velocity_network().float(), regression_network().float()
+    torch.manual_seed(0)
+    velocity_net, regression_net = MBLocoformer(3, **TINY), RegressionLocoformer(3, 2, **TINY)
+    for layer in velocity_net.modules():
+        if isinstance(layer, AdaptiveResidual):
+            nn.init.normal_(layer.modulation.weight, std=0.1)
+            nn.init.constant_(layer.modulation.bias, 0.5)
     x_t, t, mixtures = (z.float() for z in flow_state())
     with torch.autocast("cpu", torch.bfloat16):
         velocity, estimates = velocity_net(x_t, t, mixtures), regression_net(mixtures)
@@ -338,7 +343,7 @@ def test_bfloat16_autocast() -> None:
     for network in (velocity_net, regression_net):
         assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
     with torch.no_grad():
-        assert level((velocity - velocity_net(x_t, t, mixtures)).flatten()) < 0.25 * level(velocity.flatten())
+        assert level((velocity - velocity_net(x_t, t, mixtures)).flatten()) < 0.03 * level(velocity.flatten())
 
 
 @pytest.mark.parametrize(
@@ -358,8 +363,34 @@ def test_unusable_sizes_are_refused(sizes: dict[str, Any], message: str) -> None
 
 
 def test_constructor_arguments_are_recorded() -> None:
-    network = velocity_network(head=SourceHead())
+    network: Any = velocity_network(head=SourceHead())
     again = MBLocoformer(**network.init_args)
     again.double().load_state_dict(network.state_dict())
     x_t, t, mixtures = flow_state()
     assert torch.equal(again(x_t, t, mixtures), network(x_t, t, mixtures))
+
+
+# --- on a GPU ---
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_over_more_rows_than_a_cuda_grid_takes(dtype: torch.dtype) -> None:
+    rows = [torch.randn(70000, 3, 2, 8, dtype=dtype, device="cuda", requires_grad=True) for _ in range(3)]
+    out = attend(*rows)
+    out.float().sum().backward()
+    expected = attend(*(row[-5:] for row in rows))
+    torch.testing.assert_close(out[-5:], expected, atol=1e-2, rtol=0)
+    assert rows[0].grad is not None
+    assert rows[0].grad.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_velocity_is_the_same_on_a_gpu() -> None:
+    network = velocity_network()
+    x_t, t, mixtures = flow_state()
+    expected = network(x_t, t, mixtures)
+    velocity = network.cuda()(x_t.cuda(), t.cuda(), mixtures.cuda()).cpu()
+    torch.testing.assert_close(velocity, expected, atol=1e-8, rtol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ class SaveConfig(SaveConfigCallback):
             self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
+def hardware(device: torch.device) -> str:
+    """The device by name, and the threads where it is a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
 class TestRecord(L.Callback):
     """``metrics.json``: what ``surf test`` measured, beside the mean of the sources, m/K; and some examples."""
 
@@ -90,9 +98,12 @@ class TestRecord(L.Callback):
             "average": average,
             "mixtures": count,
             "method": type(pl_module).__name__,
+            "label": pl_module.label,
             "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
             "seed": pl_module.seed,
             "steps": pl_module.trained_steps,
+            "seconds": pl_module.trained_seconds,
+            "hardware": hardware(pl_module.device),
             "checkpoint": str(trainer.ckpt_path),
             "version": __version__,
         }

@@ -64,7 +64,9 @@ class SeparationData(L.LightningDataModule):
     monitor: str
     monitor_mode: str
 
-    def __init__(self, batch_size: int, batches_per_epoch: int, num_workers: int, seed: int) -> None:
+    def __init__(
+        self, batch_size: int = 256, batches_per_epoch: int = 1000, num_workers: int = 0, seed: int = 0
+    ) -> None:
         super().__init__()
         if min(batch_size, batches_per_epoch) < 1:
             raise ValueError("batch_size and batches_per_epoch must be at least 1")

@@ -42,16 +42,13 @@ class ImageMixtures(SeparationData):
 
     def __init__(
         self,
-        batch_size: int = 256,
         num_sources: int = 2,
         single_source_share: float = 0.0,
-        batches_per_epoch: int = 1000,
         num_validation: int = 256,
         num_test: int = 5000,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, batches_per_epoch, num_workers, seed)
+        super().__init__(**options)
         self.num_sources, self.single_source_share = num_sources, single_source_share
         self.num_validation, self.num_test = num_validation, num_test
 

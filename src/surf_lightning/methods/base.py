@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from abc import abstractmethod
 from typing import Any
 
@@ -30,18 +32,28 @@ class SeparationModule(L.LightningModule):
         separator: what evaluation, checkpoints and users separate with.
         optimizer: makes the optimizer from the parameters.
         warmup_steps: optimizer steps in which the learning rate rises linearly to its value.
+        decay_steps: optimizer step at which the learning rate has fallen to zero along half a cosine; None keeps it.
         seed: every random number of training batch i is a function of (seed, i). The command line sets it to
             seed_everything.
     """
 
     separator: Separator
+    label: str
+    """The method's name in the tables of the paper."""
 
-    def __init__(self, separator: Separator, optimizer: OptimizerCallable, warmup_steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        separator: Separator,
+        optimizer: OptimizerCallable,
+        warmup_steps: int = 1,
+        decay_steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        self.separator = separator
-        self.make_optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
+        self.separator, self.make_optimizer = separator, optimizer
+        self.warmup_steps, self.decay_steps, self.seed = warmup_steps, decay_steps, seed
         self.signal: dict[str, Any] = {}
-        self.trained_steps = 0
+        self.trained_steps, self.trained_seconds, self._clock = 0, 0.0, 0.0
         self.val_metrics: Metric | None = None
         self.test_metrics: Metric | None = None
 
@@ -69,8 +81,15 @@ class SeparationModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
         self._configured = _settings(optimizer)
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def learning_rate_factor(self, step: int) -> float:
+        """What the learning rate is multiplied by at optimizer step ``step``, counted from 0."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps)
+        if self.decay_steps is None:
+            return warmup
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(step / self.decay_steps, 1.0)))
 
     # -- evaluation --
 
@@ -113,6 +132,7 @@ class SeparationModule(L.LightningModule):
     # -- checkpoints --
 
     def on_train_start(self) -> None:
+        self._clock = time.monotonic()
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         if (restored := _settings(optimizer.optimizer)) != self._configured:
@@ -129,10 +149,10 @@ class SeparationModule(L.LightningModule):
                 "only the same method; a later stage takes over the earlier one by its own argument (mixit_checkpoint)"
             )
 
-        self.trained_steps = checkpoint["global_step"]
+        self.trained_steps, self.trained_seconds = checkpoint["global_step"], checkpoint[KEY]["seconds"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = record_of(self)
+        checkpoint[KEY] = {**record_of(self), "seconds": self.trained_seconds + time.monotonic() - self._clock}
 
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]

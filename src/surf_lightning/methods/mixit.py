@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from surf_lightning.errors import UserError
@@ -25,16 +26,16 @@ class MixIT(SeparationModule):
     The other arguments are those of ``SeparationModule``.
     """
 
+    label = "MixIT"
+
     def __init__(
         self,
         network: RegressionNetwork,
-        optimizer: OptimizerCallable,
         num_sources: int = 2,
         error: ErrorOfEnergies = thresholded_error,
-        warmup_steps: int = 1,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(RegressionSeparator(network, num_sources), optimizer, warmup_steps, seed)
+        super().__init__(RegressionSeparator(network, num_sources), **options)
         self.error = error
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:

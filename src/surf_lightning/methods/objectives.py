@@ -18,6 +18,8 @@ class RemixingLoss(ABC):
     reduction: ``losses.mean_square`` (images) or ``losses.log_energy`` (audio, FLOSS).
     """
 
+    label: str
+
     def __init__(self, reduction: Reduction = mean_square) -> None:
         self.reduction = reduction
 
@@ -29,12 +31,16 @@ class RemixingLoss(ABC):
 class ReMixITLoss(RemixingLoss):
     """The student is to find the teacher's sources: Eq. (16) and (24)."""
 
+    label = "ReMixIT"
+
     def __call__(self, residual: Tensor, pit_order: Tensor, remix_order: Tensor, ranks: Ranks) -> Tensor:
         return self.reduction(residual)
 
 
 class SelfRemixingLoss(RemixingLoss):
     """The student's sources, put back where the teacher's came from, are to give the mixtures: Eq. (17) and (30)."""
+
+    label = "Self-Remixing"
 
     def __call__(self, residual: Tensor, pit_order: Tensor, remix_order: Tensor, ranks: Ranks) -> Tensor:
         original = regrouped(ranks.gather(residual), ranks.gather(pit_order), remix_order)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from surf_lightning.losses import pit_order
@@ -31,18 +32,14 @@ class Remixing(TeacherStudentModule):
     def __init__(
         self,
         network: RegressionNetwork,
-        optimizer: OptimizerCallable,
-        mixit_checkpoint: str,
         objective: RemixingLoss,
         num_sources: int = 2,
         teacher_steps: int = 200_000,
-        ema_decay: float = 0.999,
-        warmup_steps: int = 1,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        student = RegressionSeparator(network, num_sources)
-        super().__init__(student, optimizer, mixit_checkpoint, ema_decay, warmup_steps, seed)
+        super().__init__(RegressionSeparator(network, num_sources), **options)
         self.objective, self.teacher_steps = objective, teacher_steps
+        self.label = f"Regression ({objective.label})"
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         teacher = self.anchor if self.global_step < self.teacher_steps else self.separator

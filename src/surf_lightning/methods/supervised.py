@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.cli import OptimizerCallable
+from typing import Any
+
 from torch import Tensor
 
 from surf_lightning.losses import ErrorOfEnergies, mean_square, pit, squared_error
@@ -25,16 +26,16 @@ class SupervisedRegression(SeparationModule):
     The other arguments are those of ``SeparationModule``.
     """
 
+    label = "Supervised Regression"
+
     def __init__(
         self,
         network: RegressionNetwork,
-        optimizer: OptimizerCallable,
         num_sources: int = 2,
         error: ErrorOfEnergies = squared_error,
-        warmup_steps: int = 1,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(RegressionSeparator(network, num_sources), optimizer, warmup_steps, seed)
+        super().__init__(RegressionSeparator(network, num_sources), **options)
         self.error = error
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
@@ -53,19 +54,18 @@ class SupervisedFlow(SeparationModule):
     The other arguments are those of ``SeparationModule``.
     """
 
+    label = "Supervised Flow"
     separator: FlowSeparator
 
     def __init__(
         self,
         network: VelocityNetwork,
-        optimizer: OptimizerCallable,
         reduction: Reduction = mean_square,
         noise: PriorNoise | None = None,
         num_steps: int = 5,
-        warmup_steps: int = 1,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(FlowSeparator(network, num_steps, noise), optimizer, warmup_steps, seed)
+        super().__init__(FlowSeparator(network, num_steps, noise), **options)
         self.reduction = reduction
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:

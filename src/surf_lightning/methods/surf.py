@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from surf_lightning.callbacks.beta_schedule import BetaSchedule
@@ -40,8 +41,6 @@ class SURF(TeacherStudentModule):
     def __init__(
         self,
         network: VelocityNetwork,
-        optimizer: OptimizerCallable,
-        mixit_checkpoint: str,
         objective: RemixingLoss,
         noise: PriorNoise | None = None,
         num_steps: int = 5,
@@ -49,13 +48,11 @@ class SURF(TeacherStudentModule):
         beta_start: float = 1.0,
         beta_end: float = 0.0,
         beta_steps: int = 200_000,
-        ema_decay: float = 0.999,
-        warmup_steps: int = 1,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        student = FlowSeparator(network, num_steps, noise)
-        super().__init__(student, optimizer, mixit_checkpoint, ema_decay, warmup_steps, seed)
+        super().__init__(FlowSeparator(network, num_steps, noise), **options)
         self.objective = objective
+        self.label = f"SURF ({objective.label})"
         self.beta = beta_start
         self.schedule = BetaSchedule(beta_start, beta_end, beta_steps, frozen_steps)
 

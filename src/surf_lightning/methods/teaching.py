@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import OptimizerCallable
 
 from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.checkpoint import KEY, describe, rebuild
@@ -32,13 +31,11 @@ class TeacherStudentModule(SeparationModule):
     def __init__(
         self,
         student: Separator,
-        optimizer: OptimizerCallable,
         mixit_checkpoint: str,
-        ema_decay: float,
-        warmup_steps: int,
-        seed: int,
+        ema_decay: float = 0.999,
+        **options: Any,
     ) -> None:
-        super().__init__(copy.deepcopy(student).requires_grad_(False).eval(), optimizer, warmup_steps, seed)
+        super().__init__(copy.deepcopy(student).requires_grad_(False).eval(), **options)
         self.student = student
         self.mixit_checkpoint, self.ema_decay = mixit_checkpoint, ema_decay
 

@@ -59,7 +59,6 @@ class BandLayout(nn.Module):
 
     bins: Tensor
     valid: Tensor
-    sizes: Tensor
     coverage: Tensor
 
     def __init__(self, bands: list[list[int]]) -> None:
@@ -71,7 +70,6 @@ class BandLayout(nn.Module):
         valid = [2 * self.width * f + i for f, band in enumerate(bands) for i in range(2 * len(band))]
         self.register_buffer("bins", torch.tensor(padded), persistent=False)  # [F*W], the bin beyond the last pads
         self.register_buffer("valid", torch.tensor(valid), persistent=False)  # [P], places in F*2W
-        self.register_buffer("sizes", torch.tensor([2.0 * len(band) for band in bands]), persistent=False)  # [F]
         coverage = [float(members.count(j)) for j in range(self.num_bins)]
         self.register_buffer("coverage", torch.tensor(coverage), persistent=False)  # [J]
 
@@ -96,31 +94,28 @@ class BandLayout(nn.Module):
 
 
 class BandEncoder(nn.Module):
-    """Spectrum to tokens: each band's real numbers, divided by their root mean square, through its own linear map.
+    """Spectrum to tokens: a linear map of each band's real numbers.
 
-    The root mean square is one more input of the map: without it neither the tokens nor the network's output could
-    tell a loud frame from a quiet one. (The gain of an RMSNorm is absorbed in the map.)
+    Unlike in MelBand-RoFormer no RMSNorm comes first: it would hide from the tokens, and so from a network that has no
+    mask to multiply its input with, how loud each band of each frame is.
 
     Args:
         bands: the bins of each band, see :func:`mel_band_bins`.
     """
 
-    def __init__(self, bands: list[list[int]], features: int, eps: float = 1e-5) -> None:
+    def __init__(self, bands: list[list[int]], features: int) -> None:
         super().__init__()
-        self.layout, self.eps = BandLayout(bands), eps
-        bounds = [(2 * len(band) + 1) ** -0.5 for band in bands]
+        self.layout = BandLayout(bands)
+        bounds = [(2 * len(band)) ** -0.5 for band in bands]
         each = [bound for bound, band in zip(bounds, bands, strict=True) for _ in range(2 * len(band))]
         self.weight = nn.Parameter(_uniform(each, features))  # [P,D]
-        self.level_weight = nn.Parameter(_uniform(bounds, features))  # [F,D]
         self.bias = nn.Parameter(_uniform(bounds, features))  # [F,D]
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """``spectrum [*,N,J,2] -> tokens [*,N,F,D]``, in float32 also under autocast."""
         with full_precision(spectrum):
             rows = self.layout.split(at_least_float32(spectrum))
-            rms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True) / self.layout.sizes[:, None].sqrt()
-            tokens = torch.einsum("...fw,fwd->...fd", rows / (rms + self.eps), self.layout.pad(self.weight))
-            return tokens + rms * self.level_weight + self.bias
+            return torch.einsum("...fw,fwd->...fd", rows, self.layout.pad(self.weight)) + self.bias
 
 
 class BandDecoder(nn.Module):

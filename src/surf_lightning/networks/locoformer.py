@@ -104,6 +104,7 @@ class Locoformer(nn.Module):
         )
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        x = x.contiguous()  # every layer keeps the layout it gets, and any other costs a copy at each convolution
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, embedding, use_reentrant=False, preserve_rng_state=False)  # no dropout inside

@@ -1,0 +1,83 @@
+# make demo | make test | make digits: each does its own set-up.
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+SURF := $(BIN)/surf
+STAMP := $(VENV)/installed
+
+# Threads that wait must not spin: two trainings on two cores would slow each other down a hundredfold.
+export OMP_WAIT_POLICY := PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install demo test lint suite slow digits digits-runs clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "surf-lightning needs Python 3.11 or 3.12 with venv (PYTHON=... names one)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[audio]' 2>/dev/null \
+		|| echo "The audio extra cannot be installed here (pesq needs a C compiler): some speech metrics will say 'not available'."
+	@touch $(STAMP)
+
+# -- the demo: MixIT, then SURF, on digits, in minutes --
+
+DEMO := runs/demo
+
+demo: install
+	rm -rf $(DEMO)
+	$(SURF) fit --config configs/digits_mixit.yaml $(DEMO_MIXIT) --trainer.default_root_dir $(DEMO)/mixit
+	$(SURF) test --config configs/digits_mixit.yaml --trainer.default_root_dir $(DEMO)/mixit --trainer.logger false
+	$(SURF) fit --config configs/digits_surf_rm.yaml $(DEMO_SURF) --trainer.default_root_dir $(DEMO)/surf_rm \
+		--model.mixit_checkpoint $(DEMO)/mixit/checkpoints/last.ckpt
+	$(SURF) test --config configs/digits_surf_rm.yaml --trainer.default_root_dir $(DEMO)/surf_rm --trainer.logger false \
+		--model.mixit_checkpoint $(DEMO)/mixit/checkpoints/last.ckpt
+	$(SURF) report $(DEMO)/mixit $(DEMO)/surf_rm --output $(DEMO)
+
+DEMO_MIXIT := --trainer.max_steps 1000 --model.decay_steps 1000
+DEMO_SURF := --trainer.max_steps 1500 --model.beta_steps 500
+
+# -- all seven methods on digits; a finished run is skipped, an interrupted one goes on --
+
+LATER := surf_rm surf_sr supervised_flow remixit self_remixing supervised_regression
+DIGITS := digits_mixit $(LATER:%=digits_%)
+SEEDS := digits_mixit_seed1 digits_mixit_seed2
+
+digits: install
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 digits-runs
+	$(SURF) report $(DIGITS:%=runs/%) $(SEEDS:%=runs/%) --output runs/digits
+
+digits-runs: $(DIGITS:%=runs/%/metrics.json) $(SEEDS:%=runs/%/metrics.json)
+
+$(LATER:%=runs/digits_%/metrics.json): runs/digits_mixit/metrics.json
+
+runs/%/metrics.json:
+	@mkdir -p runs/logs
+	@echo "$*: training, log in runs/logs/$*.log"
+	@$(SURF) fit --config configs/$(firstword $(subst _seed, ,$*)).yaml --name $* --ckpt_path last \
+		--seed_everything $(or $(word 2,$(subst _seed, ,$*)),0) --trainer.enable_progress_bar false > runs/logs/$*.log 2>&1 \
+		&& $(SURF) test --config configs/$(firstword $(subst _seed, ,$*)).yaml --name $* --trainer.logger false >> runs/logs/$*.log 2>&1 \
+		|| { tail -n 20 runs/logs/$*.log; exit 1; }
+	@echo "$*: done"
+
+# -- checks --
+
+test: install lint suite
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+suite: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+
+slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
