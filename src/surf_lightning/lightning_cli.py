@@ -47,6 +47,12 @@ class SurfCLI(LightningCLI):
             config.ckpt_path = run_folder.trained_checkpoint(self.folder, config.ckpt_path)
         tracking.complete_loggers(config.trainer, self.folder)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # an argument that its class refuses; jsonargparse may have wrapped it
+            raise UserError(str(error.__cause__ or error)) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []

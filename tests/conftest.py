@@ -1,0 +1,46 @@
+"""Every test runs in an empty folder, on one thread, without tracking services."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)  # several test processes of several spinning threads each would stand still
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.fixture
+def image_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with small sets of random pixels in MNIST's and CIFAR-10's own layouts; some 5,000 are held out of each."""
+    from surf_lightning.data import cifar, mnist
+
+    monkeypatch.setattr(mnist, "NUM_VALIDATION", 10)
+    monkeypatch.setattr(cifar, "NUM_VALIDATION", 10)
+    rng = np.random.default_rng(0)
+    root = tmp_path / "sets"
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, count in (("train", 40), ("t10k", 20)):
+        pixels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+        labels = rng.integers(0, 10, count, dtype=np.uint8)
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
+    folder = root / cifar.FOLDER
+    folder.mkdir()
+    checksums = {}
+    for name in cifar.MD5:
+        records = rng.integers(0, 256, (10, 3073), dtype=np.uint8).tobytes()
+        (folder / name).write_bytes(records)
+        checksums[name] = cifar.hashlib.md5(records).hexdigest()
+    monkeypatch.setattr(cifar, "MD5", checksums)
+    return root

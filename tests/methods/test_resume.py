@@ -1,0 +1,68 @@
+"""A run that was stopped in mid-epoch and resumed is, bit for bit, the run that never stopped."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surf_lightning.cli import main
+from tests.test_configs import arguments
+
+STEPS, STOP = 11, 7  # epochs of 4 batches, 3 workers' batches ahead of the step at the stop
+
+
+def fit(name: str, folder: str, *more: str) -> dict[str, Any]:
+    args = [*arguments(name, Path()), "--trainer.default_root_dir", folder, "--data.batches_per_epoch", "4"]
+    args += ["--trainer.logger", "surf_lightning.tracking.MetricsCSV", *more]
+    assert main(args) == 0
+    return torch.load(Path(folder, "checkpoints", "last.ckpt"), weights_only=True)
+
+
+def assert_same(left: Any, right: Any, path: str = "") -> None:
+    assert type(left) is type(right), path
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), path
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), path
+        for key in left:
+            assert_same(left[key], right[key], f"{path}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), path
+        for index, pair in enumerate(zip(left, right, strict=True)):
+            assert_same(*pair, f"{path}[{index}]")
+    else:
+        assert left == right, path
+
+
+def losses(folder: str) -> dict[int, str]:
+    with open(Path(folder, "metrics.csv"), newline="") as file:
+        return {int(row["step"]): row["loss"] for row in csv.DictReader(file) if row.get("loss")}
+
+
+@pytest.mark.parametrize("method", ["surf_sr", "surf_rm", "self_remixing", "mixit", "supervised_flow"])
+def test_resuming_in_mid_epoch_continues_bit_for_bit(method: str) -> None:
+    if method in ("surf_sr", "surf_rm", "self_remixing"):
+        fit("digits_mixit", "runs/digits_mixit")
+    options = ["--model.network.init_args.dropout", "0.3", "--data.num_workers", "2"]
+    if method.startswith("surf"):
+        options += ["--model.beta_steps", "8", "--model.frozen_steps", "2"]
+    name = f"digits_{method}"
+    whole = fit(name, "whole", *options, "--trainer.max_steps", str(STEPS))
+    fit(name, "parts", *options, "--trainer.max_steps", str(STOP))
+    parts = fit(name, "parts", *options, "--trainer.max_steps", str(STEPS), "--ckpt_path", "last")
+    assert whole["global_step"] == parts["global_step"] == STEPS
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_same(whole[part], parts[part], part)
+    assert losses("whole") == losses("parts")
+
+
+def test_resuming_with_accumulated_gradients_continues_bit_for_bit() -> None:
+    options = ["--trainer.accumulate_grad_batches", "2", "--model.network.init_args.dropout", "0.3"]
+    whole = fit("digits_mixit", "whole", *options, "--trainer.max_steps", "5")
+    fit("digits_mixit", "parts", *options, "--trainer.max_steps", "3")
+    parts = fit("digits_mixit", "parts", *options, "--trainer.max_steps", "5", "--ckpt_path", "last")
+    assert_same(whole["state_dict"], parts["state_dict"])

@@ -1,0 +1,111 @@
+"""The command as a person uses it, mistakes included: one clear message, exit status not 0, no traceback."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from surf_lightning.cli import main
+from tests.test_configs import ROOT, arguments
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from surf_lightning.cli import entry_point; entry_point()", *args]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+
+
+def test_help_comes_without_heavy_imports() -> None:
+    code = "import sys, surf_lightning.cli as c; c.main(['--help']); print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "surf fit --config" in done.stdout
+    assert done.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--data.batch_sizes", "4"], "batch_sizes"),
+        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--trainer.max_stepz", "4"], "max_stepz"),
+        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["fit", "--config", "CONFIGS/digits_surf_rm.yaml"], "surf fit --config configs/<dataset>_mixit.yaml"),
+        (["test", "--config", "CONFIGS/digits_mixit.yaml"], "train first"),
+        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--ckpt_path", "no.ckpt"], "no.ckpt"),
+        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--data.batch_size", "1"], "data.batch_size"),
+        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--data.batch_size", "0"], "at least 1"),
+        (["report", "runs/nothing"], "surf test"),
+        (["separete"], "separete"),
+    ],
+)
+def test_a_mistake_ends_in_one_clear_message(args: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    args = [arg.replace("CONFIGS", str(ROOT / "configs")) for arg in args]
+    if args[0] == "fit":
+        args += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    try:
+        status = main(args)
+    except SystemExit as stop:  # the argument parser's way
+        status = int(stop.code or 0)
+    assert status != 0
+    captured = capfd.readouterr()
+    assert says in captured.err
+    assert "Traceback" not in captured.err + captured.out
+
+
+def test_missing_data_says_where_it_was_sought(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for family, folder in (("mnist", "MNIST/raw"), ("cifar", "cifar-10-batches-bin")):
+        args = arguments(f"{family}_mixit", tmp_path / "empty")
+        assert main(args) == 2
+        assert f"{tmp_path}/empty/{folder}" in capfd.readouterr().err
+
+
+def test_fit_test_and_report_leave_what_they_promise() -> None:
+    shrunk = ["--config", str(ROOT / "tests" / "tiny_digits.yaml"), "--trainer.enable_progress_bar", "false"]
+    config = ["--config", str(ROOT / "configs" / "digits_mixit.yaml"), *shrunk]
+    no_wandb = ["--trainer.logger", "surf_lightning.tracking.MetricsCSV"]
+    assert main(["fit", *config, *no_wandb]) == 0
+    folder = Path("runs/digits_mixit")
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {"loss", "val/psnr", "val/ssim", "lr-Adam", "step"} <= rows[0].keys()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"] == "surf_lightning.methods.MixIT"
+    assert list((folder / "media").glob("step_*.png"))
+
+    assert main(["test", *config, "--trainer.logger", "false"]) == 0
+    record = json.loads((folder / "metrics.json").read_text())
+    assert record["mixtures"] == 8
+    assert record["steps"] == 2
+    assert record["metrics"].keys() == record["average"].keys() == {"psnr", "ssim"}
+    assert main(["report", str(folder), "--output", "report"]) == 0
+    assert "| MixIT |" in Path("report/report.md").read_text()
+    assert Path("report/report.png").stat().st_size > 1000
+
+
+def test_a_fresh_fit_moves_the_old_run_aside() -> None:
+    args = arguments("digits_mixit", Path())
+    for _ in range(3):
+        assert main(args) == 0
+    assert {path.name for path in Path("runs").iterdir()} == {"digits_mixit", "digits_mixit.1", "digits_mixit.2"}
+    assert main([*args, "--name", "other", "--trainer.default_root_dir", "elsewhere"]) == 0
+    assert Path("elsewhere/checkpoints/last.ckpt").is_file()
+    assert main([*args, "--name", "other"]) == 0
+    assert Path("runs/other/checkpoints/last.ckpt").is_file()
+
+
+def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_same_run() -> None:
+    args = ["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml")]
+    args += ["--config", str(ROOT / "tests" / "tiny_digits.yaml"), "--trainer.enable_progress_bar", "false"]
+    first = run(*args)
+    assert first.returncode == 0, first.stderr
+    run_id = Path("runs/digits_mixit/wandb_id").read_text().strip()
+    assert f"offline-run-*-{run_id}" in first.stderr + first.stdout
+    again = run(*args, "--ckpt_path", "last", "--trainer.max_steps", "4")
+    assert again.returncode == 0, again.stderr
+    segments = list(Path("runs/digits_mixit/wandb").glob("offline-run-*"))
+    assert len(segments) == 2
+    assert all(segment.name.endswith(run_id) for segment in segments)
