@@ -268,17 +268,16 @@ class Anchor:
     def __call__(self, mixtures: Tensor) -> Tensor:
         self.calls += 1
         shares = torch.tensor([0.6, 0.5, -0.1]).view(1, 3, 1)
-        return shares * mixtures.unsqueeze(1) + project_zero_sum(torch.stack([mixtures.sin(), mixtures, mixtures**2], 1))
+        return shares * mixtures.unsqueeze(1) + project_zero_sum(
+            torch.stack([mixtures.sin(), mixtures, mixtures**2], 1)
+        )
 
 
 def step_by_step(velocity: Recorded, x0: Tensor, mixtures: Tensor, beta: float, times: Sequence[float]) -> Tensor:
     """v_beta = f(m) - x0 for t < beta, else v, evaluated anew at every step."""
     x = x0
     for now, then in itertools.pairwise(times):
-        if now < beta:
-            v = Anchor()(mixtures) - x0
-        else:
-            v = velocity(x, torch.full((len(x),), now), mixtures)
+        v = Anchor()(mixtures) - x0 if now < beta else velocity(x, torch.full((len(x),), now), mixtures)
         x = x + (then - now) * v
     return x
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
@@ -46,7 +45,8 @@ def rebuild(description: Any, trust: bool = False) -> Any:
     """The inverse of ``describe``.
 
     Raises:
-        UserError: the class is from outside this package, and ``trust`` is not given; or it does not exist.
+        UserError: the class is from outside this package, and ``trust`` is not given; or it does not exist, or is no
+            ``nn.Module``: a checkpoint must not call whatever else a package holds.
     """
     if isinstance(description, list):
         return [rebuild(item, trust) for item in description]
@@ -59,6 +59,8 @@ def rebuild(description: Any, trust: bool = False) -> Any:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"the checkpoint needs {module}.{name}, which cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise UserError(f"the checkpoint would call {module}.{name}, which is no network")
     return cls(**{key: rebuild(value, trust) for key, value in description["init_args"].items()})
 
 
@@ -72,7 +74,7 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         raise UserError(f"there is no checkpoint {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # of any type: the unpickler stumbles over damaged bytes in every way
         raise UserError(f"{path} cannot be read as a checkpoint; it is damaged, or holds code: {error}") from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"{path} was not written by {PACKAGE}")

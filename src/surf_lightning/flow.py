@@ -109,7 +109,5 @@ def hybrid_euler(
     anchored = sum(t < beta for t in times[:-1])
     if anchored == 0:
         return euler(velocity, x0, mixtures, times=times)
-    estimates = anchor(mixtures)
-    way = times[anchored] - times[0]
-    x = estimates if way == 1 else interpolate(x0, estimates, way)
+    x = interpolate(x0, anchor(mixtures), times[anchored] - times[0])
     return euler(velocity, x, mixtures, times=times[anchored:])

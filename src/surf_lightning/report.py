@@ -32,8 +32,9 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> Run:
         """Raises UserError where the run has not been tested."""
-        if not (folder / "metrics.json").is_file():
-            raise UserError(f"{folder} has no metrics.json: run surf test for it first, with the arguments of its fit")
+        for name in ("metrics.json", "test_examples.pt"):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder} has no {name}: run surf test for it first, with the arguments of its fit")
         examples = torch.load(folder / "test_examples.pt", weights_only=True)
         return cls(folder, json.loads((folder / "metrics.json").read_text()), examples)
 
@@ -50,7 +51,8 @@ class Run:
 def table(runs: Sequence[Run]) -> str:
     """A Markdown table: the mean of the sources m/K, then a row a run; the best value of a column in bold."""
     names = list(runs[0].record["metrics"])
-    best = {name: max(run.record["metrics"][name] for run in runs) for name in names}
+    rows = [runs[0].record["average"], *(run.record["metrics"] for run in runs)]
+    best = {name: max(row[name] for row in rows) for name in names}
 
     def cell(name: str, value: float) -> str:
         text = f"{value:.3f}" if name == "ssim" else f"{value:.2f}"
@@ -79,10 +81,11 @@ def remarks(runs: Sequence[Run], repetitions: Sequence[Run]) -> list[str]:
             seeds = ", ".join(
                 f"seed {other.record['seed']}: {value:.2f}" for value, other in zip(values, group, strict=True)
             )
-            notes.append(
-                f"{run.record['label']} over {len(group)} seeds: {mean(values):.2f} ± {stdev(values):.2f} dB ({seeds}). "
-                f"The other rows start from seed {run.record['seed']}."
-            )
+            spread = f"{mean(values):.2f} ± {stdev(values):.2f} dB"
+            note = f"{run.record['label']} over {len(group)} seeds: {spread} ({seeds})."
+            if run.record["method"] == "MixIT":
+                note += f" The other rows start from seed {run.record['seed']}."
+            notes.append(note)
     teacher = max((run.record["metrics"]["psnr"] for run in runs if run.record["method"] == "MixIT"), default=0.0)
     for run in runs:
         if run.record["method"] == "SURF" and run.record["metrics"]["psnr"] <= teacher:
@@ -128,8 +131,9 @@ def run_report(args: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder for report.md and report.png")
     options = parser.parse_args(list(args))
     everything = [Run.read(folder) for folder in options.runs]
-    runs = [run for run in everything if not run.is_repetition] or everything
-    repetitions = [run for run in everything if run not in runs]
+    firsts = {run.name for run in everything if not run.is_repetition}
+    runs = [run for run in everything if not (run.is_repetition and run.name in firsts)]
+    repetitions = [run for run in everything if run.is_repetition and run.name in firsts]
     options.output.mkdir(parents=True, exist_ok=True)
     picture(runs, options.output / "report.png")
     text = table(runs) + "\n" + "\n".join(f"- {note}" for note in remarks(runs, repetitions)) + "\n"

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surf_lightning import __version__
 from surf_lightning.checkpoint import load_separator_checkpoint, rebuild
+from surf_lightning.errors import UserError
 from surf_lightning.flow import euler, mixture_consistent, prior_from_noise, sample_prior
 from surf_lightning.losses import most_energetic
 from surf_lightning.networks.noise import ConstantNoise, PriorNoise
@@ -85,10 +87,15 @@ def load_separator(
     rate), ``trust=True`` allows classes from outside this package to be imported.
 
     Raises:
-        UserError: there is no such file, or it is no checkpoint of this package.
+        UserError: there is no such file, or it is no checkpoint of this package, or of a version that does not fit.
     """
     record, state = load_separator_checkpoint(checkpoint)
-    separator: Any = rebuild(record["separator"], trust)
-    separator.load_state_dict(state)
+    try:
+        separator: Any = rebuild(record["separator"], trust)
+        separator.load_state_dict(state)
+    except (TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{checkpoint}, of version {record['version']}, does not fit this version, {__version__}: {error}"
+        ) from error
     separator.signal = record["signal"]
     return separator.to(device).eval()

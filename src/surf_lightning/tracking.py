@@ -53,13 +53,14 @@ class MetricsCSV(CSVLogger):
 
 def wandb_login_known() -> bool:
     """Whether W&B would find an account without asking for one."""
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        account = netrc.netrc(os.path.expanduser(os.environ.get("NETRC") or "~/.netrc")).authenticators(host)
     except (OSError, netrc.NetrcParseError):
         return False
+    return account is not None and bool(account[2])  # an entry without a key is no login
 
 
 def complete_loggers(trainer: Namespace, folder: Path) -> None:
@@ -73,8 +74,8 @@ def complete_loggers(trainer: Namespace, folder: Path) -> None:
     for logger in trainer.logger:
         if logger.class_path.endswith(".WandbLogger"):
             _complete_wandb(logger.init_args, folder)
-        elif logger.init_args.get("save_dir", ".") in (None, "."):
-            logger.init_args.save_dir = str(folder)
+        elif "save_dir" in (given := logger.get("init_args") or {}) and given["save_dir"] in (None, "."):
+            given["save_dir"] = str(folder)
     csv_path = f"{MetricsCSV.__module__}.{MetricsCSV.__qualname__}"
     if not any(logger.class_path == csv_path for logger in trainer.logger):
         arguments = Namespace(save_dir=str(folder), flush_logs_every_n_steps=100)

@@ -22,7 +22,9 @@ class BetaSchedule(L.Callback):
 
     def beta(self, step: int) -> float:
         """beta at optimizer step ``step``, counted from 0."""
-        progress = min(max(step - self.frozen_steps, 0) / self.steps, 1.0)
+        progress = max(step - self.frozen_steps, 0) / self.steps
+        if progress >= 1:
+            return self.end  # to the bit: the anchor's part ends where t < beta does
         return self.start + (self.end - self.start) * progress
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:

@@ -87,7 +87,14 @@ class SeparationData(L.LightningDataModule):
 
     @abstractmethod
     def metrics(self) -> Metric:
-        """A fresh metric with ``update(estimates, sources, mixtures)`` whose ``compute`` gives a dict of scalars."""
+        """A fresh metric with ``update(estimates, sources, mixtures)`` whose ``compute`` gives a dict of scalars.
+
+        It is computed during fit: its value named by ``monitor`` picks the best checkpoint.
+        """
+
+    def test_metrics(self) -> Metric:
+        """As ``metrics``, for the final evaluation: what is too slow to be computed during fit is welcome."""
+        return self.metrics()
 
     @abstractmethod
     def signal(self) -> dict[str, Any]:

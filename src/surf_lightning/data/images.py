@@ -49,6 +49,8 @@ class ImageMixtures(SeparationData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if min(num_validation, num_test) < 1 or not 0 <= single_source_share <= 1:
+            raise ValueError("num_validation and num_test must be at least 1, single_source_share must lie in [0, 1]")
         self.num_sources, self.single_source_share = num_sources, single_source_share
         self.num_validation, self.num_test = num_validation, num_test
 
@@ -66,10 +68,15 @@ class ImageMixtures(SeparationData):
         )
 
     def validation_batches(self) -> Batches:
-        return FixedMixtures(self.splits.validation, self.num_sources, self.num_validation, self.batch_size)
+        return self._fixed(self.splits.validation, self.num_validation)
 
     def test_batches(self) -> Batches:
-        return FixedMixtures(self.splits.test, self.num_sources, self.num_test, self.batch_size)
+        return self._fixed(self.splits.test, self.num_test)
+
+    def _fixed(self, images: Tensor, count: int) -> Batches:
+        # A batch for each rank at least: one without any would leave the others waiting for it.
+        share = max(1, count // self._ranks().world_size)
+        return FixedMixtures(images, self.num_sources, count, min(self.batch_size, share))
 
     def metrics(self) -> Metric:
         return ImageMetrics()

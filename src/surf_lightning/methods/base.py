@@ -66,7 +66,8 @@ class SeparationModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         data = self._data()
         self.signal = data.signal()
-        self.val_metrics, self.test_metrics = data.metrics(), data.metrics()
+        self.val_metrics = data.metrics()
+        self.test_metrics = data.test_metrics() if stage == "test" else None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is the one thing that draws from the global generators.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from surf_lightning.losses import mean_square, regrouped
@@ -43,5 +44,7 @@ class SelfRemixingLoss(RemixingLoss):
     label = "Self-Remixing"
 
     def __call__(self, residual: Tensor, pit_order: Tensor, remix_order: Tensor, ranks: Ranks) -> Tensor:
+        if len(remix_order) == residual.shape[1]:
+            rank_zero_warn("Self-Remixing of one mixture has a loss of 0: use a batch_size of at least 2")
         original = regrouped(ranks.gather(residual), ranks.gather(pit_order), remix_order)
         return self.reduction(ranks.local(original))

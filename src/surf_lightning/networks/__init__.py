@@ -2,12 +2,14 @@
 
 from surf_lightning.networks.heads import Head, SourceHead, VelocityHead
 from surf_lightning.networks.ncsnpp import ConcatenatedNCSNpp, LogSigma, PlainTime, RegressionNCSNpp, SharedNCSNpp
-from surf_lightning.networks.noise import ConstantNoise, PriorNoise
+from surf_lightning.networks.noise import ConstantNoise, EnvelopeNoise, GlobalRMSNoise, PriorNoise
 from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork, recorded
 
 __all__ = [
     "ConcatenatedNCSNpp",
     "ConstantNoise",
+    "EnvelopeNoise",
+    "GlobalRMSNoise",
     "Head",
     "LogSigma",
     "PlainTime",

@@ -1,10 +1,16 @@
-"""The standard deviation of the prior's noise, as a function of the mixture. Axes: B batch, *S the signal."""
+"""The standard deviation of the prior's noise, as a function of the mixture. Axes: B batch, *S the signal, T samples."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from surf_lightning.flow import rows_like
 from surf_lightning.networks.protocols import recorded
+
+ENVELOPE_SECONDS = (
+    1024 / 44100
+)  # between the first and the last of the 1025 taps of Scheibler et al. (2025) at 44.1 kHz
 
 
 class PriorNoise(nn.Module):
@@ -25,3 +31,44 @@ class ConstantNoise(PriorNoise):
 
     def forward(self, mixtures: Tensor, num_sources: int) -> float:
         return self.scale
+
+
+@recorded
+class GlobalRMSNoise(PriorNoise):
+    """One deviation an example: ``scale`` times the RMS of its m/K, so that noise and mean of the prior are alike loud."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, mixtures: Tensor, num_sources: int) -> Tensor:
+        rms = mixtures.float().flatten(1).square().mean(1).sqrt()
+        return rows_like(self.scale / num_sources * rms, mixtures.unsqueeze(1))
+
+
+@recorded
+class EnvelopeNoise(PriorNoise):
+    """A deviation that follows the loudness of m/K in time: the square root of its power, smoothed (SURF's Sigma_Z).
+
+    The window is a Hamming window of unit sum, 23 ms long. For signals ``[B,T]``.
+
+    Args:
+        sample_rate: in Hz.
+        scale: what the deviation is multiplied by.
+    """
+
+    window: Tensor
+
+    def __init__(self, sample_rate: int = 16000, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        taps = 2 * round(ENVELOPE_SECONDS * sample_rate / 2) + 1
+        window = torch.hamming_window(taps, periodic=False, dtype=torch.float64)
+        self.register_buffer("window", (window / window.sum()).float(), persistent=False)
+
+    def forward(self, mixtures: Tensor, num_sources: int) -> Tensor:
+        with torch.autocast(mixtures.device.type, enabled=False):
+            power = mixtures.float().square().unsqueeze(1)
+            envelope = nn.functional.conv1d(power, self.window.view(1, 1, -1), padding=len(self.window) // 2)
+        # Convolutions by FFT can give less than zero.
+        return self.scale / num_sources * envelope.clamp_min(0).sqrt()

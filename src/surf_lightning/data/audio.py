@@ -1,0 +1,161 @@
+"""What the DataModules of audio share. Axes: B batch, K sources, M estimates, T samples."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops, WholeExamples, usable_examples
+from surf_lightning.data.base import Batches, SeparationData
+from surf_lightning.errors import UserError
+from surf_lightning.metrics.audio import SISDR, SISDRi, align_by_si_sdr
+from surf_lightning.metrics.speech import speech_metrics
+from surf_lightning.remixing import Ranks
+
+Part = Literal["train", "validation", "test"]
+
+
+class AudioMetrics(Metric):
+    """Several metrics by one ``update(estimates, sources, mixtures)``; each takes of the three what it needs.
+
+    Args:
+        columns: metrics whose updates name their arguments estimates, references, mixtures.
+        num_scored: only the first so many sources are scored, by the estimates that serve them when all sources are
+            served; by default all.
+    """
+
+    full_state_update = False
+
+    def __init__(self, columns: MetricCollection, num_scored: int | None = None) -> None:
+        super().__init__()
+        self.columns, self.num_scored = columns, num_scored
+
+    def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
+        """Count ``estimates [B,M,T]``, in any order, against ``sources [B,K,T]`` and ``mixtures [B,T]``."""
+        if self.num_scored is not None:
+            estimates = align_by_si_sdr(estimates, sources)[:, : self.num_scored]
+            sources = sources[:, : self.num_scored]
+        self.columns.update(estimates=estimates, references=sources, mixtures=mixtures)
+
+    def compute(self) -> dict[str, Tensor]:
+        return self.columns.compute()
+
+    def reset(self) -> None:
+        super().reset()
+        self.columns.reset()
+
+
+def si_sdr_columns() -> MetricCollection:
+    """``si_sdr`` and ``si_sdri``: cheap enough to be looked at during fit."""
+    return MetricCollection({"si_sdr": SISDR(), "si_sdri": SISDRi()}, compute_groups=False)
+
+
+def speech_columns(sample_rate: int) -> MetricCollection:
+    """``speech_metrics`` under the names ``si_sdr``, ``si_sdri``, ``estoi``, ``pesq`` and ``dnsmos``."""
+    metrics: dict[str, Metric | MetricCollection] = dict(speech_metrics(sample_rate).items())
+    return MetricCollection(
+        {name.lower().replace("-", "_"): metric for name, metric in metrics.items()}, compute_groups=False
+    )
+
+
+def find_folder(root: str, places: Sequence[str], contents: str, what: str) -> Path:
+    """The first of ``root`` and ``places`` in it that holds ``contents``; raises UserError, which says what to do."""
+    folders = [Path(root).expanduser(), *(Path(root).expanduser() / place for place in places)]
+    for folder in folders:
+        if (folder / contents).exists():
+            return folder
+    looked_for = ", ".join(str(folder / contents) for folder in folders)
+    raise UserError(
+        f"{what} is not in {root}: there is no {looked_for}. Put it there, or name the folder that holds it, e.g. "
+        "--data.root FOLDER"
+    )
+
+
+class AudioMixtures(SeparationData):
+    """Mono crops of recordings, random to train on and fixed to validate on; tests take whole recordings, one by one.
+
+    Args:
+        crop_seconds: length of a crop; shorter recordings are padded with zeros.
+        sample_rate: in Hz, that all recordings are brought to.
+        num_validation: held-out crops looked at after each epoch, at most as many as there are.
+        max_bad_share: files that cannot be used are reported and skipped; more than this share of a set is an error.
+        batch_size: mixtures in a training batch of one process.
+        num_workers: processes that read and resample; 0 does it in the training process.
+
+    The other arguments are those of ``SeparationData``.
+    """
+
+    monitor = "val/si_sdri"
+    monitor_mode = "max"
+    num_sources: int
+    """Rows of ``sources`` where there is truth, those beyond a mixture's own being 0."""
+
+    def __init__(
+        self,
+        crop_seconds: float = 10.0,
+        sample_rate: int = 16000,
+        num_validation: int = 256,
+        max_bad_share: float = 0.2,
+        batch_size: int = 4,
+        num_workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, **options)
+        self.crop, self.sample_rate = round(crop_seconds * sample_rate), sample_rate
+        self.num_validation, self.max_bad_share = num_validation, max_bad_share
+        if self.crop < 1 or num_validation < 1:
+            raise ValueError("crop_seconds and num_validation must be positive")
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"max_bad_share is a share, between 0 and 1, not {max_bad_share}")
+        self._loaded: dict[Part, Examples] = {}
+
+    @abstractmethod
+    def load(self, part: Part) -> Examples:
+        """Find and index a part of the set; raises UserError where it is not there or mostly unusable."""
+
+    def examples(self, part: Part) -> Examples:
+        """A part of the set, indexed once."""
+        if part not in self._loaded:
+            self._loaded[part] = self.load(part)
+        return self._loaded[part]
+
+    def prepare_data(self) -> None:
+        """Index on one process what this stage needs. The others, which wait without limit, then find the cache."""
+        if self.trainer is None or self.trainer.state.fn is None:
+            return
+        stage = self.trainer.state.fn.value
+        if stage == "fit":
+            self.training_batches(self._ranks())
+        if stage in ("fit", "validate"):
+            self.validation_batches()
+        else:
+            self.test_batches()
+
+    def training_batches(self, ranks: Ranks) -> Batches:
+        return RandomCrops(self.examples("train"), self.crop, self.batch_size, self.seed, ranks)
+
+    def validation_batches(self) -> Batches:
+        examples = self.examples("validation")
+        # All batches are full, for MixIT cannot use one of a single mixture, and every rank has one.
+        num_batches = min(self.num_validation, len(examples)) // self.batch_size
+        return FixedCrops(examples, self.crop, self.batch_size, max(num_batches, self._ranks().world_size))
+
+    def test_batches(self) -> Batches:
+        return WholeExamples(self.examples("test"))
+
+    def metrics(self) -> Metric:
+        return AudioMetrics(si_sdr_columns())
+
+    def test_metrics(self) -> Metric:
+        return AudioMetrics(speech_columns(self.sample_rate))
+
+    def signal(self) -> dict[str, Any]:
+        return {"kind": "audio", "sample_rate": self.sample_rate}
+
+    def _usable(self, root: Path, rows: Sequence[Sequence[str]], num_sources: int = 0, **checks: Any) -> Examples:
+        return usable_examples(root, rows, num_sources, self.sample_rate, self.max_bad_share, **checks)

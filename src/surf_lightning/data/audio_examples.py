@@ -1,0 +1,231 @@
+"""Mixtures on disk, and crops of them drawn for ever. Axes: N examples, B batch, K sources, T samples."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from surf_lightning.data.audio_files import BadAudio, read_crop, resampler
+from surf_lightning.data.audio_index import SILENT, Examined, index_audio, listed
+from surf_lightning.errors import UserError
+from surf_lightning.metrics.audio import is_active
+from surf_lightning.remixing import Ranks, mix_seed
+
+MAX_DRAWS = 100  # for one crop: beyond it something is wrong with the set
+NOTHING = b""  # in place of the name of a source: there is none, or it is silent
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The usable mixtures of a set, each with its sources where they are known.
+
+    Names are kept in arrays, for lists of millions of strings are copied into every worker.
+    """
+
+    root: Path
+    files: np.ndarray
+    """``[N,1+K]``: the path of the mixture, relative to ``root``, and those of its sources."""
+    lengths: np.ndarray
+    """``[N]`` samples at ``sample_rate``."""
+    sample_rate: int
+    spare: int
+    """How many more may turn out unusable before too many are."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, example: int, part: int = 0) -> str:
+        """The file of its mixture, or that of its source ``part - 1``."""
+        return os.path.join(self.root, os.fsdecode(self.files[example, part]))
+
+    def select(self, which: np.ndarray) -> Examples:
+        """Those of a mask ``[N]`` or in a list of numbers."""
+        return replace(self, files=self.files[which], lengths=self.lengths[which])
+
+    def read(self, example: int, start: int = 0, count: int | None = None) -> Tensor:
+        """Mixture and sources ``[1+K,T]``: T samples from ``start`` on, by default all; beyond the end they are 0.
+
+        Raises:
+            BadAudio: a file cannot be read; names it.
+        """
+        left = int(self.lengths[example]) - start
+        count = left if count is None else count
+        signals = torch.zeros(self.files.shape[1], count)
+        for part, name in enumerate(self.files[example]):
+            if name == NOTHING:
+                continue
+            path = self.path(example, part)
+            try:
+                signal = read_crop(path, start, count, self.sample_rate)
+                if len(signal) < min(left, count):
+                    raise BadAudio("it ends sooner than it did when it was indexed")
+            except BadAudio as error:
+                raise BadAudio(f"{path}: {error}") from error
+            signals[part, : len(signal)] = signal
+        return signals
+
+
+def usable_examples(
+    root: Path,
+    rows: Sequence[Sequence[str]],
+    num_sources: int,
+    sample_rate: int,
+    max_bad_share: float,
+    fault_of_name: Callable[[str], str] = lambda path: "",
+) -> Examples:
+    """Index the files of ``rows`` (a mixture, then any sources; relative to ``root``), report and drop the bad ones.
+
+    A source may be silent, a mixture not. With ``num_sources`` 0 the rows are mixtures alone. ``fault_of_name`` gives
+    the reason why a mixture must not be called so, or "".
+
+    Raises:
+        UserError: of the examples more than the share ``max_bad_share`` are bad (one alone is never too many), or all.
+    """
+    paths = list(dict.fromkeys(path for row in rows for path in row))
+    index = dict(zip(paths, index_audio(root, paths).files, strict=True))
+    reasons: dict[str, str] = {}
+    good = []
+    for row in rows:
+        faults = _faults(row, index, fault_of_name(row[0]))
+        if not faults:
+            good.append(row)
+        reasons |= faults
+
+    num_bad = len(rows) - len(good)
+    allowed = max(1, int(max_bad_share * len(rows)))
+    if reasons:
+        skipped = f"{len(reasons)} files of {root} are bad, {num_bad} of {len(rows)} examples are skipped for them"
+        if not good or num_bad > allowed:
+            limit = f"more than the share data.max_bad_share = {max_bad_share} allows"
+            raise UserError(f"{skipped}, {limit}:\n{listed(root, reasons)}")
+        rank_zero_warn(f"{skipped}:\n{listed(root, reasons)}")
+
+    files = [[row[0], *(source for source in row[1:] if index[source].reason != SILENT)] for row in good]
+    names = np.array([[os.fsencode(name) for name in row] + [NOTHING] * (1 + num_sources - len(row)) for row in files])
+    mixtures = (index[row[0]] for row in good)
+    lengths = np.array([resampler(mixture.rate, sample_rate).length(mixture.frames) for mixture in mixtures])
+    return Examples(root, names, lengths, sample_rate, allowed - num_bad)
+
+
+def _faults(row: Sequence[str], index: dict[str, Examined], name_fault: str) -> dict[str, str]:
+    """Why an example cannot be used, by file."""
+    mixture, *sources = row
+    faults = {path: index[path].reason for path in row if index[path].reason}
+    faults = {path: reason for path, reason in faults.items() if path == mixture or reason != SILENT}
+    if faults:
+        return faults
+    size = index[mixture][2:4]
+    if name_fault:
+        return {mixture: name_fault}
+    unlike = [source for source in sources if not index[source].reason and index[source][2:4] != size]
+    return {source: f"{index[source][2:4]} (frames, Hz) against {size} of its mixture" for source in unlike}
+
+
+def as_batch(signals: Tensor) -> dict[str, Tensor]:
+    """``[B,1+K,T]`` as ``mixtures [B,T]`` and, where K > 0, ``sources [B,K,T]``."""
+    batch = {"mixtures": signals[:, 0].contiguous()}
+    return batch | {"sources": signals[:, 1:].contiguous()} if signals.shape[1] > 1 else batch
+
+
+class RandomCrops(Dataset[dict[str, Tensor]]):
+    """Item i is training batch i: this rank's rows of random crops of ``crop`` samples, ``mixtures [B,T]``.
+
+    Crop number p of the run is a function of (seed, p). Every round through the set visits, in a new order, each
+    example as often as it is crops long, and at least once, so that all seconds of audio count alike; each visit
+    starts anywhere in it. A crop of a mixture that is silent or cannot be read is replaced by another, drawn by the
+    same seed; a file is reported the first time it fails.
+    """
+
+    def __init__(
+        self, examples: Examples, crop: int, batch_size: int, seed: int = 0, ranks: Ranks | None = None
+    ) -> None:
+        self.examples, self.crop, self.batch_size = examples, crop, batch_size
+        self.seed, self.ranks = seed, ranks or Ranks()
+        visits = np.rint(examples.lengths / crop).astype(np.int64).clip(1)
+        self.visits = np.repeat(np.arange(len(examples)), visits)
+        self.failed = torch.zeros(len(examples), dtype=torch.bool).share_memory_()  # known to all workers
+        self._round, self._order = -1, torch.empty(0)
+
+    def __getitem__(self, batch: int) -> dict[str, Tensor]:
+        first = (batch * self.ranks.world_size + self.ranks.rank) * self.batch_size
+        return as_batch(torch.stack([self.draw(first + row) for row in range(self.batch_size)]))
+
+    def draw(self, position: int) -> Tensor:
+        """Crop number ``position``, ``[1+K,T]``.
+
+        Raises:
+            UserError: too many files cannot be read, or many crops in a row are silent.
+        """
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, position))
+        example = self._visited(position)
+        for _ in range(MAX_DRAWS):
+            starts = max(int(self.examples.lengths[example]) - self.crop, 0) + 1
+            start = int(torch.randint(starts, (), generator=generator))
+            try:
+                signals = self.examples.read(example, start, self.crop)
+                if is_active(signals[0]):
+                    return signals
+            except BadAudio as error:
+                self._report(example, error)
+            example = int(self.visits[int(torch.randint(len(self.visits), (), generator=generator))])
+        raise UserError(f"{MAX_DRAWS} random crops in a row of {self.examples.root} are silent or cannot be read")
+
+    def _visited(self, position: int) -> int:
+        number, place = divmod(position, len(self.visits))
+        if number != self._round:
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, number, 1))
+            self._round, self._order = number, torch.randperm(len(self.visits), generator=generator)
+        return int(self.visits[int(self._order[place])])
+
+    def _report(self, example: int, error: BadAudio) -> None:
+        if not self.failed[example]:
+            self.failed[example] = True
+            warnings.warn(f"{error}. Other crops take the place of its own.", stacklevel=2)
+        if int(self.failed.sum()) > self.examples.spare:
+            raise UserError(
+                f"{int(self.failed.sum())} files of {self.examples.root} that were good when they were indexed cannot "
+                f"be read any more, which is more than data.max_bad_share allows. The last: {error}"
+            )
+
+
+class FixedCrops(RandomCrops):
+    """The first ``num_batches`` batches of random crops by a fixed seed, for every run and number of ranks the same."""
+
+    def __init__(self, examples: Examples, crop: int, batch_size: int, num_batches: int) -> None:
+        super().__init__(examples, crop, batch_size)
+        self.num_batches = num_batches
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, batch: int) -> dict[str, Tensor]:
+        if batch >= len(self):
+            raise IndexError(batch)
+        return super().__getitem__(batch)
+
+
+class WholeExamples(Dataset[dict[str, Tensor]]):
+    """Item j is example j from beginning to end: ``mixtures [1,T]``, ``sources [1,K,T]``."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, example: int) -> dict[str, Tensor]:
+        if example >= len(self):
+            raise IndexError(example)
+        try:
+            return as_batch(self.examples.read(example).unsqueeze(0))
+        except BadAudio as error:
+            raise UserError(f"an evaluation leaves no example out, but {error}") from error

@@ -1,0 +1,116 @@
+"""Parts of audio files as mono signals of one sample rate, without decoding the rest. Axes: T samples."""
+
+from __future__ import annotations
+
+import functools
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.transforms import Resample
+
+EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+
+SINC_ZEROS = 32  # zero crossings of the resampling filter: flat up to 0.94 of the band, aliases of its edge at -44 dB
+MAX_PHASES = 1000  # of the resampling filter: 16 kHz from 44.1 kHz takes 160, from 44,101 Hz it would take 16,000
+UNRECOGNISED_FORMAT = 1  # libsndfile's error code
+
+
+class BadAudio(Exception):
+    """A file, or the part of it that was asked for, is no usable audio; the message is the reason."""
+
+
+def open_audio(path: str | Path) -> soundfile.SoundFile:
+    """Open a file of any format that libsndfile reads; raises BadAudio.
+
+    Read one part of it and close it: libsndfile's second seek in an Ogg file can be off by a block.
+    """
+    name = os.fsencode(path)  # a file name need not be valid UTF-8
+    try:
+        return soundfile.SoundFile(name)
+    except soundfile.LibsndfileError as error:
+        raise BadAudio(_why_not_opened(name, error)) from error
+
+
+def _why_not_opened(name: bytes, error: soundfile.LibsndfileError) -> str:
+    try:
+        with open(name, "rb") as file:
+            if not file.read(1):
+                return "empty file"
+    except FileNotFoundError:
+        return "missing"
+    except OSError as system:
+        return f"unreadable ({system.strerror})"
+    if error.code == UNRECOGNISED_FORMAT:
+        return "wrongly named: it holds no audio that can be read"
+    return f"unreadable ({error.error_string})"
+
+
+def read_frames(file: soundfile.SoundFile, start: int, count: int) -> Tensor:
+    """``[T]``, T <= ``count``: the mean of the channels from frame ``start`` on, integer formats scaled to ±1.
+
+    Raises:
+        BadAudio: they cannot be decoded, or hold NaN or infinity.
+    """
+    try:
+        file.seek(start)
+        signal = torch.from_numpy(file.read(count, dtype="float32", always_2d=True)).mean(1)
+    except soundfile.LibsndfileError as error:
+        raise BadAudio(f"damaged or truncated ({error.error_string})") from error
+    if not signal.isfinite().all():
+        raise BadAudio("holds NaN or infinity")
+    return signal
+
+
+class Resampler:
+    """From ``rate`` to ``sample_rate`` by a windowed sinc, a signal as a whole or the parts that a stretch of it needs.
+
+    A ratio of the rates that would take a filter of very many phases is replaced by one within a millionth of it.
+    """
+
+    def __init__(self, rate: int, sample_rate: int) -> None:
+        ratio = Fraction(rate, sample_rate).limit_denominator(MAX_PHASES)
+        self.old, self.new = ratio.numerator, ratio.denominator
+        self.filter = Resample(self.old, self.new, lowpass_filter_width=SINC_ZEROS)
+        reach = 0 if self.old == self.new else self.filter.width
+        self.margin = -(-reach // self.old) + 1  # periods of the filter, of `old` samples each
+
+    def length(self, frames: int) -> int:
+        """Samples that ``frames`` become."""
+        return -(-frames * self.new // self.old)
+
+    def __call__(self, signal: Tensor) -> Tensor:
+        """``[T]`` at the old rate -> ``[length(T)]`` at the new."""
+        return self.filter(signal)
+
+    def part(self, file: soundfile.SoundFile, start: int, count: int) -> Tensor:
+        """Samples ``[start, start + count)`` of the resampled file, as far as it goes, from the frames they need."""
+        period = max(start // self.new - self.margin, 0)
+        first = period * self.old
+        last = min((-(-(start + count) // self.new) + self.margin) * self.old, file.frames)
+        if first >= last:
+            return torch.empty(0)
+        begin = start - period * self.new
+        return self(read_frames(file, first, last - first))[begin : begin + count]
+
+
+@functools.lru_cache(64)
+def resampler(rate: int, sample_rate: int) -> Resampler:
+    """The resampler of a pair of rates in Hz, made once."""
+    return Resampler(rate, sample_rate)
+
+
+def read_crop(path: str | Path, start: int, count: int, sample_rate: int) -> Tensor:
+    """``[T]``: samples ``[start, start + count)`` of a file mixed down to mono at ``sample_rate``, as far as it goes.
+
+    They are those that resampling the whole file would give, but only the stretch they come from is decoded, where the
+    format can be entered in the middle (wav, flac, ogg; mp3 after a scan of its headers).
+
+    Raises:
+        BadAudio: the file cannot be read there, or holds NaN there.
+    """
+    with open_audio(path) as file:
+        return resampler(file.samplerate, sample_rate).part(file, start, count)

@@ -1,0 +1,139 @@
+"""AudioSet: ten-second clips of any sound, without any truth."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+from torchmetrics import Metric
+
+from surf_lightning.data.audio import AudioMixtures, Part
+from surf_lightning.data.audio_examples import Examples
+from surf_lightning.data.base import Batches
+from surf_lightning.data.folder import Folder
+from surf_lightning.data.fuss import FUSS
+from surf_lightning.data.librispeech_fuss import LibriSpeechFUSS
+from surf_lightning.errors import UserError
+
+CLIP = re.compile(r"Y?([A-Za-z0-9_-]{11})(_\d+(\.\d+)?){0,2}")  # <YTID>, Y<YTID>, <YTID>_<start>, <YTID>_<start>_<end>
+
+
+def youtube_id(path: str) -> str | None:
+    """Of which video a file is a clip, by its name; None where that is no name of a clip."""
+    match = CLIP.fullmatch(Path(path).stem)
+    return match[1] if match else None
+
+
+def _fault_of_name(path: str) -> str:
+    return "" if youtube_id(path) else "wrongly named: neither <YTID> nor <YTID>_<start>_<end>"
+
+
+def listed_ids(segments: Path) -> set[str]:
+    """The videos of a segments CSV: lines of ``YTID, start, end, "labels"``, comments by #. Raises UserError."""
+    try:
+        lines = segments.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read the segments {segments}: {error.strerror}") from error
+    return {line.split(",")[0].strip() for line in lines if line.strip() and not line.startswith("#")}
+
+
+class AudioSet(Folder):
+    """Clips anywhere under ``root``, named <YTID>, Y<YTID>, <YTID>_<start> or <YTID>_<start>_<end>.
+
+    Files of other names are reported and skipped: use ``Folder`` for those. Tests are those of Table 3, as far as
+    their sets are given: FUSS and LibriSpeech + FUSS.
+
+    Args:
+        root: the folder of the clips.
+        segments: a segments CSV: only clips of the videos it lists are used. By default the ``*_train_segments.csv``
+            in ``root``, and all clips where there is none.
+        fuss_root: as ``root`` of ``FUSS``.
+        librispeech_root: as in ``LibriSpeechFUSS``; needs ``fuss_root`` as well.
+        options: the arguments of ``Folder``.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/AudioSet",
+        segments: str | None = None,
+        fuss_root: str | None = None,
+        librispeech_root: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(root=root, **options)
+        if librispeech_root and not fuss_root:
+            raise ValueError("librispeech_root needs fuss_root: the speech is mixed with FUSS's backgrounds")
+        self.segments, self.fuss_root, self.librispeech_root = segments, fuss_root, librispeech_root
+
+    @cached_property
+    def recordings(self) -> Examples:
+        clips = self.found()
+        root = Path(self.root).expanduser()
+        segments = [Path(self.segments)] if self.segments else sorted(root.glob("*_train_segments.csv"))
+        if segments:
+            listed = set().union(*(listed_ids(path) for path in segments))
+            clips = [clip for clip in clips if (name := youtube_id(clip)) is None or name in listed]
+            here = len({youtube_id(clip) for clip in clips} - {None})
+            lists = ", ".join(map(os.fspath, segments))
+            if not here:
+                raise UserError(f"none of the {len(listed)} videos of {lists} has a clip in {root}")
+            rank_zero_info(f"{here} of the {len(listed)} videos of {lists} have a clip in {root}.")
+        return self._usable(root, [[clip] for clip in clips], fault_of_name=_fault_of_name)
+
+    @cached_property
+    def tests(self) -> list[AudioMixtures]:
+        """The sets of Table 3 that are given."""
+        options: dict[str, Any] = {"sample_rate": self.sample_rate, "max_bad_share": self.max_bad_share}
+        tests: list[AudioMixtures] = []
+        if self.fuss_root:
+            tests.append(FUSS(self.fuss_root, **options))
+            if self.librispeech_root:
+                tests.append(LibriSpeechFUSS(self.librispeech_root, self.fuss_root, **options))
+        return tests
+
+    def load(self, part: Part) -> Examples:
+        if part == "test":
+            raise UserError(
+                "AudioSet has no true sources to test against: name the sets of Table 3, --data.fuss_root FOLDER and "
+                "--data.librispeech_root FOLDER"
+            )
+        return super().load(part)
+
+    def test_batches(self) -> Batches:
+        return ConcatDataset([test.test_batches() for test in self.tests]) if self.tests else super().test_batches()
+
+    def test_metrics(self) -> Metric:
+        return MetricsByNumberOfSources(self.tests) if self.tests else self.metrics()
+
+
+class MetricsByNumberOfSources(Metric):
+    """The metrics of several sets whose batches are told apart by how many rows their sources have."""
+
+    full_state_update = False
+
+    def __init__(self, sets: list[AudioMixtures]) -> None:
+        super().__init__()
+        self.numbers = [each.num_sources for each in sets]
+        for number, each in zip(self.numbers, sets, strict=True):
+            self.add_module(f"of_{number}", each.test_metrics())
+
+    def _of(self, number: int) -> Any:
+        return self.get_submodule(f"of_{number}")
+
+    def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
+        """Count ``estimates [B,M,T]`` against ``sources [B,K,T]`` by the metrics of the set of K rows."""
+        self._of(sources.shape[1]).update(estimates, sources, mixtures)
+
+    def compute(self) -> dict[str, Tensor]:
+        return {name: value for number in self.numbers for name, value in self._of(number).compute().items()}
+
+    def reset(self) -> None:
+        super().reset()
+        for number in self.numbers:
+            self._of(number).reset()

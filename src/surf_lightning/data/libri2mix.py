@@ -1,0 +1,71 @@
+"""Libri2Mix as LibriMix writes it: wav16k/min/{train-360,dev,test}/{mix_clean,s1,s2}/ID.wav and metadata/*.csv."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from surf_lightning.data.audio import AudioMixtures, Part, find_folder
+from surf_lightning.data.audio_examples import Examples
+from surf_lightning.data.audio_index import audio_under
+from surf_lightning.errors import UserError
+
+COLUMNS = {"mix_clean": "mixture_path", "s1": "source_1_path", "s2": "source_2_path"}
+
+
+class Libri2Mix(AudioMixtures):
+    """Mixtures of two speakers, ``min`` version.
+
+    A split's metadata say what belongs to it where they are there, else its mix_clean folder does. The paths in them
+    are those of the machine that made the set: a file of that name in this set's own folder comes first.
+
+    Args:
+        root: the folder Libri2Mix.
+        train_split: train-360 or train-100.
+        with_sources: training batches hold the sources, cropped alike: for supervised methods.
+        options: the arguments of ``AudioMixtures``.
+    """
+
+    num_sources = 2
+
+    def __init__(
+        self, root: str = "data/Libri2Mix", train_split: str = "train-360", with_sources: bool = False, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.root, self.with_sources = root, with_sources
+        self.splits: dict[Part, str] = {"train": train_split, "validation": "dev", "test": "test"}
+
+    def load(self, part: Part) -> Examples:
+        split = self.splits[part]
+        version = f"wav{self.sample_rate // 1000}k/min"
+        places = (version, f"Libri2Mix/{version}")
+        base = find_folder(self.root, places, os.path.join(split, "mix_clean"), f"Libri2Mix's {split}")
+        kinds = list(COLUMNS) if part != "train" or self.with_sources else ["mix_clean"]
+        metadata = base / "metadata" / f"mixture_{split}_mix_clean.csv"
+        if metadata.is_file():
+            rows = _listed(metadata, base / split, kinds)
+        else:
+            names = audio_under(base / split / "mix_clean")
+            rows = [[os.path.join(kind, name) for kind in kinds] for name in names]
+        if not rows:
+            raise UserError(f"{metadata if metadata.is_file() else base / split / 'mix_clean'} lists no mixtures")
+        return self._usable(base / split, rows, len(kinds) - 1)
+
+
+def _listed(metadata: Path, folder: Path, kinds: list[str]) -> list[list[str]]:
+    here = {kind: set(os.listdir(folder / kind)) if (folder / kind).is_dir() else set() for kind in kinds}
+
+    def found(kind: str, path: str) -> str:
+        name = re.split(r"[\\/]", path)[-1]
+        own = os.path.join(kind, name)
+        return own if name in here[kind] or not os.path.isfile(path) else path
+
+    with metadata.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = {COLUMNS[kind] for kind in kinds} - set(reader.fieldnames or ())
+        if missing:
+            raise UserError(f"{metadata} has no column {', '.join(sorted(missing))}: it is not LibriMix's metadata")
+        return [[found(kind, row[COLUMNS[kind]] or "") for kind in kinds] for row in reader]

@@ -1,0 +1,119 @@
+"""Noisy speech to evaluate on: LibriSpeech in the backgrounds of FUSS (SURF paper, Section 5.2). Axes: T samples."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchmetrics import Metric
+
+from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder, speech_columns
+from surf_lightning.data.audio_examples import MAX_DRAWS, Examples, as_batch
+from surf_lightning.data.audio_files import BadAudio
+from surf_lightning.data.audio_index import audio_under
+from surf_lightning.data.base import Batches
+from surf_lightning.data.fuss import fuss_folder, fuss_rows
+from surf_lightning.errors import UserError
+from surf_lightning.metrics.audio import is_active
+from surf_lightning.remixing import mix_seed
+
+SPEECH = "test-clean"
+SNR = (-5.0, 15.0)  # dB
+PEAK = 0.99
+
+
+def at_snr(speech: Tensor, noise: Tensor, snr: float) -> Tensor:
+    """``[2,T]``: speech and noise ``[T]``, neither silent, so that their powers differ by ``snr`` dB; one common gain
+    brings the peak of the largest of them and their sum to 0.99."""
+    power = speech.square().mean() / noise.square().mean()
+    sources = torch.stack([speech, noise * (power / 10 ** (snr / 10)).sqrt()])
+    return sources * (PEAK / torch.cat([sources, sources.sum(0, keepdim=True)]).abs().max())
+
+
+class NoisySpeech(Dataset[dict[str, Tensor]]):
+    """Item j is an utterance in background j, at an SNR uniform in (-5, 15) dB, the same for every run.
+
+    ``mixtures [1,T]``, ``sources [1,2,T]``: speech, noise. T is that of the shorter of the two; of the longer one a
+    stretch is drawn uniformly. Utterances are dealt by a permutation, so that each is used about equally often.
+    """
+
+    def __init__(self, speech: Examples, backgrounds: Examples) -> None:
+        self.speech, self.backgrounds = speech, backgrounds
+        self.dealt = torch.randperm(len(speech), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.backgrounds)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        if item >= len(self):
+            raise IndexError(item)
+        generator = torch.Generator().manual_seed(mix_seed(0, item))
+        utterance = int(self.dealt[item % len(self.speech)])
+        snr = torch.empty(()).uniform_(*SNR, generator=generator).item()
+        count = int(min(self.speech.lengths[utterance], self.backgrounds.lengths[item]))
+        for _ in range(MAX_DRAWS):
+            pair = (
+                _stretch(self.speech, utterance, count, generator),
+                _stretch(self.backgrounds, item, count, generator),
+            )
+            if is_active(torch.stack(pair)).all():
+                sources = at_snr(*pair, snr)
+                return as_batch(torch.cat([sources.sum(0, keepdim=True), sources]).unsqueeze(0))
+        raise UserError(f"{self.speech.path(utterance)} or {self.backgrounds.path(item)} is nearly silent throughout")
+
+
+def _stretch(examples: Examples, example: int, count: int, generator: torch.Generator) -> Tensor:
+    starts = int(examples.lengths[example]) - count + 1
+    start = int(torch.randint(starts, (), generator=generator))
+    try:
+        return examples.read(example, start, count)[0]
+    except BadAudio as error:
+        raise UserError(f"an evaluation leaves no example out, but {error}") from error
+
+
+class LibriSpeechFUSS(AudioMixtures):
+    """LibriSpeech's test-clean in the backgrounds of FUSS's eval list. For tests alone; only the speech is scored.
+
+    Args:
+        librispeech_root: the folder LibriSpeech.
+        fuss_root: as ``root`` of ``FUSS``.
+        options: the arguments of ``AudioMixtures``.
+    """
+
+    num_sources = 2
+
+    def __init__(
+        self, librispeech_root: str = "data/LibriSpeech", fuss_root: str = "data/FUSS/ssdata", **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.librispeech_root, self.fuss_root = librispeech_root, fuss_root
+
+    def load(self, part: Part) -> Examples:
+        raise UserError("LibriSpeech + FUSS is for tests alone: train on another set, and use surf test with this one")
+
+    @cached_property
+    def noisy_speech(self) -> NoisySpeech:
+        """The whole set, indexed."""
+        base = find_folder(self.librispeech_root, ("LibriSpeech",), SPEECH, f"LibriSpeech's {SPEECH}")
+        utterances = [[path] for path in audio_under(base / SPEECH)]
+        if not utterances:
+            raise UserError(f"{base / SPEECH} holds no recordings")
+        folder = fuss_folder(self.fuss_root, "test")
+        backgrounds = [[source] for row in fuss_rows(folder, "test") for source in row if _is_background(source)]
+        if not backgrounds:
+            raise UserError(f"no source in the eval list of {folder} is named background*")
+        return NoisySpeech(self._usable(base / SPEECH, utterances), self._usable(folder, backgrounds))
+
+    def test_batches(self) -> Batches:
+        return self.noisy_speech
+
+    def test_metrics(self) -> Metric:
+        return AudioMetrics(speech_columns(self.sample_rate), num_scored=1)
+
+
+def _is_background(source: str) -> bool:
+    return Path(source).name.startswith("background")

@@ -1,0 +1,116 @@
+"""The teacher's weights against the recursion in closed form, once per optimizer step."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from surf_lightning.callbacks.ema_teacher import EMATeacher, ema_update
+
+
+class Toy(L.LightningModule):
+    """Student and teacher in float64; remembers the student after every optimizer step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Linear(3, 2).double()
+        self.separator = copy.deepcopy(self.student).requires_grad_(False)
+        self.history = [self.weights(self.student)]
+        self.teacher_seen: list[Tensor] = []
+
+    @staticmethod
+    def weights(module: nn.Module) -> Tensor:
+        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()]).clone()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.teacher_seen.append(self.weights(self.separator))
+        return self.student(batch).square().sum()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.history.append(self.weights(self.student))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.student.parameters(), lr=0.05)
+
+
+def loader(batches: int) -> DataLoader[Tensor]:
+    rows: Any = torch.randn(2 * batches, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return DataLoader(rows, batch_size=2)
+
+
+def fit(module: Toy, steps: int, accumulate: int = 3, **options: Any) -> L.Trainer:
+    trainer = L.Trainer(
+        max_steps=steps,
+        accumulate_grad_batches=accumulate,
+        callbacks=[EMATeacher(0.9)],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader(7), **options)
+    return trainer
+
+
+def closed_form(history: list[Tensor], decay: float) -> Tensor:
+    """alpha^n theta_0 + (1 - alpha) sum_i alpha^(n-i) theta_i."""
+    n = len(history) - 1
+    followed = sum(decay ** (n - i) * weights for i, weights in enumerate(history) if i)
+    return decay**n * history[0] + (1 - decay) * followed
+
+
+def test_the_teacher_follows_once_per_step_of_several_batches() -> None:
+    module = Toy()
+    fit(module, steps=8)  # epochs of 7 batches: steps of 3, 3 and 1
+    assert len(module.history) == 9
+    assert len(module.teacher_seen) == 7 + 7 + 6
+    torch.testing.assert_close(Toy.weights(module.separator), closed_form(module.history, 0.9), rtol=1e-13, atol=1e-15)
+    changes = [not torch.equal(*pair) for pair in zip(module.teacher_seen, module.teacher_seen[1:], strict=False)]
+    assert [index + 1 for index, change in enumerate(changes) if change] == [3, 6, 7, 10, 13, 14, 17]
+
+
+def test_a_second_fit_of_the_same_module_does_not_follow_before_its_first_step() -> None:
+    module = Toy()
+    fit(module, steps=2)
+    teacher = Toy.weights(module.separator)
+    seen = len(module.teacher_seen)
+    fit(module, steps=1)
+    assert all(torch.equal(weights, teacher) for weights in module.teacher_seen[seen : seen + 3])
+    torch.testing.assert_close(Toy.weights(module.separator), 0.9 * teacher + 0.1 * module.history[-1])
+
+
+def with_buffers(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    module = nn.BatchNorm1d(4)
+    module(torch.randn(5, 4))
+    for parameter in module.parameters():
+        parameter.data.normal_()
+    return module
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.25, 0.999, 1.0])
+def test_parameters_are_averaged_and_buffers_copied(decay: float) -> None:
+    teacher, student = with_buffers(0), with_buffers(1)
+    student(torch.randn(5, 4))
+    expected = [decay * old.double() + (1 - decay) * new.double() for old, new in zip(teacher.parameters(), student.parameters(), strict=True)]
+    ema_update(teacher, student, decay)
+    for found, wanted in zip(teacher.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-7)
+    for found, wanted in zip(teacher.buffers(), student.buffers(), strict=True):
+        assert torch.equal(found, wanted)
+        assert found is not wanted
+    assert teacher.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1])
+def test_a_decay_outside_the_unit_interval_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match="decay"):
+        EMATeacher(decay)

@@ -1,0 +1,224 @@
+"""What a checkpoint says, and what reading and writing one can and cannot do."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surf_lightning import run_folder
+from surf_lightning.checkpoint import (
+    KEY,
+    AtomicCheckpointIO,
+    describe,
+    load_separator_checkpoint,
+    read_checkpoint,
+    rebuild,
+)
+from surf_lightning.errors import UserError
+from surf_lightning.networks import ConstantNoise, LogSigma, SourceHead
+from surf_lightning.separator import FlowSeparator, RegressionSeparator
+from tests.tiny import regression, velocity
+
+OUTSIDE = """
+from pathlib import Path
+from torch import nn
+from surf_lightning.networks import recorded
+
+Path("imported").touch()
+
+@recorded
+class Mine(nn.Module):
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        self.size = size
+"""
+
+
+class Touch:
+    """Unpickling it creates a file."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("executed"),)
+
+
+def saved(content: Any, path: str = "some.ckpt") -> Path:
+    torch.save(content, path)
+    return Path(path)
+
+
+def valid() -> dict[str, Any]:
+    separator = RegressionSeparator(regression(), 2)
+    state = {f"separator.{name}": value for name, value in separator.state_dict().items()}
+    record = {"version": "0", "separator": describe(separator), "signal": {"kind": "image"}}
+    return {KEY: record, "state_dict": state | {"student.x": torch.zeros(1)}}
+
+
+# -- descriptions --
+
+
+def test_a_nested_separator_is_rebuilt_from_plain_values() -> None:
+    network = velocity(head=SourceHead(), time=LogSigma(0.1, 0.4), channels=8)
+    separator = FlowSeparator(network, num_steps=3, noise=ConstantNoise(0.5))
+    description = describe(separator)
+    twin = rebuild(json.loads(json.dumps(description)))
+    assert describe(twin) == description
+    twin.load_state_dict(separator.state_dict())
+    mixtures = torch.randn(2, 1, 8, 8)
+    found, expected = (s.separate(mixtures, torch.Generator().manual_seed(0)) for s in (twin, separator))
+    assert torch.equal(found, expected)
+    assert (twin.num_steps, twin.noise.scale, twin.network.time.log_max) == (3, 0.5, LogSigma(0.1, 0.4).log_max)
+
+
+def test_an_argument_that_is_no_plain_value_is_refused_when_written() -> None:
+    network = velocity()
+    network.init_args["head"] = torch.zeros(1)  # type: ignore[operator,index]
+    with pytest.raises(TypeError, match="plain value"):
+        describe(network)
+
+
+def test_a_class_from_outside_is_imported_only_when_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("an_outside_module.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(Path.cwd())
+    description = {"class_path": "an_outside_module.Mine", "init_args": {"size": 7}}
+    with pytest.raises(UserError, match=r"an_outside_module\.Mine, from outside surf_lightning: allow it by trust=True"):
+        rebuild(description)
+    nested = {"class_path": "surf_lightning.separator.FlowSeparator", "init_args": {"network": [description]}}
+    with pytest.raises(UserError, match="an_outside_module"):
+        rebuild(nested)
+    assert not Path("imported").exists()
+    mine = rebuild(description, trust=True)
+    assert mine.size == 7
+    assert describe(mine) == description
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("surf_lightning.run_folder._move_aside", {"folder": "runs"}),
+        ("surf_lightning.tracking._remember", {"path": Path("executed"), "run_id": "x"}),
+        ("surf_lightning.cli.main", {"args": ["report", "runs", "--output", "executed"]}),
+        ("surf_lightning.checkpoint.Path", {}),
+        ("surf_lightning.data.Digits", {}),
+    ],
+)
+def test_a_checkpoint_builds_networks_and_calls_nothing_else(path: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="no network"):
+        rebuild({"class_path": path, "init_args": arguments})
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("path", ["surf_lightning.networks.NoSuch", "surf_lightning.no_such.Network", "surf_lightning"])
+def test_a_class_that_does_not_exist_is_named(path: str) -> None:
+    with pytest.raises(UserError, match=path.rpartition(".")[2]):
+        rebuild({"class_path": path, "init_args": {}})
+
+
+# -- reading --
+
+
+def test_our_part_and_the_weights_of_the_separator_alone_are_read() -> None:
+    content = valid()
+    record, state = load_separator_checkpoint(saved(content))
+    assert record == content[KEY]
+    assert state.keys() == RegressionSeparator(regression(), 2).state_dict().keys()
+
+
+@pytest.mark.parametrize("unsafe", [None, False, True])
+def test_code_in_a_checkpoint_is_not_run(unsafe: bool | None) -> None:
+    path = saved(valid() | {"callbacks": Touch()})
+    with pytest.raises(UserError, match="damaged, or holds code"):
+        read_checkpoint(path)
+    with pytest.raises(UserError, match="damaged, or holds code"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=unsafe)
+    assert not Path("executed").exists()
+    torch.load(path, weights_only=False)
+    assert Path("executed").exists()  # it would have run
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
+def test_a_truncated_checkpoint_is_refused(kept: float) -> None:
+    path = saved(valid())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(UserError, match=r"some\.ckpt cannot be read as a checkpoint"):
+        read_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_arbitrary_bytes_never_end_in_another_error() -> None:
+    rng = random.Random(0)
+    base = Path(saved({"a": [1, 2.0, "x"]}, "zip.ckpt")).read_bytes()
+    torch.save({"a": [1, 2.0, "x"]}, "legacy.ckpt", _use_new_zipfile_serialization=False)
+    legacy = Path("legacy.ckpt").read_bytes()
+    path = Path("bad.ckpt")
+    for source in (base, legacy) * 100:
+        damaged = bytearray(source)
+        for _ in range(rng.choice([1, 3, 10])):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        with pytest.raises(UserError):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, [1], torch.zeros(3)])
+def test_another_programs_checkpoint_is_refused(content: Any) -> None:
+    with pytest.raises(UserError, match="was not written by surf_lightning"):
+        read_checkpoint(saved(content))
+
+
+@pytest.mark.parametrize("path", ["missing.ckpt", "."])
+def test_a_missing_checkpoint_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        read_checkpoint(path)
+
+
+# -- writing --
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    io, path = AtomicCheckpointIO(), Path("run/checkpoints/last.ckpt")
+    io.save_checkpoint({KEY: {}, "global_step": 1}, path)
+    complete = torch.save
+
+    def interrupted(content: Any, file: Any) -> None:
+        complete(content, file)
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", interrupted)
+        for target in (path, path.with_name("best.ckpt")):
+            with pytest.raises(OSError, match="no space"):
+                io.save_checkpoint({KEY: {}, "global_step": 2}, target)
+    assert io.load_checkpoint(path)["global_step"] == 1
+    assert run_folder.trained_checkpoint(Path("run"), None) == str(path)  # what is left of best is not taken for it
+    assert list(path.parent.glob("*.ckpt")) == [path]
+
+    io.save_checkpoint({KEY: {}, "global_step": 3}, path)
+    assert io.load_checkpoint(path)["global_step"] == 3
+    assert not path.with_name(".last.ckpt.partial").exists()
+
+
+def test_the_bytes_are_on_disk_before_the_name_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, int]] = []
+    sync, rename = os.fsync, os.replace
+
+    def fsync(file: int) -> None:
+        done.append(("sync", os.fstat(file).st_size))
+        sync(file)
+
+    def replace(source: Any, target: Any) -> None:
+        assert Path(source).parent == Path(target).parent  # of one file system, where renaming is atomic
+        done.append(("rename", os.stat(source).st_size))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    AtomicCheckpointIO().save_checkpoint({KEY: {}, "x": torch.zeros(100)}, "a.ckpt")
+    size = Path("a.ckpt").stat().st_size
+    assert done == [("sync", size), ("rename", size)]
