@@ -17,7 +17,7 @@ PACKAGE = "surf_lightning"
 ROOT = Path(surf_lightning.__file__).parent
 MAX_LINES = 330
 
-LEVEL_0 = {"permutation", "remixing", "flow", "losses"}
+LEVEL_0 = {"permutation", "remixing", "flow", "losses", "langevin"}
 LEVEL_1 = {"networks", "metrics", "data"}
 PLAIN = {"errors", ""}  # the exception, and the package itself with its version
 
@@ -121,7 +121,7 @@ import sys
 for name in {blocked}:
     sys.modules[name] = None
 import torch
-from surf_lightning import flow, losses, permutation, remixing
+from surf_lightning import flow, langevin, losses, permutation, remixing
 remixed = remixing.remix(torch.randn(3, 2, 4))
 x0 = flow.sample_prior(remixed.mixtures, 2)
 loss, order = losses.pit(flow.euler(lambda x, t, m: -x, x0, remixed.mixtures), remixed.sources, losses.squared_error)

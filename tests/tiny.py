@@ -31,13 +31,17 @@ def perturbed(module: Module, seed: int = 0) -> Module:
 def regression(num_outputs: int = 2, num_sources: int = 2, **options: Any) -> RegressionNCSNpp:
     arguments: dict[str, Any] = {"channels": 4, "multipliers": [1], "blocks": 1, "attention_resolutions": []}
     arguments |= {"image_channels": 1, "image_size": 8, "dropout": 0.0, **options}
-    return perturbed(RegressionNCSNpp(num_outputs, num_sources, **arguments), seed=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return perturbed(RegressionNCSNpp(num_outputs, num_sources, **arguments), seed=1)
 
 
 def velocity(num_sources: int = 2, **options: Any) -> SharedNCSNpp:
     arguments: dict[str, Any] = {"channels": 4, "multipliers": [1], "blocks": 1, "attention_resolutions": []}
     arguments |= {"image_channels": 1, "image_size": 8, "dropout": 0.0, "scale_by_sigma": False, **options}
-    return perturbed(SharedNCSNpp(num_sources, **arguments), seed=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return perturbed(SharedNCSNpp(num_sources, **arguments), seed=2)
 
 
 def digits(**options: Any) -> Digits:

@@ -15,10 +15,9 @@ import soxr
 import torch
 from torch import Tensor
 
-EXTENSIONS = frozenset(
-    f".{name}" for name in "wav wave flac ogg oga opus mp3 aif aiff aifc w64 rf64 caf au snd bwf".split()
-)
-BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
+PLAIN = (".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd")
+EXTENSIONS = frozenset([*PLAIN, ".flac", ".ogg", ".oga", ".opus", ".mp3"])
+BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "ALAC_16": 16, "ALAC_24": 24}
 FLOATS = {"FLOAT": 32, "DOUBLE": 64}
 LARGEST = 4_000_000_000  # bytes; the size fields of WAV and AIFF end at 4 GiB
 UNLIMITED = ("RF64", "W64", "CAF", "FLAC")
@@ -76,7 +75,7 @@ class AudioFile:
         """
         path = Path(path)
         try:
-            with soundfile.SoundFile(path) as file:
+            with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be valid UTF-8
                 sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
                 header = cls(
                     path,
@@ -95,12 +94,13 @@ class AudioFile:
         return header
 
     def source_format(self) -> SampleFormat:
-        """What its sources are written in: the same, or 16-bit WAV where the file's own coding is lossy.
+        """What its sources are written in: the same, or 16-bit WAV where that is lossy or cannot be written.
 
         Sources that are coded with loss do not sum to the input, and some codecs change the length.
         """
-        if self.format.subtype in BITS | FLOATS:
-            return self.format
+        own = self.format
+        if own.subtype in BITS | FLOATS and soundfile.check_format(own.container, own.subtype, own.endian):
+            return own
         return SampleFormat("WAV", "PCM_16", "FILE", ".wav")
 
     def blocks(self, seconds: float = 1.0) -> Iterator[Tensor]:
@@ -110,7 +110,7 @@ class AudioFile:
             ValueError: the file ends early or is damaged, or a sample is NaN or infinite.
         """
         done = 0
-        with soundfile.SoundFile(self.path) as file:
+        with soundfile.SoundFile(os.fsencode(self.path)) as file:
             while done < self.frames:
                 try:
                     block = file.read(max(1, round(seconds * self.rate)), dtype="float64", always_2d=True)
@@ -177,6 +177,12 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def sync(path: Path) -> None:
+    """Have a written file on disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 def quantise(sources: Tensor, step: float) -> Tensor:
     """``sources [C,K,n]`` on the grid of ``step``, each within one step, summing to the rounded sum.
 
@@ -189,7 +195,7 @@ def quantise(sources: Tensor, step: float) -> Tensor:
 class SourceWriter:
     """K files of one length written side by side, as float32 from the first sample on that would clip.
 
-    They are written to ``partial_path``s, which ``close`` leaves complete. Until something clips, integers are written.
+    A context manager. They are written to ``partial_path``s, which are complete when it ends.
 
     Args:
         stem: files are named ``<stem>_source<k><suffix>``, k from 1.
@@ -201,7 +207,7 @@ class SourceWriter:
     ) -> None:
         self.stem, self.num_sources, self.rate, self.channels, self.samples = stem, num_sources, rate, channels, samples
         self.format = sample_format.for_size(samples)
-        self.clipped = False
+        self.clipped, self.written = False, 0
         self._files = self._open()
 
     @property
@@ -220,24 +226,24 @@ class SourceWriter:
                 sources = rounded
         for file, source in zip(self._files, sources.unbind(1), strict=True):
             file.write(source.T.numpy())
+        self.written += sources.shape[-1]
 
-    def close(self) -> None:
-        """Complete the files and have them on disk."""
+    def __enter__(self) -> SourceWriter:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Have the complete files on disk or, after an error, remove what was written."""
         for file, path in zip(self._files, self.paths, strict=True):
             file.close()
-            with open(partial_path(path), "rb+") as handle:
-                os.fsync(handle.fileno())
-
-    def discard(self) -> None:
-        """Remove what was written."""
-        for file, path in zip(self._files, self.paths, strict=True):
-            file.close()
-            partial_path(path).unlink(missing_ok=True)
+            if error is None:
+                sync(partial_path(path))
+            else:
+                partial_path(path).unlink(missing_ok=True)
 
     def _open(self) -> list[soundfile.SoundFile]:
         return [
             soundfile.SoundFile(
-                partial_path(path),
+                os.fsencode(partial_path(path)),
                 "w",
                 self.rate,
                 self.channels,
@@ -258,8 +264,9 @@ class SourceWriter:
         self.format, self.clipped = self.format.as_float().for_size(self.samples), True
         self._files = self._open()
         for path, file in zip(aside, self._files, strict=True):
-            for block in soundfile.blocks(path, 65536, dtype="float64", always_2d=True):
-                file.write(block)
+            if self.written:  # an empty FLAC file cannot be read
+                for block in soundfile.blocks(os.fsencode(path), 65536, dtype="float64", always_2d=True):
+                    file.write(block)
             path.unlink()
 
 

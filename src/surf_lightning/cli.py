@@ -21,6 +21,9 @@ commands:
   test       measure it on the test mixtures; writes metrics.json into the run's folder
   predict    separate the test mixtures
   report     compare tested runs: surf report runs/digits_mixit runs/digits_surf_rm --output report
+  separate   separate recordings (or PNG images) of your own, files or whole folders:
+             surf separate meeting.wav field/ --checkpoint runs/NAME/checkpoints/best.ckpt --output separated
+  export     write a trained separator for others to use: surf export --checkpoint CKPT --output DIR
 
 A run lies in runs/<name of its config>: checkpoints/{last,best}.ckpt, config.yaml, metrics.csv, media/.
 `surf COMMAND --help` lists the arguments of a command; `surf fit --model.help surf_lightning.methods.SURF`
@@ -50,6 +53,14 @@ def main(args: Sequence[str] | None = None) -> int:
             from surf_lightning.report import run_report
 
             run_report(rest)
+        elif command == "separate":
+            from surf_lightning.separate import run_separate
+
+            return run_separate(rest)
+        elif command == "export":
+            from surf_lightning.export import run_export
+
+            run_export(rest)
         else:
             raise UserError(f"there is no command {command!r}; `surf --help` lists them")
     except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from os import PathLike
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from surf_lightning import __version__
 from surf_lightning.checkpoint import load_separator_checkpoint, rebuild
 from surf_lightning.errors import UserError
+from surf_lightning.export import read_export
 from surf_lightning.flow import euler, mixture_consistent, prior_from_noise, sample_prior
 from surf_lightning.losses import most_energetic
 from surf_lightning.networks.noise import ConstantNoise, PriorNoise
@@ -83,13 +85,14 @@ def load_separator(
 ) -> Separator:
     """The separator of a checkpoint written by any method of this package, in evaluation mode.
 
-    The file is read without unpickling code. ``signal`` on the result says what it separates (kind, shape or sample
-    rate), ``trust=True`` allows classes from outside this package to be imported.
+    A folder written by ``surf export`` does as well. Nothing is read by unpickling code. ``signal`` on the result says
+    what it separates (kind, shape or sample rate), ``trust=True`` allows classes from outside this package.
 
     Raises:
         UserError: there is no such file, or it is no checkpoint of this package, or of a version that does not fit.
     """
-    record, state = load_separator_checkpoint(checkpoint)
+    read = read_export if os.path.isdir(checkpoint) else load_separator_checkpoint
+    record, state = read(checkpoint)
     try:
         separator: Any = rebuild(record["separator"], trust)
         separator.load_state_dict(state)

@@ -55,7 +55,7 @@ def noise_at(start: int, length: int, num_sources: int, seed: int, device: torch
 
 @torch.no_grad()
 def draw(separator: Separator, mixtures: Tensor, start: int, seed: int) -> Tensor:
-    """One posterior sample ``[C,K,W]`` of the window ``mixtures [C,W]`` at ``start``, the same noise in all channels."""
+    """A posterior sample ``[C,K,W]`` of the window ``mixtures [C,W]`` at ``start``; all channels get the same noise."""
     if isinstance(separator, FlowSeparator):
         noise = noise_at(start, mixtures.shape[1], separator.num_sources, seed, mixtures.device)
         scale = separator.noise(mixtures, separator.num_sources)
@@ -65,31 +65,36 @@ def draw(separator: Separator, mixtures: Tensor, start: int, seed: int) -> Tenso
     return separator.separate(mixtures, generator)
 
 
-def separate_window(separator: Separator, mixtures: Tensor, start: int, num_samples: int, seed: int) -> Tensor:
-    """Mean and variance ``[C,K,P,W]`` (P = 2, or 1 for one sample) of posterior samples, each aligned to those before.
+def posterior(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of posterior ``samples [C,K,n]``, each aligned to the mean of those before it.
 
-    ``mixtures [C,W]`` of float64; digital silence is passed through, the network never sees it.
+    By Welford's recurrence, so that memory does not grow with their number; the variance of one sample is zero.
     """
-    planes = 2 if num_samples > 1 else 1
-    result = mixtures.new_zeros(len(mixtures), separator.num_sources, planes, mixtures.shape[1])
-    heard = mixtures.any(1)
-    if not heard.any():
-        return result
-    reference = next(separator.parameters(), mixtures)
-    inputs = mixtures[heard].to(reference.device, torch.float32)
-    mean = torch.zeros_like(result[heard][:, :, 0])
-    squares = torch.zeros_like(mean)
-    for number in range(num_samples):
-        sample = draw(separator, inputs, start, mix_seed(seed, number)).cpu().double()
-        if number:
+    mean = squares = torch.zeros(())
+    count = 0
+    for count, sample in enumerate(samples, 1):
+        if count > 1:
             sample = permute(sample, best_order(-agreement(mean, sample)))
-        before = sample - mean  # Welford's recurrence: memory does not grow with the number of samples
-        mean = mean + before / (number + 1)
+        before = sample - mean
+        mean = mean + before / count
         squares = squares + before * (sample - mean)
-    if not mean.isfinite().all():
-        raise ValueError("the separator gave NaN or infinite samples")
-    stacked = [mean, squares / (num_samples - 1)] if planes == 2 else [mean]
-    result[heard] = torch.stack(stacked, 2)
+    return mean, squares / max(1, count - 1)
+
+
+def separate_window(separator: Separator, mixtures: Tensor, start: int, num_samples: int, seed: int) -> Tensor:
+    """Mean and variance ``[C,K,2,W]`` of posterior samples of the window ``mixtures [C,W]`` (float64) at ``start``.
+
+    Digital silence is passed through: the network never sees it.
+    """
+    result = mixtures.new_zeros(len(mixtures), separator.num_sources, 2, mixtures.shape[1])
+    heard = mixtures.any(1)
+    if heard.any():
+        inputs = mixtures[heard].to(next(separator.parameters(), mixtures).device, torch.float32)
+        seeds = (mix_seed(seed, number) for number in range(num_samples))
+        mean, variance = posterior(draw(separator, inputs, start, seed).cpu().double() for seed in seeds)
+        if not mean.isfinite().all():
+            raise ValueError("the separator gave NaN or infinite samples")
+        result[heard] = torch.stack([mean, variance], 2)
     return result
 
 

@@ -57,7 +57,7 @@ class Recorder(DummyLogger):
         super().__init__()
         self.betas: list[float] = []
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if "beta" in metrics:
             self.betas.append(metrics["beta"])
 

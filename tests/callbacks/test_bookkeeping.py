@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from surf_lightning.callbacks import bookkeeping
-from surf_lightning.callbacks.bookkeeping import BestCheckpoint, LastCheckpoint, SaveConfig, hardware, standard_callbacks
+from surf_lightning.callbacks.bookkeeping import (
+    BestCheckpoint,
+    LastCheckpoint,
+    SaveConfig,
+    hardware,
+    standard_callbacks,
+)
 from surf_lightning.callbacks.media import ImageGrids
 from surf_lightning.methods import MixIT
 from surf_lightning.metrics.images import ImageMetrics
@@ -26,7 +32,7 @@ NAN = float("nan")
 
 
 class Scored(L.LightningModule):
-    """Logs the scores it is given, one a validation, and notes which checkpoints lie there when the next epoch starts."""
+    """Logs the scores it is given, one a validation; notes which checkpoints lie there when the next epoch starts."""
 
     def __init__(self, scores: list[float], folder: Path) -> None:
         super().__init__()
@@ -117,7 +123,7 @@ def save_config(value: int, stage: str, rank_zero: bool = True) -> None:
     parser.add_argument("--config", action="config")
     parser.add_argument("--value", type=int)
     parser.add_argument("--nothing", type=int | None)
-    callback = SaveConfig(parser, parser.parse_args(["--value", str(value)]))  # type: ignore[arg-type]
+    callback = SaveConfig(parser, parser.parse_args(["--value", str(value)]))
     stub: Any = SimpleNamespace(is_global_zero=rank_zero, default_root_dir="run/of/mine")
     callback.setup(stub, L.LightningModule(), stage)
 

@@ -100,13 +100,16 @@ def with_buffers(seed: int) -> nn.Module:
 def test_parameters_are_averaged_and_buffers_copied(decay: float) -> None:
     teacher, student = with_buffers(0), with_buffers(1)
     student(torch.randn(5, 4))
-    expected = [decay * old.double() + (1 - decay) * new.double() for old, new in zip(teacher.parameters(), student.parameters(), strict=True)]
+    expected = [
+        decay * old.double() + (1 - decay) * new.double()
+        for old, new in zip(teacher.parameters(), student.parameters(), strict=True)
+    ]
     ema_update(teacher, student, decay)
     for found, wanted in zip(teacher.parameters(), expected, strict=True):
         torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-7)
-    for found, wanted in zip(teacher.buffers(), student.buffers(), strict=True):
-        assert torch.equal(found, wanted)
-        assert found is not wanted
+    for copied, original in zip(teacher.buffers(), student.buffers(), strict=True):
+        assert torch.equal(copied, original)
+        assert copied is not original
     assert teacher.num_batches_tracked == 2
 
 

@@ -105,7 +105,8 @@ def unreachable(*args: Any, **kwargs: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "folder"), [(CIFAR10(root="empty"), "empty/cifar-10-batches-bin"), (MNIST(root="empty"), "empty/MNIST/raw")]
+    ("data", "folder"),
+    [(CIFAR10(root="empty"), "empty/cifar-10-batches-bin"), (MNIST(root="empty"), "empty/MNIST/raw")],
 )
 def test_missing_data_without_a_network_says_what_to_do(
     data: SeparationData, folder: str, monkeypatch: pytest.MonkeyPatch

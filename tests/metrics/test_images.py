@@ -70,7 +70,13 @@ def test_a_pixel_exact_image_counts_as_100_decibels() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "size", "sigma"),
-    [((1, 28, 28), 11, 1.5), ((3, 32, 32), 11, 1.5), ((1, 16, 20), 11, 1.5), ((1, 15, 40), 5, 0.5), ((2, 8, 8), 5, 0.5)],
+    [
+        ((1, 28, 28), 11, 1.5),
+        ((3, 32, 32), 11, 1.5),
+        ((1, 16, 20), 11, 1.5),
+        ((1, 15, 40), 5, 0.5),
+        ((2, 8, 8), 5, 0.5),
+    ],
 )
 def test_ssim_is_the_mean_over_gaussian_windows_and_channels(shape: tuple[int, ...], size: int, sigma: float) -> None:
     references = pictures(4, *shape)

@@ -69,7 +69,7 @@ class TestRecord(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.average = data.metrics().to(pl_module.device)
+        self.average = data.test_metrics().to(pl_module.device)
         self.examples: dict[str, torch.Tensor] = {}
         self.count = torch.zeros((), dtype=torch.long, device=pl_module.device)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchmetrics.utilities import rank_zero_warn
 
 from surf_lightning.data.audio_files import BadAudio, read_crop, resampler
 from surf_lightning.data.audio_index import SILENT, Examined, index_audio, listed
@@ -103,7 +103,7 @@ def usable_examples(
     num_bad = len(rows) - len(good)
     allowed = max(1, int(max_bad_share * len(rows)))
     if reasons:
-        skipped = f"{len(reasons)} files of {root} are bad, {num_bad} of {len(rows)} examples are skipped for them"
+        skipped = f"{root}: bad files: {len(reasons)}; examples skipped for them: {num_bad} of {len(rows)}"
         if not good or num_bad > allowed:
             limit = f"more than the share data.max_bad_share = {max_bad_share} allows"
             raise UserError(f"{skipped}, {limit}:\n{listed(root, reasons)}")

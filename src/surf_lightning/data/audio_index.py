@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 import soundfile
-from lightning.pytorch.utilities import rank_zero_warn
+from torchmetrics.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from surf_lightning.data.audio_files import EXTENSIONS, BadAudio, open_audio, read_frames
@@ -89,6 +88,7 @@ def examine(path: str | Path) -> tuple[int, int]:
     Raises:
         BadAudio: it is unreadable, truncated, empty, silent, too short, or holds NaN.
     """
+    _fetch_ends(path)
     with open_audio(path) as file:
         frames, rate = file.frames, file.samplerate
         if frames == 0:
@@ -102,6 +102,14 @@ def examine(path: str | Path) -> tuple[int, int]:
         _look_for_truncation(path, file)
         _look_for_silence(file)
     return frames, rate
+
+
+def _fetch_ends(path: str | Path) -> None:
+    """Have the disk deliver both ends while other threads go on: soundfile opens one file at a time."""
+    with open(path, "rb", buffering=0) as file:
+        file.read(BLOCK)
+        file.seek(-min(BLOCK, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        file.read(BLOCK)
 
 
 def _look_for_truncation(path: str | Path, file: soundfile.SoundFile) -> None:
@@ -214,7 +222,8 @@ def _cache_files(root: Path) -> Iterator[Path]:
 def _read_cache(root: Path) -> dict[str, Examined]:
     known: dict[str, Examined] = {}
     for path in reversed(list(_cache_files(root))):
-        with suppress(OSError, KeyError, ValueError, zipfile.BadZipFile), np.load(path, allow_pickle=False) as cache:
+        # Whatever is wrong with it, it is only a cache.
+        with suppress(Exception), np.load(path, allow_pickle=False) as cache:
             if cache["version"] != VERSION:
                 continue
             names, reasons = ([os.fsdecode(text) for text in cache[column].tolist()] for column in ("path", "reason"))

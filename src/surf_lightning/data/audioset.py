@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 from torchmetrics import Metric
+from torchmetrics.utilities import rank_zero_warn
 
 from surf_lightning.data.audio import AudioMixtures, Part
 from surf_lightning.data.audio_examples import Examples
@@ -79,11 +79,12 @@ class AudioSet(Folder):
         if segments:
             listed = set().union(*(listed_ids(path) for path in segments))
             clips = [clip for clip in clips if (name := youtube_id(clip)) is None or name in listed]
-            here = len({youtube_id(clip) for clip in clips} - {None})
+            absent = len(listed) - len({youtube_id(clip) for clip in clips} - {None})
             lists = ", ".join(map(os.fspath, segments))
-            if not here:
+            if absent == len(listed):
                 raise UserError(f"none of the {len(listed)} videos of {lists} has a clip in {root}")
-            rank_zero_info(f"{here} of the {len(listed)} videos of {lists} have a clip in {root}.")
+            if absent:
+                rank_zero_warn(f"{absent} of the {len(listed)} videos of {lists} have no clip in {root}")
         return self._usable(root, [[clip] for clip in clips], fault_of_name=_fault_of_name)
 
     @cached_property

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
+from torchmetrics.utilities import rank_zero_warn
 
 from surf_lightning.data.audio import AudioMixtures, Part
 from surf_lightning.data.audio_examples import Examples

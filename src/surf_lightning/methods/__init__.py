@@ -1,9 +1,24 @@
 """One LightningModule a training stage."""
 
+from surf_lightning.methods.basis import Basis, SequentialUpdate, SimultaneousUpdate
+from surf_lightning.methods.mixcycle import MixCycle, MixPIT
 from surf_lightning.methods.mixit import MixIT
 from surf_lightning.methods.objectives import ReMixITLoss, SelfRemixingLoss
 from surf_lightning.methods.remixing import Remixing
 from surf_lightning.methods.supervised import SupervisedFlow, SupervisedRegression
 from surf_lightning.methods.surf import SURF
 
-__all__ = ["SURF", "MixIT", "ReMixITLoss", "Remixing", "SelfRemixingLoss", "SupervisedFlow", "SupervisedRegression"]
+__all__ = [
+    "SURF",
+    "Basis",
+    "MixCycle",
+    "MixIT",
+    "MixPIT",
+    "ReMixITLoss",
+    "Remixing",
+    "SelfRemixingLoss",
+    "SequentialUpdate",
+    "SimultaneousUpdate",
+    "SupervisedFlow",
+    "SupervisedRegression",
+]

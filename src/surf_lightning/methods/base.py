@@ -33,6 +33,8 @@ class SeparationModule(L.LightningModule):
         optimizer: makes the optimizer from the parameters.
         warmup_steps: optimizer steps in which the learning rate rises linearly to its value.
         decay_steps: optimizer step at which the learning rate has fallen to zero along half a cosine; None keeps it.
+        micro_batch: examples that a network sees at once; None: all. It bounds the memory, the result is the same, at
+            the cost of one more evaluation of the trained network without gradient.
         seed: every random number of training batch i is a function of (seed, i). The command line sets it to
             seed_everything.
     """
@@ -47,11 +49,13 @@ class SeparationModule(L.LightningModule):
         optimizer: OptimizerCallable,
         warmup_steps: int = 1,
         decay_steps: int | None = None,
+        micro_batch: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.separator, self.make_optimizer = separator, optimizer
-        self.warmup_steps, self.decay_steps, self.seed = warmup_steps, decay_steps, seed
+        self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
+        self.micro_batch, self.seed = micro_batch, seed
         self.signal: dict[str, Any] = {}
         self.trained_steps, self.trained_seconds, self._clock = 0, 0.0, 0.0
         self.val_metrics: Metric | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 from surf_lightning.errors import UserError
 from surf_lightning.losses import ErrorOfEnergies, mixit, thresholded_error
 from surf_lightning.methods.base import Batch, SeparationModule
+from surf_lightning.methods.micro_batches import in_micro_batches
 from surf_lightning.networks.protocols import RegressionNetwork
 from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import RegressionSeparator
@@ -43,5 +44,6 @@ class MixIT(SeparationModule):
         if len(mixtures) < 2:
             raise UserError("MixIT mixes pairs of mixtures: set data.batch_size to at least 2")
         pairs = torch.stack(mixtures[: len(mixtures) // 2 * 2].chunk(2), 1)
-        losses, _ = mixit(self.separator.network(pairs.sum(1)), pairs, error=self.error)
+        estimates = in_micro_batches(self.separator.network, self.micro_batch, pairs.sum(1))
+        losses, _ = mixit(estimates, pairs, error=self.error)
         return losses.mean()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from surf_lightning.losses import pit_order
 from surf_lightning.methods.base import Batch
+from surf_lightning.methods.micro_batches import in_micro_batches
 from surf_lightning.methods.objectives import RemixingLoss
 from surf_lightning.methods.teaching import TeacherStudentModule
 from surf_lightning.networks.protocols import RegressionNetwork
@@ -44,10 +45,10 @@ class Remixing(TeacherStudentModule):
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         teacher = self.anchor if self.global_step < self.teacher_steps else self.separator
         with torch.no_grad():
-            pseudo_sources = random.ranks.gather(teacher(batch["mixtures"]))
+            pseudo_sources = random.ranks.gather(in_micro_batches(teacher, self.micro_batch, batch["mixtures"]))
         remixed = remix(pseudo_sources, random.generator)
         sources, mixtures = random.ranks.local(remixed.sources), random.ranks.local(remixed.mixtures)
-        estimates = self.student(mixtures)
+        estimates = in_micro_batches(self.student, self.micro_batch, mixtures)
         order = pit_order(estimates, sources)
         residual = estimates - permute(sources, order)
         return self.objective(residual, order, remixed.order, random.ranks).mean()

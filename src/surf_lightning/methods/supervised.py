@@ -9,6 +9,7 @@ from torch import Tensor
 from surf_lightning.losses import ErrorOfEnergies, mean_square, pit, squared_error
 from surf_lightning.methods.base import Batch, SeparationModule
 from surf_lightning.methods.flow_matching import flow_residual
+from surf_lightning.methods.micro_batches import in_micro_batches
 from surf_lightning.methods.objectives import Reduction
 from surf_lightning.networks.noise import PriorNoise
 from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork
@@ -39,7 +40,8 @@ class SupervisedRegression(SeparationModule):
         self.error = error
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        losses, _ = pit(self.separator(batch["mixtures"]), batch["sources"], self.error)
+        estimates = in_micro_batches(self.separator, self.micro_batch, batch["mixtures"])
+        losses, _ = pit(estimates, batch["sources"], self.error)
         return losses.mean()
 
 
@@ -69,5 +71,5 @@ class SupervisedFlow(SeparationModule):
         self.reduction = reduction
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        flow = flow_residual(self.separator, batch["sources"], batch["mixtures"], random)
+        flow = flow_residual(self.separator, batch["sources"], batch["mixtures"], random, self.micro_batch)
         return self.reduction(flow.residual).mean()

@@ -12,6 +12,7 @@ from surf_lightning.callbacks.beta_schedule import BetaSchedule
 from surf_lightning.flow import hybrid_euler
 from surf_lightning.methods.base import Batch
 from surf_lightning.methods.flow_matching import flow_residual
+from surf_lightning.methods.micro_batches import in_micro_batches
 from surf_lightning.methods.objectives import RemixingLoss
 from surf_lightning.methods.teaching import TeacherStudentModule
 from surf_lightning.networks.noise import PriorNoise
@@ -62,12 +63,15 @@ class SURF(TeacherStudentModule):
     @torch.no_grad()
     def teacher_estimates(self, mixtures: Tensor, random: BatchRandomness) -> Tensor:
         """A sample ``[B,K,*S]`` of the hybrid teacher, Appendix D.3."""
-        x0 = self.separator.prior(mixtures, random)
-        return hybrid_euler(self.separator.network, self.anchor, x0, mixtures, self.beta, self.separator.num_steps)
+
+        def sample(x0: Tensor, mixtures: Tensor) -> Tensor:
+            return hybrid_euler(self.separator.network, self.anchor, x0, mixtures, self.beta, self.separator.num_steps)
+
+        return in_micro_batches(sample, self.micro_batch, self.separator.prior(mixtures, random), mixtures)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         pseudo_sources = random.ranks.gather(self.teacher_estimates(batch["mixtures"], random))
         remixed = remix(pseudo_sources, random.generator)
         sources, mixtures = random.ranks.local(remixed.sources), random.ranks.local(remixed.mixtures)
-        flow = flow_residual(self.student, sources, mixtures, random)
+        flow = flow_residual(self.student, sources, mixtures, random, self.micro_batch)
         return self.objective(flow.residual, flow.pit_order, remixed.order, random.ranks).mean()

@@ -39,10 +39,10 @@ class TeacherStudentModule(SeparationModule):
         self.student = student
         self.mixit_checkpoint, self.ema_decay = mixit_checkpoint, ema_decay
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and self.trainer.ckpt_path is None:
+    def on_fit_start(self) -> None:
+        if not hasattr(self, "anchor"):  # a resumed fit has that of its checkpoint
             self._take_over(self.mixit_checkpoint)
+            self.anchor.to(self.device, self.dtype)
 
     def _take_over(self, path: str) -> None:
         if not os.path.isfile(path):

@@ -4,6 +4,7 @@ from surf_lightning.networks.heads import Head, SourceHead, VelocityHead
 from surf_lightning.networks.ncsnpp import ConcatenatedNCSNpp, LogSigma, PlainTime, RegressionNCSNpp, SharedNCSNpp
 from surf_lightning.networks.noise import ConstantNoise, EnvelopeNoise, GlobalRMSNoise, PriorNoise
 from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork, recorded
+from surf_lightning.networks.score import ScoreNCSNpp, ScoreNetwork
 
 __all__ = [
     "ConcatenatedNCSNpp",
@@ -16,6 +17,8 @@ __all__ = [
     "PriorNoise",
     "RegressionNCSNpp",
     "RegressionNetwork",
+    "ScoreNCSNpp",
+    "ScoreNetwork",
     "SharedNCSNpp",
     "SourceHead",
     "VelocityHead",

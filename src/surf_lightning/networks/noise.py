@@ -1,4 +1,4 @@
-"""The standard deviation of the prior's noise, as a function of the mixture. Axes: B batch, *S the signal, T samples."""
+"""The standard deviation of the prior's noise, a function of the mixture. Axes: B batch, *S the signal, T samples."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from surf_lightning.flow import rows_like
 from surf_lightning.networks.protocols import recorded
+from surf_lightning.networks.stft import at_least_float32, full_precision, level
 
-ENVELOPE_SECONDS = (
-    1024 / 44100
-)  # between the first and the last of the 1025 taps of Scheibler et al. (2025) at 44.1 kHz
+ENVELOPE_SECONDS = 1024 / 44100  # the first to the last of the 1025 taps at 44.1 kHz of Scheibler et al. (2025)
 
 
 class PriorNoise(nn.Module):
@@ -35,20 +34,20 @@ class ConstantNoise(PriorNoise):
 
 @recorded
 class GlobalRMSNoise(PriorNoise):
-    """One deviation an example: ``scale`` times the RMS of its m/K, so that noise and mean of the prior are alike loud."""
+    """One deviation an example, ``scale`` times the RMS of m/K: noise and mean of the prior are equally loud."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale
 
     def forward(self, mixtures: Tensor, num_sources: int) -> Tensor:
-        rms = mixtures.float().flatten(1).square().mean(1).sqrt()
+        rms = level(mixtures.flatten(1)).squeeze(1)
         return rows_like(self.scale / num_sources * rms, mixtures.unsqueeze(1))
 
 
 @recorded
 class EnvelopeNoise(PriorNoise):
-    """A deviation that follows the loudness of m/K in time: the square root of its power, smoothed (SURF's Sigma_Z).
+    """A deviation that follows the loudness of m/K in time: the root of its power, smoothed (Scheibler et al., 2025).
 
     The window is a Hamming window of unit sum, 23 ms long. For signals ``[B,T]``.
 
@@ -67,8 +66,9 @@ class EnvelopeNoise(PriorNoise):
         self.register_buffer("window", (window / window.sum()).float(), persistent=False)
 
     def forward(self, mixtures: Tensor, num_sources: int) -> Tensor:
-        with torch.autocast(mixtures.device.type, enabled=False):
-            power = mixtures.float().square().unsqueeze(1)
-            envelope = nn.functional.conv1d(power, self.window.view(1, 1, -1), padding=len(self.window) // 2)
+        with full_precision(mixtures):
+            power = at_least_float32(mixtures).square().unsqueeze(1)
+            window = self.window.to(power.dtype).view(1, 1, -1)
+            envelope = nn.functional.conv1d(power, window, padding=len(self.window) // 2)
         # Convolutions by FFT can give less than zero.
         return self.scale / num_sources * envelope.clamp_min(0).sqrt()

@@ -1,0 +1,132 @@
+"""The bookkeeping of an output folder: what is done, by which input, checkpoint and settings; its manifest."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from surf_lightning.audio_io import partial_path, sync
+
+JOURNAL = "journal.jsonl"
+MANIFESTS = ("manifest.csv", "manifest.json", "manifest.raven.txt")
+SUMMARY = "summary.json"
+HEAD = 65536  # bytes of an input that its fingerprint covers: hours of audio are not read twice
+
+Entry = dict[str, Any]
+
+
+def input_fingerprint(path: Path) -> Entry:
+    """Tells whether a file is still the same: size, time of change, hash of its head."""
+    status = path.stat()
+    with open(path, "rb") as file:
+        head = hashlib.sha256(file.read(HEAD)).hexdigest()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "head": head}
+
+
+def checkpoint_fingerprint(path: Path) -> str:
+    """A hash of a checkpoint's content, or of the files of an exported folder."""
+    digest = hashlib.sha256()
+    for part in [*sorted(path.glob("*.safetensors")), path / "config.json"] if path.is_dir() else [path]:
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+class Journal:
+    """Lines of JSON in the output folder, each on disk before the work goes on.
+
+    ``writing`` comes before the outputs take their names, ``done`` after; the last line on an input counts. An input is
+    known by its ``place``, the outputs' common name in the folder, so that moved recordings are recognised.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / JOURNAL
+        self.entries: dict[str, Entry] = {entry["place"]: entry for entry in self._read()}
+
+    def is_done(self, place: str, fingerprint: Entry) -> bool:
+        """Whether the outputs are there, complete, from the same input, checkpoint and settings."""
+        entry = self.entries.get(place)
+        return (
+            entry is not None
+            and entry["state"] == "done"
+            and entry["fingerprint"] == fingerprint
+            and self._present(entry)
+        )
+
+    def unfinished(self, place: str) -> set[Path]:
+        """Outputs of an interrupted run, of which some may have got their names and others not."""
+        entry = self.entries.get(place)
+        return set(self._paths(entry)) if entry is not None and entry["state"] == "writing" else set()
+
+    def publish(self, place: str, fingerprint: Entry, paths: list[Path], rows: list[Entry]) -> None:
+        """Give the complete partial files of ``paths`` their names; older outputs of the place under other names go."""
+        old = self.entries.get(place)
+        outputs = {str(path.relative_to(self.folder)): partial_path(path).stat().st_size for path in paths}
+        entry = {"place": place, "fingerprint": fingerprint, "outputs": outputs, "rows": rows}
+        self._append({**entry, "state": "writing"})
+        for path in paths:
+            os.replace(partial_path(path), path)
+        for stale in set(self._paths(old) if old else ()) - set(paths):
+            stale.unlink(missing_ok=True)
+        self._append({**entry, "state": "done"})
+
+    def write_manifest(self) -> int:
+        """A row for each output that is there, of this run and of earlier ones; returns how many."""
+        done = (entry for entry in self.entries.values() if entry["state"] == "done" and self._present(entry))
+        rows = [row for entry in done for row in entry["rows"]]
+        rows = [{"Selection": number, **row} for number, row in enumerate(rows, 1)]
+        for name, delimiter in ((MANIFESTS[0], ","), (MANIFESTS[2], "\t")):
+            with open(
+                partial_path(self.folder / name), "w", newline="", encoding="utf-8", errors="backslashreplace"
+            ) as file:
+                table = csv.DictWriter(file, list(rows[0]) if rows else ["Selection"], delimiter=delimiter)
+                table.writeheader()
+                table.writerows(rows)
+        partial_path(self.folder / MANIFESTS[1]).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        self._complete(MANIFESTS)
+        return len(rows)
+
+    def write_summary(self, summary: Entry) -> None:
+        """What this run did, failures and reasons included."""
+        partial_path(self.folder / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        self._complete([SUMMARY])
+
+    def _complete(self, names: Iterable[str]) -> None:
+        for path in (self.folder / name for name in names):
+            sync(partial_path(path))
+            os.replace(partial_path(path), path)
+
+    def _paths(self, entry: Entry) -> list[Path]:
+        return [self.folder / name for name in entry["outputs"]]
+
+    def _present(self, entry: Entry) -> bool:
+        sizes = entry["outputs"].items()
+        return all((path := self.folder / name).is_file() and path.stat().st_size == size for name, size in sizes)
+
+    def _append(self, entry: Entry) -> None:
+        self.entries[entry["place"]] = entry
+        with open(self.path, "ab+") as file:
+            file.seek(0, os.SEEK_END)
+            if size := file.tell():
+                file.seek(size - 1)
+                if file.read(1) != b"\n":  # a line cut off by a kill
+                    file.write(b"\n")
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self) -> Iterator[Entry]:
+        if not self.path.is_file():
+            return
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            yield entry

@@ -1,0 +1,106 @@
+"""MixPIT and MixCycle (Karamatlı and Kırbız, 2022), for mixtures of two sources.
+
+Axes: B batch, P = B/2 pairs of mixtures, *S the signal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surf_lightning.errors import UserError
+from surf_lightning.losses import ErrorOfEnergies, pit, thresholded_error
+from surf_lightning.methods.base import Batch, SeparationModule
+from surf_lightning.methods.micro_batches import in_micro_batches
+from surf_lightning.networks.protocols import RegressionNetwork
+from surf_lightning.permutation import permute
+from surf_lightning.remixing import BatchRandomness
+from surf_lightning.separator import RegressionSeparator
+
+
+def in_pairs(mixtures: Tensor) -> Tensor:
+    """Neighbours ``[P,2,*S]`` of ``mixtures [B,*S]``, alike however the batch is shared out; an odd last is dropped."""
+    if len(mixtures) < 2:
+        raise UserError("MixPIT and MixCycle mix pairs of mixtures: set data.batch_size to at least 2")
+    return mixtures[: len(mixtures) // 2 * 2].unflatten(0, (-1, 2))
+
+
+def exchange(estimates: Tensor, swapped: Tensor) -> Tensor:
+    """Sources of new mixtures, each of one source from either of two neighbours, Eq. (5).
+
+    Args:
+        estimates: ``[B,2,*S]``, B even.
+        swapped: ``[B]`` of bool; where True the two estimates of a mixture change places first (RSWAP of Fig. 3).
+
+    Returns:
+        ``sources [B,2,*S]``: mixtures 2p and 2p+1 hold the first and second estimates of the old 2p and 2p+1.
+    """
+    places = torch.arange(2, device=estimates.device)
+    shuffled = permute(estimates, torch.where(swapped.unsqueeze(1), 1 - places, places))
+    return shuffled.unflatten(0, (-1, 2)).transpose(1, 2).flatten(0, 1)
+
+
+class MixPIT(SeparationModule):
+    """Separates mixtures of two mixtures into the two, with as many outputs as a mixture has sources.
+
+    Args:
+        network: of two outputs.
+        error: of each mixture, a function of energies in ``surf_lightning.losses``.
+
+    The other arguments are those of ``SeparationModule``.
+
+    Raises:
+        ValueError: the network has not two outputs.
+    """
+
+    label = "MixPIT"
+
+    def __init__(self, network: RegressionNetwork, error: ErrorOfEnergies = thresholded_error, **options: Any) -> None:
+        if network.num_outputs != 2:
+            raise ValueError(f"MixPIT and MixCycle need a network of 2 outputs, not {network.num_outputs}")
+        super().__init__(RegressionSeparator(network, num_sources=2), **options)
+        self.error = error
+
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        pairs = in_pairs(batch["mixtures"])
+        return self._pit(pairs)
+
+    def _pit(self, sources: Tensor) -> Tensor:
+        """The mean error of separating the sums of ``sources [P,2,*S]``."""
+        estimates = in_micro_batches(self.separator, self.micro_batch, sources.sum(1))
+        losses, _ = pit(estimates, sources, self.error)
+        return losses.mean()
+
+
+class MixCycle(MixPIT):
+    """Begins as MixPIT; then separates remixed estimates of itself, one step after another without any average.
+
+    Args:
+        network: of two outputs.
+        mixpit_steps: optimizer steps of MixPIT at the beginning; 50 epochs in the paper.
+
+    The other arguments are those of ``MixPIT``.
+    """
+
+    label = "MixCycle"
+
+    def __init__(self, network: RegressionNetwork, mixpit_steps: int = 20_000, **options: Any) -> None:
+        super().__init__(network, **options)
+        self.mixpit_steps = mixpit_steps
+
+    @torch.no_grad()
+    def teacher_estimates(self, mixtures: Tensor) -> Tensor:
+        """``[B,2,*S]``, of the weights as they are, dropout off: theta' = theta in Fig. 3."""
+        self.separator.eval()
+        estimates = in_micro_batches(self.separator, self.micro_batch, mixtures)
+        self.separator.train(self.training)
+        return estimates
+
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        if self.global_step < self.mixpit_steps:
+            return super().loss(batch, random)
+        estimates = self.teacher_estimates(in_pairs(batch["mixtures"]).flatten(0, 1))
+        swapped = random.uniform(len(estimates)) < 0.5
+        return self._pit(exchange(estimates, swapped))

@@ -1,0 +1,58 @@
+"""Priors of single images, as scores. Axes: N images, C H W the image, *S the signal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from surf_lightning.flow import rows_like
+from surf_lightning.networks.image_layers import Frame
+from surf_lightning.networks.ncsnpp import NCSNpp
+from surf_lightning.networks.protocols import recorded
+
+
+class ScoreNetwork(nn.Module):
+    """The gradient of log p_sigma, p_sigma being the density of single clean signals blurred by sigma."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Noisy signals ``x [N,*S]``, noise levels ``sigma [N]`` in the units of x -> ``score [N,*S]``."""
+        raise NotImplementedError
+
+
+@recorded
+class ScoreNCSNpp(ScoreNetwork):
+    """NCSN++ conditioned on log sigma, its output divided by sigma. Images, and sigma, are in units of [0,1].
+
+    Args:
+        image_channels: C.
+        image_size: height and width of the images; padded inside where the levels need it.
+        channels, multipliers, blocks, attention_resolutions, dropout: see :class:`NCSNpp`.
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        image_size: int,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 4,
+        attention_resolutions: Sequence[int] = (16, 8),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.frame = Frame(image_size, len(multipliers) - 1)
+        self.trunk = NCSNpp(
+            image_channels,
+            image_channels,
+            self.frame.padded_size,
+            channels,
+            multipliers,
+            blocks,
+            attention_resolutions,
+            dropout,
+        )
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        raw = self.frame.crop(self.trunk(self.frame.pad(2 * x - 1), sigma.log()))
+        return raw.to(x.dtype) / rows_like(sigma, x)

@@ -1,0 +1,565 @@
+"""Every audio DataModule, on every layout of its set. Axes: B batch, K sources, M estimates, T samples."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+import torch
+from torch import Tensor
+
+from surf_lightning.data import FUSS, AudioSet, Folder, Libri2Mix, LibriSpeechFUSS
+from surf_lightning.data.audio import AudioMetrics, AudioMixtures, si_sdr_columns
+from surf_lightning.data.audioset import listed_ids, youtube_id
+from surf_lightning.data.base import SeparationData
+from surf_lightning.data.librispeech_fuss import at_snr
+from surf_lightning.errors import UserError
+from surf_lightning.methods import MixIT
+from surf_lightning.metrics.audio import SISDR
+from surf_lightning.metrics.fuss import FUSSMetrics
+from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ
+from surf_lightning.networks.conv_tasnet import ConvTasNet
+from surf_lightning.remixing import Ranks
+from tests.data import audio_trees
+from tests.data.audio_trees import BROKEN, RATE, broken, noise, write
+from tests.tiny import adam, trainer
+
+SMALL: dict[str, Any] = {"crop_seconds": 0.5, "batch_size": 3, "num_workers": 0}
+CROP = RATE // 2
+COLUMNS = {"si_sdr", "si_sdri", "estoi", "pesq", "dnsmos"}
+
+
+def read(path: Path) -> Tensor:
+    return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+
+
+def one(data: SeparationData) -> dict[str, Tensor]:
+    return data.training_batches(Ranks())[0]
+
+
+def attach(data: SeparationData, stage: str = "fit", world_size: int = 1) -> SeparationData:
+    """``data`` with as much of a trainer as it looks at."""
+    state = SimpleNamespace(fn=SimpleNamespace(value=stage))
+    stub: Any = SimpleNamespace(global_rank=0, world_size=world_size, state=state)
+    data.trainer = stub
+    return data
+
+
+def likeness(part: Tensor, whole: Tensor) -> float:
+    """The largest cosine of ``part [T]`` and a stretch of ``whole [T']``; 1 where it is one, but for its level."""
+    x, y = part.double().numpy(), whole.double().numpy()
+    if len(x) > len(y):
+        return 0.0
+    sums = np.concatenate([[0], np.cumsum(y**2)])
+    energies = sums[len(x) :] - sums[: -len(x)]
+    return float((scipy.signal.correlate(y, x, "valid") / np.sqrt(energies * np.sum(x**2))).max())
+
+
+# -- Libri2Mix --
+
+
+@pytest.fixture
+def libri2mix(tmp_path: Path) -> Path:
+    for split, count in (("train-360", 5), ("dev", 4), ("test", 3)):
+        audio_trees.libri2mix(tmp_path, split, count, metadata=split != "dev")
+    return tmp_path
+
+
+def test_libri2mix_trains_on_mixtures_and_on_request_their_sources(libri2mix: Path) -> None:
+    """The metadata's paths are another machine's, and the dev split has none; neither matters."""
+    batch = one(Libri2Mix(str(libri2mix), **SMALL))
+    assert batch.keys() == {"mixtures"}
+    with_sources = one(Libri2Mix(str(libri2mix), with_sources=True, **SMALL))
+    assert torch.equal(batch["mixtures"], with_sources["mixtures"]), "the crops do not depend on it"
+    assert with_sources["sources"].shape == (3, 2, CROP)
+    assert torch.equal(with_sources["sources"].sum(1), batch["mixtures"])
+    files = sorted((libri2mix / "wav16k/min/train-360/mix_clean").iterdir())
+    for crop in batch["mixtures"]:
+        assert sum(likeness(crop, read(path)) > 1 - 1e-9 for path in files) == 1
+
+
+def test_libri2mix_tests_whole_utterances_and_validates_fixed_crops(libri2mix: Path) -> None:
+    data = Libri2Mix(str(libri2mix), **SMALL)
+    base = libri2mix / "wav16k/min/test"
+    batches = list(data.test_batches())  # type: ignore[call-overload]
+    assert len(batches) == 3
+    for name, batch in zip(sorted(path.name for path in (base / "s1").iterdir()), batches, strict=True):
+        assert torch.equal(batch["mixtures"], read(base / "mix_clean" / name)[None])
+        assert torch.equal(batch["sources"], torch.stack([read(base / k / name) for k in ("s1", "s2")])[None])
+    assert [batch["mixtures"].shape[1] for batch in batches] == [RATE, RATE, 1.4 * RATE]
+
+    (fixed,) = data.validation_batches()  # type: ignore[attr-defined]
+    (again,) = Libri2Mix(str(libri2mix), seed=5, **SMALL).validation_batches()  # type: ignore[attr-defined]
+    assert torch.equal(fixed["mixtures"], again["mixtures"])
+    assert torch.equal(fixed["sources"].sum(1), fixed["mixtures"])
+    assert (data.monitor, data.monitor_mode, data.num_sources) == ("val/si_sdri", "max", 2)
+    assert data.signal() == {"kind": "audio", "sample_rate": 16000}
+
+
+@pytest.mark.parametrize("inside", ["Libri2Mix", "Libri2Mix/wav16k", "Libri2Mix/wav16k/min"])
+def test_the_root_may_be_the_folder_around_libri2mix_or_one_inside(libri2mix: Path, inside: str) -> None:
+    """All but wav16k by itself, which could as well be another version."""
+    root = libri2mix.parent / f"{libri2mix.name}_around"
+    (root / "Libri2Mix").mkdir(parents=True)
+    (libri2mix / "wav16k").rename(root / "Libri2Mix" / "wav16k")
+    if inside == "Libri2Mix/wav16k":
+        with pytest.raises(UserError, match="there is no "):
+            one(Libri2Mix(str(root / inside), **SMALL))
+    else:
+        one(Libri2Mix(str(root / inside), **SMALL))
+    one(Libri2Mix(str(root), **SMALL))
+
+
+def test_the_metadata_say_what_belongs_to_libri2mix(libri2mix: Path, tmp_path: Path) -> None:
+    """In whatever style its paths are; where the set has no such file, the very path that they name is good as well."""
+    base = libri2mix / "wav16k/min"
+    metadata = base / "metadata" / "mixture_train-360_mix_clean.csv"
+    head, *rows = metadata.read_text().splitlines()
+    elsewhere = tmp_path / "somewhere"
+    for kind in ("mix_clean", "s1", "s2"):
+        (elsewhere / kind).mkdir(parents=True)
+        (base / "train-360" / kind / "train-360-1_x.wav").rename(elsewhere / kind / "train-360-1_x.wav")
+    rows[0] = rows[0].replace("/elsewhere/", "C:\\sets\\").replace("/", "\\")
+    rows[1] = rows[1].replace("/elsewhere/Libri2Mix/wav16k/min/train-360", str(elsewhere))
+    metadata.write_text("\n".join([head, *rows[:2]]) + "\n")
+    examples = Libri2Mix(str(libri2mix), with_sources=True, **SMALL).examples("train")
+    folders = [base / "train-360", elsewhere]
+    assert len(examples) == 2
+    for number, folder in enumerate(folders):
+        name = f"train-360-{number}_x.wav"
+        paths = [Path(examples.path(number, part)) for part in range(3)]
+        assert paths == [folder / kind / name for kind in ("mix_clean", "s1", "s2")]
+        assert torch.equal(examples.read(number), torch.stack([read(path) for path in paths]))
+
+
+def test_libri2mix_says_what_it_misses(libri2mix: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"train-360 is not in nowhere: .*nowhere/wav16k/min/train-360/mix_clean.*--data"
+    ):
+        one(Libri2Mix("nowhere", **SMALL))
+    metadata = libri2mix / "wav16k/min/metadata/mixture_test_mix_clean.csv"
+    metadata.write_text(metadata.read_text().replace("source_1_path", "path"))
+    with pytest.raises(UserError, match="no column source_1_path"):
+        Libri2Mix(str(libri2mix), **SMALL).test_batches()
+    metadata.write_text(metadata.read_text().splitlines()[0].replace("path,path", "path,source_1_path"))
+    with pytest.raises(UserError, match="lists no mixtures"):
+        Libri2Mix(str(libri2mix), **SMALL).test_batches()
+
+
+def test_only_the_stage_at_hand_is_indexed(libri2mix: Path) -> None:
+    """Who has but the test split can test."""
+    for split in ("train-360", "dev"):
+        (libri2mix / f"wav16k/min/{split}").rename(libri2mix / f"no_{split}")
+    for stage in ("test", "predict"):
+        data: Any = attach(Libri2Mix(str(libri2mix), **SMALL), stage)
+        data.prepare_data()
+        assert list(data._loaded) == ["test"]
+    for stage in ("fit", "validate"):
+        with pytest.raises(UserError):
+            attach(Libri2Mix(str(libri2mix), **SMALL), stage).prepare_data()
+
+
+def test_every_rank_validates() -> None:
+    audio_trees.libri2mix(Path("l"), "dev", 2)
+    assert len(attach(Libri2Mix("l", **SMALL)).validation_batches()) == 1  # type: ignore[arg-type]
+    assert len(attach(Libri2Mix("l", **SMALL), world_size=4).validation_batches()) == 4  # type: ignore[arg-type]
+
+
+def test_mistaken_numbers_are_refused() -> None:
+    for options in ({"crop_seconds": 0}, {"num_validation": 0}, {"max_bad_share": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Folder(**options)
+    with pytest.raises(ValueError, match="validation_share"):
+        Folder(validation_share=1.0)
+    with pytest.raises(ValueError, match="needs fuss_root"):
+        AudioSet(librispeech_root="x")
+
+
+# -- FUSS --
+
+
+@pytest.fixture
+def fuss(tmp_path: Path) -> Path:
+    for split, count in (("train", 6), ("validation", 4), ("eval", 4)):
+        audio_trees.fuss(tmp_path / "ssdata", split, count)
+    return tmp_path
+
+
+def test_fuss_fills_up_its_sources_with_zeros(fuss: Path) -> None:
+    """Example i has i % 4 foregrounds, of which the last of three is all zero: as good as none."""
+    for number, batch in enumerate(FUSS(str(fuss), **SMALL).test_batches()):  # type: ignore[arg-type]
+        folder = fuss / "ssdata" / "eval" / f"example{number:04d}_sources"
+        names = ["background0", "foreground0", "foreground1"][: number + 1]
+        assert torch.equal(batch["mixtures"], read(folder.parent / f"example{number:04d}.wav")[None])
+        for k, name in enumerate(names):
+            assert torch.equal(batch["sources"][0, k], read(folder / f"{name}_sound.wav"))
+        assert batch["sources"].shape == (1, 4, RATE)
+        assert batch["sources"][0, len(names) :].eq(0).all()
+
+
+def test_fuss_trains_and_validates(fuss: Path) -> None:
+    assert one(FUSS(str(fuss / "ssdata"), **SMALL)).keys() == {"mixtures"}
+    data = FUSS(str(fuss), with_sources=True, **SMALL)
+    batch = one(data)
+    assert batch["sources"].shape == (3, 4, CROP)
+    torch.testing.assert_close(batch["sources"].sum(1), batch["mixtures"], rtol=0, atol=2 / 2**15)
+    metrics = data.metrics()
+    metrics.update(batch["sources"].flip(1), batch["sources"], batch["mixtures"])
+    assert data.monitor.removeprefix("val/") in metrics.compute()
+
+
+def test_fuss_metrics_are_those_of_the_paper(fuss: Path) -> None:
+    data = FUSS(str(fuss), **SMALL)
+    metrics, expected = data.test_metrics(), FUSSMetrics()
+    for number, batch in enumerate(data.test_batches()):  # type: ignore[arg-type]
+        estimates = batch["sources"].roll(1, 1) + 0.01 * torch.from_numpy(noise(1.0, number)).float()
+        metrics.update(estimates, batch["sources"], batch["mixtures"])
+        expected.update(estimates, batch["sources"])
+    computed, values = metrics.compute(), expected.compute()
+    assert computed.keys() == values.keys() == {"1S", "2Si", "3Si", "4Si", "MSi", "under", "equal", "over"}
+    for name, value in values.items():
+        torch.testing.assert_close(computed[name], value, equal_nan=True)
+
+
+def test_fuss_says_what_it_misses(fuss: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no nowhere/train_example_list\.txt"):
+        one(FUSS("nowhere", **SMALL))
+    path = fuss / "ssdata" / "train_example_list.txt"
+    path.write_text(path.read_text().replace("\t", " "))
+    with pytest.raises(UserError, match="with 0 sources"):
+        one(FUSS(str(fuss), **SMALL))
+    path.write_text("\n")
+    with pytest.raises(UserError, match="lists no examples"):
+        one(FUSS(str(fuss), **SMALL))
+
+
+# -- a plain folder --
+
+KINDS = (("wav", 8000, 1), ("flac", 44100, 2), ("ogg", 48000, 1), ("mp3", 22050, 2))
+
+
+def recordings(root: Path, count: int = 12) -> None:
+    """Of four kinds; many are links, for mp3 takes long to write."""
+    for number, (kind, rate, channels) in enumerate(KINDS):
+        write(root / f"{number}.{kind}", noise(0.7, number, rate, channels), rate)
+    (root / "more").mkdir()
+    for number in range(4, count):
+        kind = KINDS[number % 4][0]
+        (root / "more" / f"{number}.{kind}").symlink_to(root / f"{number % 4}.{kind}")
+
+
+def test_a_folder_of_anything(tmp_path: Path) -> None:
+    recordings(tmp_path)
+    (tmp_path / "notes.txt").write_text("not a recording")
+    data = Folder(str(tmp_path), **SMALL)
+    batch = one(data)
+    assert batch.keys() == {"mixtures"}
+    assert batch["mixtures"].shape == (3, CROP)
+    assert batch["mixtures"].isfinite().all()
+    assert (data.monitor, data.monitor_mode) == ("val/loss", "min")
+    (held_out,) = data.validation_batches()  # type: ignore[attr-defined]
+    assert held_out.keys() == {"mixtures"}
+    with pytest.raises(UserError, match="no true sources"):
+        data.test_batches()
+
+
+def test_held_out_files_stay_held_out(tmp_path: Path) -> None:
+    """They are whole files, never trained on, and no new file changes which they are."""
+
+    def parts(**options: Any) -> list[set[str]]:
+        data = Folder(str(tmp_path), **options, **SMALL)
+        return [{os.fsdecode(name) for name in data.examples(part).files[:, 0]} for part in ("train", "validation")]
+
+    recordings(tmp_path, 40)
+    train, held_out = parts(validation_share=0.3)
+    assert len(train) + len(held_out) == 40
+    assert not train & held_out
+    assert 4 <= len(held_out) <= 20
+    recordings(tmp_path / "new", 20)
+    more_train, more_held_out = parts(validation_share=0.3)
+    assert train < more_train
+    assert held_out < more_held_out
+    assert [len(part) for part in parts(validation_share=1e-9)] == [59, 1], "one at least"
+
+
+def test_a_folder_of_one_recording_is_validated_on_too(tmp_path: Path) -> None:
+    write(tmp_path / "long.wav", noise(4.0, 0))
+    data = Folder(str(tmp_path), **SMALL)
+    with pytest.warns(UserWarning, match="one recording"):
+        assert one(data)["mixtures"].shape == (3, CROP)
+    with pytest.warns(UserWarning, match="one recording"):
+        assert len(data.validation_batches()) == 1  # type: ignore[arg-type]
+
+
+def test_a_folder_survives_broken_files_and_names_them(tmp_path: Path) -> None:
+    recordings(tmp_path, 60)
+    broken(tmp_path / "broken")
+    data = Folder(str(tmp_path), **SMALL)
+    with pytest.warns(UserWarning, match="bad files") as caught:
+        batches = [data.training_batches(Ranks())[number]["mixtures"] for number in range(20)]
+    assert torch.stack(batches).isfinite().all()
+    assert torch.stack(batches).square().mean(2).min() > 0
+    data.validation_batches()
+    (message,) = [str(warning.message) for warning in caught]
+    for name, (_, words) in BROKEN.items():
+        assert re.search(rf"broken/{name}: .*{words}", message), name
+    with pytest.raises(UserError, match=r"max_bad_share = 0\.05"):
+        one(Folder(str(tmp_path), max_bad_share=0.05, **SMALL))
+
+
+def test_a_folder_without_recordings(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere is no folder: .*--data.root"):
+        one(Folder("nowhere", **SMALL))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds no recordings \(.wav, .flac, .ogg, .mp3\)"):
+        one(Folder(str(tmp_path), **SMALL))
+
+
+def test_mixit_trains_on_a_folder_of_recordings(tmp_path: Path) -> None:
+    """The whole way: workers, two steps, the loss on held-out files, and the checkpoint that it picks."""
+    recordings(tmp_path / "recordings")
+    network = ConvTasNet(4, 2, filters=8, bottleneck=8, hidden=8, repeats=1, blocks=2)
+    data = Folder(str(tmp_path / "recordings"), batches_per_epoch=2, **SMALL | {"num_workers": 1})
+    fit = trainer(tmp_path / "run")
+    fit.fit(MixIT(network, optimizer=adam), data)
+    assert fit.global_step == 2
+    assert math.isfinite(fit.callback_metrics["val/loss"])
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+
+
+# -- AudioSet --
+
+IDS = ["-0908_CCgfh", "Y047gcadf48", "abcdefghij_", "0123456789a", "__________1", "ABCDEFGHIJK"]
+
+
+def test_names_of_clips() -> None:
+    names = {
+        "-0908_CCgfh.flac": "-0908_CCgfh",
+        "Y047gcadf48.wav": "Y047gcadf48",
+        "YY047gcadf48.wav": "Y047gcadf48",
+        "Y-0908_CCgfh.wav": "-0908_CCgfh",
+        "a/b/abcdefghij__30_40.wav": "abcdefghij_",
+        "abcdefghijk_30.000_40.000.wav": "abcdefghijk",
+        "Yabcdefghijk_30.flac": "abcdefghijk",
+        "truncated.flac": None,
+        "recording of a dog.wav": None,
+        "abcdefghijk_30_40_50.wav": None,
+    }
+    assert {name: youtube_id(name) for name in names} == names
+
+
+def test_segments_are_read_as_published(tmp_path: Path) -> None:
+    audio_trees.audioset(tmp_path, IDS)
+    assert listed_ids(tmp_path / "balanced_train_segments.csv") == set(IDS)
+    with pytest.raises(UserError, match="cannot read the segments"):
+        listed_ids(tmp_path / "no.csv")
+
+
+def test_audioset_uses_the_clips_that_are_listed(tmp_path: Path) -> None:
+    audio_trees.audioset(tmp_path, IDS)
+    audio_trees.audioset(tmp_path / "other", ["ZZZZZZZZZZ1"])
+    write(tmp_path / "other" / "jingle.wav", noise(1.0, 0))
+    with (tmp_path / "balanced_train_segments.csv").open("a") as file:
+        file.write("missing1234, 0.000, 10.000, /m/09x0r\n")
+    data = AudioSet(str(tmp_path), **SMALL)
+    with pytest.warns(UserWarning, match="videos") as caught:
+        used = {os.fsdecode(name) for name in data.recordings.files[:, 0]}
+    assert used == {f"audio/{clip}.flac" for clip in IDS}
+    messages = "\n".join(str(warning.message) for warning in caught)
+    assert "1 of the 7 videos" in messages
+    assert "other/jingle.wav: wrongly named" in messages
+    assert one(data)["mixtures"].shape == (3, CROP)
+    (held_out,) = data.validation_batches()  # type: ignore[attr-defined]
+    assert held_out.keys() == {"mixtures"}
+
+    named = AudioSet(str(tmp_path), segments=str(tmp_path / "other" / "balanced_train_segments.csv"), **SMALL)
+    with pytest.warns(UserWarning, match=r"jingle\.wav: wrongly named"):
+        assert named.recordings.files.tolist() == [[b"other/audio/ZZZZZZZZZZ1.flac"]]
+
+
+def test_audioset_is_fine_with_clips_alone(tmp_path: Path) -> None:
+    audio_trees.audioset(tmp_path, IDS)
+    (tmp_path / "balanced_train_segments.csv").unlink()
+    data = AudioSet(str(tmp_path), **SMALL)
+    assert len(data.recordings) == len(IDS)
+    with pytest.raises(UserError, match=r"--data.fuss_root FOLDER and --data.librispeech_root"):
+        data.test_batches()
+    assert data.test_metrics().compute().keys() == {"si_sdr", "si_sdri"}, "asked for during fit as well"
+
+
+def test_audioset_with_a_list_of_other_videos(tmp_path: Path) -> None:
+    audio_trees.audioset(tmp_path, IDS)
+    (tmp_path / "balanced_train_segments.csv").write_text("missing1234, 0.000, 10.000, /m/09x0r\n")
+    with pytest.raises(UserError, match="none of the 1 videos"):
+        one(AudioSet(str(tmp_path), **SMALL))
+
+
+def test_audioset_is_tested_on_the_sets_of_table_3(tmp_path: Path, fuss: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for metric in (ESTOI, PESQ, DNSMOS):
+        monkeypatch.setattr(metric, "score", lambda self, estimate, reference: 1.0)  # they take seconds
+    audio_trees.audioset(tmp_path, IDS)
+    audio_trees.librispeech(tmp_path / "LibriSpeech", 2)
+    data = AudioSet(str(tmp_path), fuss_root=str(fuss), librispeech_root=str(tmp_path / "LibriSpeech"), **SMALL)
+    attach(data, "test").prepare_data()
+    batches = list(data.test_batches())  # type: ignore[call-overload]
+    assert [batch["sources"].shape[1] for batch in batches] == [4] * 4 + [2] * 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # noise is no speech
+        metrics = data.test_metrics()
+        for batch in batches:
+            metrics.update(batch["sources"] + 0.1 * batch["mixtures"][:, None], batch["sources"], batch["mixtures"])
+        computed = metrics.compute()
+    assert computed.keys() == {"1S", "2Si", "3Si", "4Si", "MSi", "under", "equal", "over"} | COLUMNS
+    speech = SISDR()
+    for batch in batches[4:]:
+        speech.update(batch["sources"][:, :1] + 0.1 * batch["mixtures"][:, None], batch["sources"][:, :1])
+    torch.testing.assert_close(computed["si_sdr"], speech.compute())
+    metrics.reset()
+    assert computed["under"] == 0
+    assert metrics.compute()["si_sdr"].isnan()
+
+    alone = AudioSet(str(tmp_path), fuss_root=str(fuss), **SMALL)
+    assert len(alone.test_batches()) == 4  # type: ignore[arg-type]
+    assert alone.test_metrics().compute().keys() == FUSSMetrics().compute().keys()
+
+
+# -- LibriSpeech + FUSS --
+
+
+def test_speech_is_mixed_at_the_snr_asked_for() -> None:
+    speech, background = (torch.from_numpy(noise(1.0, seed)) for seed in (0, 1))
+    for snr in (-5.0, 0.0, 15.0):
+        sources = at_snr(speech, 0.01 * background, snr)
+        power = sources.square().mean(1)
+        assert 10 * math.log10(power[0] / power[1]) == pytest.approx(snr)
+        assert torch.cat([sources, sources.sum(0, keepdim=True)]).abs().max() == pytest.approx(0.99)
+        torch.testing.assert_close(sources[0] / sources[0, 0], speech / speech[0])
+
+
+def test_noisy_speech(tmp_path: Path, fuss: Path) -> None:
+    """An utterance in each background; levels as the paper has them, and the same for every run."""
+    audio_trees.fuss(fuss / "ssdata", "eval", 12)
+    audio_trees.librispeech(tmp_path / "LibriSpeech", 3)
+    speech = [read(path) for path in sorted((tmp_path / "LibriSpeech").rglob("*.flac"))]
+    data = LibriSpeechFUSS(str(tmp_path / "LibriSpeech"), str(fuss), **SMALL)
+    batches = list(data.test_batches())  # type: ignore[call-overload]
+    assert len(batches) == 12
+    snrs, used = [], []
+    for number, batch in enumerate(batches):
+        mixture, (voice, background) = batch["mixtures"][0], batch["sources"][0]
+        assert torch.equal(voice + background, mixture)
+        assert mixture.abs().max() < 1
+        snrs.append(10 * math.log10(voice.square().mean() / background.square().mean()))
+        file = read(fuss / "ssdata" / "eval" / f"example{number:04d}_sources" / "background0_sound.wav")
+        assert likeness(background, file) > 1 - 1e-6
+        (whose,) = [k for k, whole in enumerate(speech) if likeness(voice, whole) > 1 - 1e-6]
+        used.append(whose)
+    assert -5 <= min(snrs) < 0 < 10 < max(snrs) <= 15
+    assert np.bincount(used).tolist() == [4, 4, 4]
+    again = LibriSpeechFUSS(str(tmp_path / "LibriSpeech"), str(fuss), seed=9, **SMALL).test_batches()
+    assert torch.equal(again[7]["mixtures"], batches[7]["mixtures"])
+
+
+def test_noisy_speech_is_for_tests_alone(tmp_path: Path, fuss: Path) -> None:
+    audio_trees.librispeech(tmp_path / "LibriSpeech", 1)
+    data = LibriSpeechFUSS(str(tmp_path), str(fuss), **SMALL)
+    assert len(data.test_batches()) == 4  # type: ignore[arg-type]
+    for ask in (lambda: one(data), data.validation_batches):
+        with pytest.raises(UserError, match="for tests alone"):
+            ask()
+    with pytest.raises(UserError, match="LibriSpeech's test-clean is not in nowhere"):
+        LibriSpeechFUSS("nowhere", str(fuss), **SMALL).test_batches()
+
+
+# -- metrics --
+
+
+def test_validation_measures_si_sdr_whatever_the_order() -> None:
+    sources = torch.stack([torch.from_numpy(noise(0.3, seed)) for seed in range(6)]).view(3, 2, -1)
+    estimates = sources.flip(1) + 0.1 * sources
+    mixtures = sources.sum(1)
+    metrics = AudioMetrics(si_sdr_columns())
+    metrics.update(estimates[:1], sources[:1], mixtures[:1])
+    metrics.update(estimates[1:], sources[1:], mixtures[1:])
+    assert metrics.update_called
+
+    def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
+        target = (estimate @ reference) / (reference @ reference) * reference
+        return 10 * math.log10(np.sum(target**2) / np.sum((estimate - target) ** 2))
+
+    e, s, m = estimates.flip(1).numpy(), sources.numpy(), mixtures.numpy()
+    pairs = [(b, k) for b in range(3) for k in range(2)]
+    separated = [si_sdr(e[b, k], s[b, k]) for b, k in pairs]
+    computed = metrics.compute()
+    assert computed.keys() == {"si_sdr", "si_sdri"}
+    assert float(computed["si_sdr"]) == pytest.approx(np.mean(separated), abs=1e-3)
+    improved = np.mean(separated) - np.mean([si_sdr(m[b], s[b, k]) for b, k in pairs])
+    assert float(computed["si_sdri"]) == pytest.approx(improved, abs=1e-3)
+    metrics.reset()
+    assert metrics.compute()["si_sdr"].isnan()
+
+
+def test_the_test_of_libri2mix_has_the_columns_of_table_4(libri2mix: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert Libri2Mix(str(libri2mix)).test_metrics().compute().keys() == COLUMNS
+
+
+# -- the composed sets --
+
+
+@pytest.fixture(scope="session")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small sets of real audio in all layouts, by the script in the shared folder."""
+    script = Path(os.environ.get("SURF_SHARED", "")) / "data" / "make_audio_sets.py"
+    if not script.is_file():
+        pytest.skip("SURF_SHARED does not name the shared folder with data/make_audio_sets.py")
+    out = tmp_path_factory.mktemp("composed")
+    subprocess.run([sys.executable, str(script), str(out), "--scale", "0.1"], check=True, capture_output=True)
+    return out
+
+
+@pytest.mark.slow
+def test_every_set_loads_as_composed(composed: Path) -> None:
+    libri2mix, fuss = str(composed / "Libri2Mix"), str(composed / "FUSS")
+    options = {"num_workers": 0, "batch_size": 3}
+    sets: list[tuple[AudioMixtures, int | None, int]] = [
+        (Libri2Mix(libri2mix, with_sources=True, **options), 2, 12),
+        (FUSS(fuss, with_sources=True, **options), 4, 8),
+        (AudioSet(str(composed / "AudioSet"), None, fuss, str(composed / "LibriSpeech"), **options), None, 16),
+    ]
+    for data, num_sources, num_tests in sets:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            batches = [one(data), data.validation_batches()[0], *data.test_batches()]  # type: ignore[misc]
+        assert len(batches) == 2 + num_tests
+        for batch in batches[:2]:
+            assert batch["mixtures"].shape == (3, 160000)
+            assert ("sources" in batch) == (num_sources is not None)
+        for batch in batches:
+            assert batch["mixtures"].isfinite().all()
+            if "sources" in batch:
+                atol = 3 / 2**15  # each file was rounded by itself
+                torch.testing.assert_close(batch["sources"].sum(1), batch["mixtures"], rtol=0, atol=atol)
+
+
+@pytest.mark.slow
+def test_the_broken_files_of_the_composed_set_are_named(composed: Path) -> None:
+    with pytest.warns(UserWarning, match="bad files") as caught:
+        batch = one(Folder(str(composed / "AudioSet"), num_workers=0, batch_size=8))
+    assert batch["mixtures"].isfinite().all()
+    (message,) = [str(warning.message) for warning in caught]
+    reasons = {"truncated.flac": "truncated", "empty.wav": "empty", "text.wav": "wrongly named", "silent.wav": "silent"}
+    for name, words in (reasons | {"nan.wav": "NaN", "short.wav": "shorter than 0.5 s"}).items():
+        assert re.search(rf"broken/{name}: .*{words}", message), message

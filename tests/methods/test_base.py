@@ -1,0 +1,235 @@
+"""What all stages share: optimizer, schedule, randomness, validation, and the mistakes that are caught."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from surf_lightning.data import Digits
+from surf_lightning.data.base import Batches
+from surf_lightning.errors import UserError
+from surf_lightning.methods import (
+    SURF,
+    MixIT,
+    Remixing,
+    ReMixITLoss,
+    SelfRemixingLoss,
+    SupervisedFlow,
+    SupervisedRegression,
+)
+from surf_lightning.methods.base import SeparationModule
+from surf_lightning.metrics.images import ImageMetrics
+from surf_lightning.remixing import BatchRandomness
+from tests.tiny import adam, digits, mixit_checkpoint, regression, trainer, velocity
+
+
+@pytest.fixture(scope="module")
+def mixit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return mixit_checkpoint(tmp_path_factory.mktemp("mixit"))
+
+
+def build(method: str, mixit: str, **options: Any) -> SeparationModule:
+    options = {"optimizer": adam, **options}
+    if method == "MixIT":
+        return MixIT(regression(4), **options)
+    if method == "SupervisedRegression":
+        return SupervisedRegression(regression(), **options)
+    if method == "SupervisedFlow":
+        return SupervisedFlow(velocity(), **options)
+    if method == "Remixing":
+        return Remixing(regression(), SelfRemixingLoss(), mixit_checkpoint=mixit, **options)
+    return SURF(velocity(), ReMixITLoss(), mixit_checkpoint=mixit, **options)
+
+
+METHODS = ["MixIT", "SupervisedRegression", "SupervisedFlow", "Remixing", "SURF"]
+
+
+def fit(module: SeparationModule, ckpt_path: str | None = None, batches_per_epoch: int = 2, **options: Any) -> Any:
+    fitter = trainer(Path("run"), **{"limit_val_batches": 0, **options})
+    fitter.fit(module, digits(batches_per_epoch=batches_per_epoch), ckpt_path=ckpt_path)
+    return fitter
+
+
+# -- the optimizer --
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_optimizer_holds_what_is_trained_and_nothing_else(method: str, mixit: str) -> None:
+    module: Any = build(method, mixit)
+    fitter = fit(module)
+    trained = module.student if hasattr(module, "student") else module.separator
+    (group,) = fitter.optimizers[0].param_groups
+    assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in trained.parameters()}
+    assert all(parameter.requires_grad for parameter in group["params"])
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "factors"),
+    [
+        (1, None, {0: 1, 1: 1, 10**6: 1}),
+        (4, None, {0: 0.25, 1: 0.5, 3: 1, 4: 1}),
+        (1, 100, {0: 1, 25: 0.5 + math.sqrt(0.125), 50: 0.5, 100: 0, 200: 0}),
+        (10, 100, {4: 0.25 * (1 + math.cos(0.04 * math.pi)), 50: 0.5, 100: 0}),
+    ],
+)
+def test_the_learning_rate_rises_linearly_and_falls_along_a_cosine(
+    warmup: int, decay: int | None, factors: dict[int, float]
+) -> None:
+    module = MixIT(regression(4), optimizer=adam, warmup_steps=warmup, decay_steps=decay)
+    for step, factor in factors.items():
+        assert module.learning_rate_factor(step) == pytest.approx(factor, abs=1e-12)
+
+
+def test_the_learning_rate_changes_with_every_optimizer_step() -> None:
+    rates: list[tuple[int, float]] = []
+
+    class Watch(MixIT):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            rates.append((self.global_step, self.trainer.optimizers[0].param_groups[0]["lr"]))
+            return super().training_step(batch, batch_idx)
+
+    module = Watch(regression(4), optimizer=adam, warmup_steps=4)
+    fit(module, max_steps=3, accumulate_grad_batches=2, batches_per_epoch=6)
+    expected = [(0, 0.0025)] * 2 + [(1, 0.005)] * 2 + [(2, 0.0075)] * 2
+    assert [step for step, _ in rates] == [step for step, _ in expected]
+    assert [rate for _, rate in rates] == pytest.approx([rate for _, rate in expected])
+
+
+def resume(rate: float) -> list[str]:
+    fit(MixIT(regression(4), optimizer=adam, warmup_steps=3))
+    again = MixIT(regression(4), optimizer=functools.partial(torch.optim.Adam, lr=rate), warmup_steps=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitter = fit(again, "run/checkpoints/last.ckpt", max_steps=4)
+    assert fitter.optimizers[0].param_groups[0]["lr"] == 0.01  # of the checkpoint
+    assert again.trained_steps == 2
+    return [str(warning.message) for warning in caught if "NOT with those configured" in str(warning.message)]
+
+
+def test_resuming_with_another_learning_rate_says_that_it_is_not_used() -> None:
+    (message,) = resume(0.5)
+    assert "'initial_lr': 0.01" in message
+    assert "'initial_lr': 0.5" in message
+
+
+def test_resuming_as_before_says_nothing() -> None:
+    assert resume(0.01) == []
+
+
+# -- randomness --
+
+
+def test_dropout_is_a_function_of_seed_and_batch_number() -> None:
+    drawn: list[list[float]] = []
+
+    class Watch(MixIT):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            drawn[-1].append(float(torch.rand(())))  # what dropout would draw first
+            return super().training_step(batch, batch_idx)
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            torch.rand(batch_idx + len(drawn))  # whatever else draws does not reach the next batch
+
+    for seed in (0, 1, 0):
+        drawn.append([])
+        torch.manual_seed(len(drawn))
+        fit(Watch(regression(4), optimizer=adam, seed=seed), max_steps=5)
+    assert drawn[0] == drawn[2]
+    assert len(set(drawn[0] + drawn[1])) == 10
+
+
+@pytest.mark.parametrize("method", ["SupervisedFlow", "SURF"])
+def test_held_out_estimates_do_not_depend_on_the_seed_of_the_run(method: str, mixit: str) -> None:
+    mixtures = torch.randn(3, 1, 8, 8)
+    first, second = (build(method, mixit, seed=seed).separate(mixtures, 4) for seed in (0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(build(method, mixit).separate(mixtures, 5), first)
+
+
+# -- validation --
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_validation_measures_the_separator_against_the_truth(method: str, mixit: str) -> None:
+    module, data = build(method, mixit), digits(num_validation=10)
+    fitter = trainer(Path("run"))
+    fitter.fit(module, data)
+    metrics, batches = ImageMetrics(), data.validation_batches()
+    for index in range(3):
+        batch = batches[index]
+        metrics.update(module.separate(batch["mixtures"], index), batch["sources"], batch["mixtures"])
+    expected = {f"val/{name}": float(value) for name, value in metrics.compute().items()}
+    assert {name: float(fitter.callback_metrics[name]) for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
+class WithoutTruth(Digits):
+    monitor, monitor_mode = "val/loss", "min"
+
+    def validation_batches(self) -> Batches:
+        batches: Any = super().validation_batches()
+        return [{"mixtures": batches[index]["mixtures"]} for index in range(len(batches))]
+
+
+@pytest.mark.parametrize("method", ["MixIT", "SURF"])
+def test_without_truth_the_loss_is_looked_at_and_picks_the_best(method: str, mixit: str) -> None:
+    data = WithoutTruth(batch_size=4, batches_per_epoch=2, num_validation=8, num_test=4)
+    module: Any = build(method, mixit)
+    fitter = trainer(Path("run"))
+    fitter.fit(module, data)
+    module.eval()
+    batches: Any = data.validation_batches()
+    with torch.no_grad():
+        losses = [module.loss(batches[index], BatchRandomness(0, index, module.device)) for index in range(2)]
+    assert float(fitter.callback_metrics["val/loss"]) == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+    assert Path("run/checkpoints/best.ckpt").is_file()
+
+
+# -- stages --
+
+
+def test_a_checkpoint_of_another_method_is_refused_by_name(mixit: str) -> None:
+    with pytest.raises(UserError, match=r"is of surf_lightning\.methods\.mixit\.MixIT.*trains.*SURF.*mixit_checkpoint"):
+        fit(build("SURF", mixit), mixit, max_steps=4)
+
+
+def test_a_missing_earlier_stage_says_how_to_train_it() -> None:
+    for method in ("SURF", "Remixing"):
+        with pytest.raises(UserError, match=r"runs/none\.ckpt of the earlier stage.*_mixit\.yaml.*mixit_checkpoint"):
+            fit(build(method, "runs/none.ckpt"))
+
+
+def test_an_earlier_stage_of_other_signals_or_sources_is_refused(mixit: str) -> None:
+    checkpoint = torch.load(mixit, weights_only=True)
+    checkpoint["surf_lightning"]["signal"]["shape"] = [1, 28, 28]
+    torch.save(checkpoint, "mnist.ckpt")
+    with pytest.raises(UserError, match=r"2 sources of .*\[1, 28, 28\].*2 sources of .*\[1, 8, 8\]"):
+        fit(build("SURF", "mnist.ckpt"))
+    three = mixit_checkpoint(Path("three"), num_sources=3)
+    with pytest.raises(UserError, match=r"separates 3 sources of .* has 2 sources"):
+        fit(build("Remixing", three))
+
+
+def test_a_flow_is_no_earlier_stage() -> None:
+    fit(SupervisedFlow(velocity(), optimizer=adam))
+    with pytest.raises(UserError, match="holds a FlowSeparator: a regression separator such as MixIT is needed"):
+        fit(build("SURF", "run/checkpoints/last.ckpt"))
+
+
+def test_a_fresh_fit_takes_over_the_earlier_stage_and_a_resumed_one_its_own(mixit: str) -> None:
+    first: Any = build("SURF", mixit)
+    fit(first)
+    weights = torch.load(mixit, weights_only=True)["state_dict"]
+    for name, value in first.anchor.state_dict().items():
+        assert torch.equal(value, weights[f"separator.{name}"])
+    resumed: Any = build("SURF", "gone.ckpt")
+    fit(resumed, "run/checkpoints/last.ckpt", max_steps=4)
+    for name, value in resumed.anchor.state_dict().items():
+        assert torch.equal(value, weights[f"separator.{name}"])
+    assert not any(parameter.requires_grad for parameter in resumed.anchor.parameters())

@@ -1,0 +1,87 @@
+"""MixIT's loss against every assignment of its outputs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from surf_lightning.errors import UserError
+from surf_lightning.losses import squared_error
+from surf_lightning.methods import MixIT
+from surf_lightning.remixing import BatchRandomness
+from tests.tiny import adam, regression
+
+
+def mixtures(count: int) -> Tensor:
+    return 2 * torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
+
+
+def random() -> BatchRandomness:
+    return BatchRandomness(0, 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("thresholded", [True, False])
+@pytest.mark.parametrize("num_outputs", [2, 4])
+def test_the_loss_is_the_least_over_all_ways_to_deal_the_outputs(num_outputs: int, thresholded: bool) -> None:
+    options = {} if thresholded else {"error": squared_error}
+    module = MixIT(regression(num_outputs), optimizer=adam, **options).double()
+    m = mixtures(6)
+
+    def error(found: Tensor, truth: Tensor) -> Tensor:
+        energy = (found - truth).square().sum()
+        return 10 * torch.log10(energy + 1e-3 * truth.square().sum() + 1e-8) if thresholded else energy
+
+    losses = []
+    for one, other in zip(m[:3], m[3:], strict=True):
+        outputs = module.separator.network((one + other).unsqueeze(0))[0]
+        ways = []
+        for deal in itertools.product([True, False], repeat=num_outputs):
+            first = sum((out for out, mine in zip(outputs, deal, strict=True) if mine), torch.zeros_like(one))
+            second = sum((out for out, mine in zip(outputs, deal, strict=True) if not mine), torch.zeros_like(one))
+            ways.append((error(first, one) + error(second, other)) / 2)
+        losses.append(min(ways, key=lambda way: way.item()))
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    wanted = [parameter.grad for parameter in module.parameters()]
+    module.zero_grad()
+    loss = module.loss({"mixtures": m}, random())
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    for parameter, gradient in zip(module.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-9)
+    assert math.isfinite(loss.item())
+
+
+def test_the_network_sees_sums_of_pairs_of_the_batch() -> None:
+    module, seen = MixIT(regression(4), optimizer=adam).double(), []
+    module.separator.network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    m = mixtures(7)
+    loss = module.loss({"mixtures": m}, random())
+    (found,) = seen
+    assert torch.equal(found, m[:3] + m[3:6])  # the seventh has no mate
+    assert torch.equal(module.loss({"mixtures": m[:6]}, random()), loss)
+
+
+def test_the_sources_of_a_batch_are_not_looked_at() -> None:
+    module, m = MixIT(regression(4), optimizer=adam).double(), mixtures(4)
+    garbage = torch.full((4, 2, 1, 8, 8), float("nan"))
+    assert torch.equal(
+        module.loss({"mixtures": m, "sources": garbage}, random()), module.loss({"mixtures": m}, random())
+    )
+
+
+def test_a_single_mixture_cannot_be_paired() -> None:
+    with pytest.raises(UserError, match=r"data\.batch_size to at least 2"):
+        MixIT(regression(4), optimizer=adam).loss({"mixtures": mixtures(1)}, random())
+
+
+def test_the_perfect_separation_of_a_pair_has_the_loss_of_its_threshold() -> None:
+    module = MixIT(regression(2), optimizer=adam).double()
+    m = mixtures(2)
+    module.separator.network.forward = lambda _: m.unsqueeze(0)
+    expected = [10 * math.log10(1e-3 * float(mixture.square().sum()) + 1e-8) for mixture in m]
+    assert module.loss({"mixtures": m}, random()).item() == pytest.approx(sum(expected) / 2)

@@ -1,0 +1,102 @@
+"""The supervised methods, and that their flow is SURF's step on true sources."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from surf_lightning.losses import log_energy, log_error, mean_square
+from surf_lightning.methods import SURF, ReMixITLoss, SupervisedFlow, SupervisedRegression
+from surf_lightning.networks import ConstantNoise, SourceHead, VelocityHead
+from surf_lightning.networks.heads import Head
+from surf_lightning.remixing import BatchRandomness, mix_seed, remix
+from surf_lightning.separator import RegressionSeparator
+from tests.methods import listing
+from tests.tiny import adam, perturbed, regression, velocity
+
+SEED, BATCH, CPU = 2, 5, torch.device("cpu")
+
+
+def batch(count: int = 6, num_sources: int = 2) -> dict[str, Tensor]:
+    shape = (count, num_sources, 1, 8, 8)
+    sources = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
+    return {"mixtures": sources.sum(1), "sources": sources}
+
+
+def random() -> BatchRandomness:
+    return BatchRandomness(SEED, BATCH, CPU)
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+@pytest.mark.parametrize(("num_outputs", "num_sources"), [(2, 2), (4, 2), (3, 3)])
+def test_regression_is_the_least_error_over_all_orders(logarithmic: bool, num_outputs: int, num_sources: int) -> None:
+    options = {"error": log_error} if logarithmic else {}
+    module = SupervisedRegression(regression(num_outputs, num_sources), num_sources, optimizer=adam, **options).double()
+    data = batch(num_sources=num_sources)
+    estimates = module.separator.separate(data["mixtures"])
+
+    def error(found: Tensor, truth: Tensor) -> float:
+        energy = float(((found - truth) ** 2).sum())
+        return 10 * math.log10(energy + 1e-8) if logarithmic else energy
+
+    total = 0.0
+    for found, truth in zip(estimates, data["sources"], strict=True):
+        orders = itertools.permutations(range(num_sources))
+        total += min(sum(error(found[i], truth[j]) for i, j in enumerate(order)) / num_sources for order in orders)
+    loss = module.loss(data, random())
+    assert loss.item() == pytest.approx(total / 6, rel=1e-9)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("head", [VelocityHead(), SourceHead()])
+@pytest.mark.parametrize("num_sources", [2, 3])
+def test_the_flow_is_lines_7_to_12_of_algorithm_1_on_true_sources(head: Head, num_sources: int) -> None:
+    network = velocity(num_sources, head=head)
+    module = SupervisedFlow(network, noise=ConstantNoise(0.6), optimizer=adam).double()
+    data = batch(num_sources=num_sources)
+    draws = listing.Draws(torch.Generator().manual_seed(mix_seed(SEED, BATCH)))
+    residual, _ = listing.aligned_residual(network, data["sources"], draws, sigma=0.6)
+    expected = listing.rm_loss(residual)
+    expected.backward()
+    wanted = [parameter.grad for parameter in network.parameters()]
+    module.zero_grad()
+    loss = module.loss(data, random())
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for parameter, gradient in zip(network.parameters(), wanted, strict=True):
+        assert gradient is not None
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_log_loss_of_the_flow_is_in_decibels_of_each_example() -> None:
+    network = velocity()
+    data = batch()
+    draws = listing.Draws(torch.Generator().manual_seed(mix_seed(SEED, BATCH)))
+    residual, _ = listing.aligned_residual(network.double(), data["sources"], draws)
+    expected = [10 * math.log10(float((example**2).sum()) + 1e-8) for example in residual.detach()]
+    loss = SupervisedFlow(network, reduction=log_energy, optimizer=adam).loss(data, random())
+    assert loss.item() == pytest.approx(sum(expected) / 6, rel=1e-5)
+
+
+def test_surf_with_remixit_is_the_supervised_flow_on_its_remixed_estimates() -> None:
+    surf = SURF(velocity(), ReMixITLoss(mean_square), mixit_checkpoint="", optimizer=adam)
+    perturbed(surf.separator, seed=7)
+    surf._freeze(RegressionSeparator(regression(4), 2))
+    surf.double().beta = 0.5
+    supervised = SupervisedFlow(surf.student.network, optimizer=adam)
+    mixtures, numbers = batch()["mixtures"], random()
+    remixed = remix(surf.teacher_estimates(mixtures, numbers), numbers.generator)
+    expected = supervised.loss({"sources": remixed.sources, "mixtures": remixed.mixtures}, numbers)
+    assert torch.equal(surf.loss({"mixtures": mixtures}, random()), expected)
+
+
+def test_the_student_is_evaluated_once_without_and_once_with_gradient() -> None:
+    module, calls = SupervisedFlow(velocity(), optimizer=adam).double(), []
+    module.separator.network.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    module.loss(batch(), random())
+    assert calls == [False, True]

@@ -1,0 +1,217 @@
+"""SURF's training step against Code Listing 1 and Appendix D.3, in values, gradients and network evaluations."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surf_lightning.methods import SURF, ReMixITLoss, SelfRemixingLoss
+from surf_lightning.methods.objectives import RemixingLoss
+from surf_lightning.networks import ConstantNoise, SourceHead, VelocityHead
+from surf_lightning.networks.heads import Head
+from surf_lightning.remixing import BatchRandomness, Ranks, mix_seed
+from surf_lightning.separator import RegressionSeparator
+from tests.methods import listing
+from tests.tiny import adam, digits, mixit_checkpoint, perturbed, regression, trainer, velocity
+
+SEED, BATCH, CPU = 3, 17, torch.device("cpu")
+
+
+def surf(objective: RemixingLoss, num_sources: int = 2, head: Head | None = None, **options: Any) -> SURF:
+    """In float64, teacher and student apart, the anchor in place."""
+    student = velocity(num_sources, head=head or VelocityHead())
+    module = SURF(student, objective, mixit_checkpoint="", optimizer=adam, **options)
+    perturbed(module.separator, seed=5)
+    module._freeze(RegressionSeparator(regression(4, num_sources), num_sources))
+    return module.double()
+
+
+def mixtures(count: int = 6) -> Tensor:
+    return 2 * torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64) - 1
+
+
+def random(seed: int = SEED) -> BatchRandomness:
+    return BatchRandomness(seed, BATCH, CPU)
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    return found
+
+
+def listed(module: SURF, m: Tensor, self_remixing: bool) -> Tensor:
+    """The loss of Listing 1 from the random numbers of batch ``BATCH``."""
+    draws = listing.Draws(torch.Generator().manual_seed(mix_seed(SEED, BATCH)))
+    num_sources, sigma = module.student.num_sources, module.student.noise.scale
+    x0 = listing.prior(m, sigma * draws.normal(len(m), num_sources, m.shape[1:]))
+    teacher = module.separator
+    pseudo = listing.hybrid_sample(teacher.network, module.anchor, m, x0, module.beta, teacher.num_steps)
+    order = draws.order(len(m) * num_sources)
+    residual, orders = listing.aligned_residual(module.student.network, listing.remixed(pseudo, order), draws, sigma)
+    return listing.sr_loss(residual, orders, order) if self_remixing else listing.rm_loss(residual)
+
+
+@pytest.mark.parametrize("head", [VelocityHead(), SourceHead()])
+@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
+@pytest.mark.parametrize(("num_sources", "beta"), [(2, 1.0), (2, 0.5), (3, 0.2), (2, 0.0)])
+def test_the_loss_and_its_gradient_are_those_of_code_listing_1(
+    head: Head, objective: RemixingLoss, num_sources: int, beta: float
+) -> None:
+    module = surf(objective, num_sources, head, noise=ConstantNoise(0.8), num_steps=4)
+    module.beta = beta
+    expected = listed(module, mixtures(), isinstance(objective, SelfRemixingLoss))
+    expected.backward()
+    wanted = gradients(module)
+    loss = module.loss({"mixtures": mixtures()}, random())
+    loss.backward()
+    assert loss.item() > 1e-3
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    found = gradients(module)
+    assert found.keys() == wanted.keys()
+    assert all(name.startswith("student.") for name in found)
+    scale = max(float(gradient.abs().max()) for gradient in wanted.values())
+    assert scale > 1e-2
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    ("beta", "anchored", "sampled"), [(1.0, 1, 0), (0.99, 1, 0), (0.5, 1, 2), (0.1, 1, 4), (0.0, 0, 5)]
+)
+def test_a_step_evaluates_no_network_in_vain(beta: float, anchored: int, sampled: int) -> None:
+    module = surf(ReMixITLoss())
+    module.beta = beta
+    calls: list[tuple[str, bool]] = []
+    for name in ("anchor", "separator", "student"):
+        network = getattr(module, name).network
+        network.register_forward_hook(lambda *_, name=name: calls.append((name, torch.is_grad_enabled())))
+    module.loss({"mixtures": mixtures()}, random()).backward()
+    expected = [("anchor", False)] * anchored + [("separator", False)] * sampled
+    assert calls == [*expected, ("student", False), ("student", True)]
+
+
+@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
+def test_the_sources_of_a_batch_are_not_looked_at(objective: RemixingLoss) -> None:
+    module, m = surf(objective), mixtures()
+    alone = module.loss({"mixtures": m}, random())
+    garbage = torch.full((6, 2, 1, 8, 8), float("nan"), dtype=torch.float64)
+    assert torch.equal(module.loss({"mixtures": m, "sources": garbage}, random()), alone)
+    assert not torch.equal(module.loss({"mixtures": m + 0.1}, random()), alone)
+
+
+def test_the_loss_is_a_function_of_seed_and_batch_number() -> None:
+    module, m = surf(SelfRemixingLoss()), mixtures()
+    loss = module.loss({"mixtures": m}, random())
+    torch.manual_seed(99)
+    assert torch.equal(module.loss({"mixtures": m}, random()), loss)
+    assert not torch.equal(module.loss({"mixtures": m}, random(SEED + 1)), loss)
+
+
+def test_one_mixture_alone_teaches_remixit_but_not_self_remixing() -> None:
+    m = mixtures(1)
+    with pytest.warns(UserWarning, match="batch_size of at least 2"):
+        loss = surf(SelfRemixingLoss()).loss({"mixtures": m}, random())
+    assert loss.item() < 1e-12
+    assert surf(ReMixITLoss()).loss({"mixtures": m}, random()).item() > 1e-2
+
+
+def test_self_remixing_is_zero_where_mates_meet_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randperm", lambda size, **_: torch.arange(size).view(-1, 2).flip(0, 1).flatten())
+    assert surf(SelfRemixingLoss()).loss({"mixtures": mixtures()}, random()).item() < 1e-12
+    assert surf(ReMixITLoss()).loss({"mixtures": mixtures()}, random()).item() > 1e-2
+
+
+class Threads(Ranks):
+    """Two ranks in two threads of one process, with gradients from one to the other."""
+
+    barrier = threading.Barrier(2)
+    board: list[Any] = [None, None]  # noqa: RUF012
+
+    def gather(self, rows: Tensor) -> Tensor:
+        self.board[self.rank] = rows
+        self.barrier.wait()
+        everything = torch.cat(list(self.board))
+        self.barrier.wait()
+        return everything
+
+
+@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
+def test_two_ranks_compute_what_one_computes_of_their_batches_together(objective: RemixingLoss) -> None:
+    module, m = surf(objective), mixtures(6)
+    module.beta = 0.5
+    alone = module.loss({"mixtures": m}, random())
+    alone.backward()
+    wanted = gradients(module)
+    losses: list[Any] = [None, None]
+
+    def run(rank: int) -> None:
+        ranks = Threads(rank, 2)
+        losses[rank] = module.loss({"mixtures": ranks.local(m)}, BatchRandomness(SEED, BATCH, CPU, ranks))
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    together = (losses[0] + losses[1]) / 2
+    together.backward()
+    torch.testing.assert_close(together, alone)
+    for name, gradient in gradients(module).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-6, atol=1e-9)
+
+
+def test_the_teacher_starts_as_the_student_and_follows_it_alone(tmp_path: Path) -> None:
+    checkpoint = mixit_checkpoint(tmp_path / "mixit")
+    module = SURF(velocity(dropout=0.3), SelfRemixingLoss(), mixit_checkpoint=checkpoint, ema_decay=0.9, optimizer=adam)
+    teacher = {name: value.double() for name, value in module.separator.state_dict().items()}
+    for name, value in module.student.state_dict().items():
+        assert torch.equal(teacher[name].float(), value)
+    anchor: dict[str, Tensor] = {}
+    modes: list[bool] = []
+
+    class Watch(SURF):
+        def on_train_start(self) -> None:
+            super().on_train_start()
+            anchor.update({name: value.clone() for name, value in self.anchor.state_dict().items()})
+
+        def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            super().optimizer_step(*args, **kwargs)
+            for name, value in self.student.state_dict().items():
+                teacher[name] = 0.9 * teacher[name] + 0.1 * value.double()
+            modes.extend(part.training for part in [*self.separator.modules(), *self.anchor.modules()])
+            assert self.student.training
+
+    module.__class__ = Watch
+    trainer(tmp_path / "surf", max_steps=5).fit(module, digits(num_validation=8))
+    for name, value in module.separator.state_dict().items():
+        torch.testing.assert_close(value.double(), teacher[name], rtol=1e-5, atol=1e-6)
+    for name, value in module.anchor.state_dict().items():
+        assert torch.equal(value, anchor[name])
+    assert modes
+    assert not any(modes)
+
+
+def test_a_bare_train_leaves_teacher_and_anchor_in_evaluation_mode_without_gradients() -> None:
+    module = surf(ReMixITLoss())
+    for mode in (True, False, True):
+        module.train(mode)
+        assert all(part.training is mode for part in module.student.modules())
+        for frozen in (module.separator, module.anchor):
+            assert not any(part.training for part in frozen.modules())
+            assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_the_teachers_sample_is_consistent_and_the_anchor_at_beta_one() -> None:
+    module, m = surf(ReMixITLoss()), mixtures()
+    for beta in (1.0, 0.6, 0.0):
+        module.beta = beta
+        sample = module.teacher_estimates(m, random())
+        torch.testing.assert_close(sample.sum(1), m, rtol=0, atol=1e-6)
+        assert torch.allclose(sample, module.anchor.separate(m)) == (beta == 1)
+        assert not sample.requires_grad

@@ -1,0 +1,101 @@
+"""Which folder a run has, and which of its checkpoints a command takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from surf_lightning.errors import UserError
+from surf_lightning.run_folder import checkpoint, default_folder, prepare_fit, trained_checkpoint
+
+
+def run(path: str, *parts: str) -> Path:
+    folder = Path(path)
+    for part in parts:
+        (folder / part).parent.mkdir(parents=True, exist_ok=True)
+        (folder / part).write_text(path)
+    return folder
+
+
+LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "folder"),
+    [
+        (None, "configs/digits_mixit.yaml", "runs/digits_mixit"),
+        (None, "/some/where/else.v2.yaml", "runs/else.v2"),
+        ("mine", "configs/digits_mixit.yaml", "runs/mine"),
+        ("mine", None, "runs/mine"),
+    ],
+)
+def test_a_run_is_named_after_its_first_config(name: str | None, config: str | None, folder: str) -> None:
+    assert default_folder(name, config) == Path(folder)
+
+
+def test_a_run_without_config_and_name_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--config configs/digits_mixit\.yaml.*--name"):
+        default_folder(None, None)
+
+
+@pytest.mark.parametrize("part", [LAST, "config.yaml", "metrics.csv"])
+def test_a_fresh_fit_moves_earlier_runs_aside_and_loses_none(part: str, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(3):
+        run("runs/a", part).joinpath(part).write_text(str(number))
+        assert prepare_fit(Path("runs/a"), None) is None
+        assert not Path("runs/a").exists()
+    assert [Path(f"runs/a.{number + 1}", part).read_text() for number in range(3)] == ["0", "1", "2"]
+    run("runs/a", part)
+    with caplog.at_level("INFO"):
+        prepare_fit(Path("runs/a"), None)
+    assert "runs/a holds an earlier run: moved to runs/a.4" in caplog.text
+
+
+def test_what_is_no_run_stays() -> None:
+    folder = run("runs/a", "notes.txt")
+    assert prepare_fit(folder, None) is None
+    assert (folder / "notes.txt").is_file()
+    assert prepare_fit(Path("runs/new"), None) is None
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_fit_goes_on_from_its_own_checkpoint_in_the_same_folder(name: str) -> None:
+    folder = run("runs/a", LAST, BEST, "metrics.csv")
+    assert prepare_fit(folder, name) == str(checkpoint(folder, name)) == f"runs/a/checkpoints/{name}.ckpt"
+    assert (folder / "metrics.csv").is_file()
+    assert not Path("runs/a.1").exists()
+
+
+def test_the_command_that_restarts_a_run_also_starts_it(caplog: pytest.LogCaptureFixture) -> None:
+    folder = run("runs/a", "metrics.csv")  # died before its first checkpoint
+    with caplog.at_level("INFO"):
+        assert prepare_fit(folder, "last") is None
+    assert "no runs/a/checkpoints/last.ckpt to continue from: starting afresh" in caplog.text
+    assert Path("runs/a.1/metrics.csv").is_file()
+
+
+def test_a_fit_goes_on_from_any_checkpoint_that_exists() -> None:
+    folder = run("runs/a", LAST)
+    run("elsewhere", "x.ckpt")
+    assert prepare_fit(folder, "elsewhere/x.ckpt") == "elsewhere/x.ckpt"
+    assert (folder / LAST).is_file()
+    with pytest.raises(UserError, match=r"no checkpoint elsewhere/y\.ckpt"):
+        prepare_fit(folder, "elsewhere/y.ckpt")
+
+
+def test_evaluation_takes_the_best_else_the_last_checkpoint() -> None:
+    folder = run("runs/a", LAST)
+    assert trained_checkpoint(folder, None) == f"runs/a/{LAST}"
+    run("runs/a", BEST)
+    assert trained_checkpoint(folder, None) == trained_checkpoint(folder, "best") == f"runs/a/{BEST}"
+    assert trained_checkpoint(folder, "last") == f"runs/a/{LAST}"
+    run("elsewhere", "x.ckpt")
+    assert trained_checkpoint(folder, "elsewhere/x.ckpt") == "elsewhere/x.ckpt"
+
+
+@pytest.mark.parametrize("given", [None, "best", "last", "no.ckpt"])
+def test_evaluation_of_an_untrained_run_is_refused(given: str | None) -> None:
+    run("runs/a", "checkpoints/.last.ckpt.partial")
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        trained_checkpoint(Path("runs/a"), given)
