@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data import audio_trees
+
 torch.set_num_threads(1)  # several test processes of several spinning threads each would stand still
 
 
@@ -20,8 +22,22 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def audio_sets(tmp_path: Path) -> Path:
+    """A root with little audio sets of noise in every layout."""
+    root = tmp_path / "audio"
+    for split, count in (("train-360", 6), ("dev", 4), ("test", 3)):
+        audio_trees.libri2mix(root / "Libri2Mix", split, count)
+    for split in ("train", "validation", "eval"):
+        audio_trees.fuss(root / "FUSS" / "ssdata", split, 4)
+    audio_trees.audioset(root / "AudioSet", [f"Y{number:010d}" for number in range(6)])
+    for number in range(6):
+        audio_trees.write(root / "recordings" / f"{number}.wav", audio_trees.noise(1.0, number))
+    return root
+
+
+@pytest.fixture
 def image_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root with small sets of random pixels in MNIST's and CIFAR-10's own layouts; some 5,000 are held out of each."""
+    """A root with small sets of random pixels in MNIST's and CIFAR-10's own layouts, 10 of each held out."""
     from surf_lightning.data import cifar, mnist
 
     monkeypatch.setattr(mnist, "NUM_VALIDATION", 10)

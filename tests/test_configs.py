@@ -21,14 +21,17 @@ SUPERVISED = ["supervised_regression", "supervised_flow", "basis"]
 SHORTENED = {"basis": ["--model.langevin_steps", "1"], "mixcycle": ["--model.mixpit_steps", "1"]}
 
 
+AUDIO = {"libri2mix": "Libri2Mix", "fuss": "FUSS/ssdata", "audioset": "AudioSet", "folder": "recordings"}
+
+
 def arguments(name: str, root: Path, command: str = "fit") -> list[str]:
-    """The command line of config ``name``, shrunk; the shipped trackers off."""
+    """The command line of config ``name``, shrunk, on the sets in ``root``; the shipped trackers off."""
     family, method = name.split("_", 1)
     args = [command, "--config", str(ROOT / "configs" / f"{name}.yaml")]
     args += ["--config", str(ROOT / "tests" / f"tiny_{family}.yaml")]
     args += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
     args += SHORTENED.get(method, [])
-    return args if family == "digits" else [*args, "--data.root", str(root)]
+    return args if family == "digits" else [*args, "--data.root", str(root / AUDIO.get(family, ""))]
 
 
 @pytest.mark.parametrize("family", ["digits", "mnist", "cifar"])
@@ -36,17 +39,28 @@ def test_the_matrix_of_image_configs_is_complete(family: str) -> None:
     assert {f"{family}_{method}" for method in UNSUPERVISED + SUPERVISED} <= set(CONFIGS)
 
 
+@pytest.mark.parametrize("family", AUDIO)
+def test_the_matrix_of_audio_configs_is_complete(family: str) -> None:
+    methods = ["mixit", "remixit", "self_remixing", "surf_rm", "surf_sr"]
+    if family in ("libri2mix", "fuss"):  # the others have no clean sources
+        methods += ["supervised_regression", "supervised_flow"]
+    assert {f"{family}_{method}" for method in methods} <= set(CONFIGS)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_config_trains_two_steps_in_a_chain_without_a_path_typed(family: str, image_sets: Path) -> None:
+def test_every_config_trains_two_steps_in_a_chain_without_a_path_typed(
+    family: str, image_sets: Path, audio_sets: Path
+) -> None:
+    root = audio_sets if family in AUDIO else image_sets
     names = [name for name in CONFIGS if name.split("_")[0] == family]
     names.sort(key=lambda name: name != f"{family}_mixit")  # the earlier stage first
     for name in names:
-        assert main(arguments(name, image_sets)) == 0, name
+        assert main(arguments(name, root)) == 0, name
         run = Path("runs", name)
         assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}, name
         assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2, name
         separator = load_separator(run / "checkpoints" / "best.ckpt")
-        mixtures = torch.randn(2, *separator.signal["shape"])
+        mixtures = torch.randn(2, *separator.signal.get("shape", [8000]))
         estimates = separator.separate(mixtures)
         if name == f"{family}_basis":  # bound to the mixture by a likelihood, not by construction
             assert estimates.shape[1] == separator.num_sources

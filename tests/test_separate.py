@@ -365,6 +365,7 @@ def test_an_interrupted_batch_goes_on_where_it_was(
     with pytest.raises(Killed):
         separate("in")
     monkeypatch.setattr(os, "replace", replace)
+    Path("out/.b_source1.wav.integers.partial").touch()
     with open("out/journal.jsonl", "a") as file:
         file.write('{"place": "c", "fing')  # the kill cut a line off
     assert "b_source1.wav" in made()
@@ -436,6 +437,8 @@ def test_the_journal_survives_a_line_cut_off(tmp_path: Path) -> None:
     assert journal.entries == {}
     journal.publish("b", {}, [], [])
     assert Journal(tmp_path).entries["b"]["state"] == "done"
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["state"] for line in lines[1:]] == ["writing", "done"]
 
 
 # -- images --

@@ -186,6 +186,23 @@ def test_channels_agree_on_the_order_though_one_is_in_opposite_phase_and_one_was
     assert in_order or (estimates - expected.flip(1)).abs().amax() < 1e-5
 
 
+def test_windows_that_disagree_are_faded_into_one_another() -> None:
+    class Drifting(Filters):
+        level = 0.0
+
+        def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+            self.level += 0.01
+            offset = torch.tensor([self.level, -self.level])[:, None]
+            return super().forward(mixtures, generator) + offset
+
+    mixtures = sound(6)
+    drift = joined(separate_stream(Drifting(), [mixtures], SHORT)) - Filters().separate(mixtures)
+    steps = drift[0, 0].diff()
+    assert drift[0, 0, -1] - drift[0, 0, 0] > 0.05
+    assert steps.min() > -1e-6
+    assert steps.max() < 0.01 * (torch.pi / 2) / 800 + 1e-6  # no faster than the raised cosine of the 0.1 s they share
+
+
 def test_digital_silence_never_reaches_the_network() -> None:
     mixtures = sound(8, channels=2)
     mixtures[:, 2 * RATE : 6 * RATE] = 0
@@ -262,6 +279,15 @@ def test_uncertainty_is_the_deviation_of_the_samples_in_tenths_of_a_second() -> 
     torch.testing.assert_close(found, expected.sort(1).values, rtol=0.1, atol=0)
     assert all(len(chunk.curve) == 0 for chunk in separate_stream(flow(), [mixtures], SHORT))
     torch.testing.assert_close(joined(chunks).sum(1), mixtures, atol=1e-5, rtol=0)
+
+
+def test_no_samples_and_no_audio_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        list(separate_stream(flow(), [sound(1)], SHORT, num_samples=0))
+    separator = flow()
+    separator.signal = {"kind": "image", "shape": [1, 2, 3]}
+    with pytest.raises(ValueError, match="audio"):
+        list(separate_stream(separator, [sound(1)], SHORT))
 
 
 def test_nan_from_a_network_is_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import shutil
 import sys
@@ -127,6 +128,8 @@ class Batch:
                 start = time.perf_counter()
                 try:
                     plan.stem.parent.mkdir(parents=True, exist_ok=True)
+                    for stale in plan.stem.parent.glob(f".{glob.escape(plan.stem.name)}_source*.partial"):
+                        stale.unlink()  # of a killed run
                     outcome = self.task.run(plan)
                     self.journal.publish(name, self.fingerprints[name], outcome.paths, outcome.rows)
                 except Exception as error:  # whatever is wrong with one file, the others are done
@@ -135,7 +138,7 @@ class Batch:
                 self.done += 1
                 self.audio_seconds += plan.seconds
                 speed = _speed(plan.seconds, time.perf_counter() - start)
-                print(f"[{number}/{len(self.plans)}] {shown(plan.path)}: {speed}")
+                print(f"[{number}/{len(self.plans)}] {shown(plan.path)}: {speed}", flush=True)
                 for remark in outcome.remarks:
                     print(f"    {remark}")
         finally:

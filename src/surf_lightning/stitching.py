@@ -25,7 +25,7 @@ class Windows:
     still share: cross-faded there. So windows follow one another at ``length - 2 edge - fade``.
     """
 
-    length: float = 16.0
+    length: float = 10.0
     edge: float = 0.5
     fade: float = 1.0
 
@@ -103,10 +103,9 @@ class Stitcher:
 
     def __init__(self, windows: WindowSamples) -> None:
         self.windows = windows
+        # Weights that sum to 1 keep the sources' sum.
         ramp = (torch.arange(windows.fade, dtype=torch.float64) + 0.5) / windows.fade
-        self.rise = torch.sin(
-            ramp * torch.pi / 2
-        ).square()  # rise and 1 - rise sum to 1: so do the sources, to the mixture
+        self.rise = torch.sin(ramp * torch.pi / 2).square()
         self.tail: Tensor | None = None  # of the window before, from its overlap with the next one on
         self.end = 0  # where the tail ends
         self.emitted = 0

@@ -134,7 +134,7 @@ def separate_stream(
     Args:
         separator: of audio, from ``load_separator``.
         blocks: ``[C,n]`` each, of any lengths, at the separator's own sample rate; C channels go through it as a batch.
-        windows: how the stream is cut; windows of 16 s by default.
+        windows: how the stream is cut; windows of 10 s by default, like the crops of the audio sets.
         num_samples: posterior samples whose mean is taken; each window's are aligned to one another.
         seed: of a flow's noise; the same input gives the same output.
 
@@ -142,8 +142,10 @@ def separate_stream(
         Chunks in order, without gaps. The sources keep their order from the first to the last.
 
     Raises:
-        ValueError: the separator gave NaN.
+        ValueError: the separator gave NaN or is not of audio, or ``num_samples`` is not positive.
     """
+    if num_samples < 1:
+        raise ValueError(f"at least one posterior sample must be drawn, not {num_samples}")
     rate = sample_rate(separator)
     sizes = (windows or Windows()).samples(rate)
     stitch, curve, start = Stitcher(sizes), UncertaintyCurve(rate), 0
@@ -178,14 +180,17 @@ def no_points(num_sources: int) -> Tensor:
 
 
 def mixed_down(block: Tensor) -> Tensor:
+    """The mean of the channels, ``[C,n] -> [1,n]``."""
     return block.mean(0, keepdim=True)
 
 
 def all_channels(block: Tensor) -> Tensor:
+    """``[C,n]`` as it is."""
     return block
 
 
 def first_channel(block: Tensor) -> Tensor:
+    """The first channel, ``[C,n] -> [1,n]``."""
     return block[:1]
 
 

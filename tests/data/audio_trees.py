@@ -77,15 +77,15 @@ def audioset(root: Path, ids: list[str]) -> None:
     (root / "balanced_train_segments.csv").write_text("\n".join([*comments, *rows]) + "\n")
 
 
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def _cut(path: Path) -> int:
+    return path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def _without_length(path: Path) -> None:
+def _without_length(path: Path) -> int:
     header = bytearray(path.read_bytes())
     header[21] &= 0xF0  # the 36 bits of STREAMINFO that count the samples
     header[22:26] = bytes(4)
-    path.write_bytes(header)
+    return path.write_bytes(header)
 
 
 def _late_nan() -> np.ndarray:

@@ -266,7 +266,7 @@ def test_a_file_that_became_shorter_is_not_padded(noises: Examples, tmp_path: Pa
 
 def test_fixed_crops_are_the_same_for_every_batch_size(noises: Examples) -> None:
     crops = FixedCrops(noises, CROP, 4, 2)
-    assert len(crops) == len(list(crops)) == 2
+    assert len(crops) == 2
     assert torch.equal(drawn(crops, range(2)), drawn(FixedCrops(noises, CROP, 2, 4), range(4)))
     with pytest.raises(IndexError):
         crops[2]
@@ -274,12 +274,14 @@ def test_fixed_crops_are_the_same_for_every_batch_size(noises: Examples) -> None
 
 def test_whole_examples_come_one_by_one(noises: Examples, tmp_path: Path) -> None:
     whole = WholeExamples(noises)
-    batches = list(whole)
-    assert len(batches) == len(whole) == 10
+    batches = [whole[number] for number in range(len(whole))]
+    assert len(batches) == 10
     for number, batch in enumerate(batches):
         parts = [soundfile.read(tmp_path / f"{name}{number}.wav", dtype="float32")[0] for name in ("", "s1_", "s2_")]
         np.testing.assert_array_equal(batch["mixtures"].numpy(), parts[0][None])
         np.testing.assert_array_equal(batch["sources"].numpy(), np.stack(parts[1:])[None])
     (tmp_path / "s2_3.wav").unlink()
+    with pytest.raises(IndexError):
+        whole[10]
     with pytest.raises(UserError, match=r"leaves no example out, but .*s2_3\.wav: missing"):
         whole[3]

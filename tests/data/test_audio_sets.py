@@ -48,6 +48,10 @@ def one(data: SeparationData) -> dict[str, Tensor]:
     return data.training_batches(Ranks())[0]
 
 
+def every(batches: Any) -> list[dict[str, Tensor]]:
+    return list(batches)
+
+
 def attach(data: SeparationData, stage: str = "fit", world_size: int = 1) -> SeparationData:
     """``data`` with as much of a trainer as it looks at."""
     state = SimpleNamespace(fn=SimpleNamespace(value=stage))
@@ -92,15 +96,15 @@ def test_libri2mix_trains_on_mixtures_and_on_request_their_sources(libri2mix: Pa
 def test_libri2mix_tests_whole_utterances_and_validates_fixed_crops(libri2mix: Path) -> None:
     data = Libri2Mix(str(libri2mix), **SMALL)
     base = libri2mix / "wav16k/min/test"
-    batches = list(data.test_batches())  # type: ignore[call-overload]
+    batches = every(data.test_batches())
     assert len(batches) == 3
     for name, batch in zip(sorted(path.name for path in (base / "s1").iterdir()), batches, strict=True):
         assert torch.equal(batch["mixtures"], read(base / "mix_clean" / name)[None])
         assert torch.equal(batch["sources"], torch.stack([read(base / k / name) for k in ("s1", "s2")])[None])
     assert [batch["mixtures"].shape[1] for batch in batches] == [RATE, RATE, 1.4 * RATE]
 
-    (fixed,) = data.validation_batches()  # type: ignore[attr-defined]
-    (again,) = Libri2Mix(str(libri2mix), seed=5, **SMALL).validation_batches()  # type: ignore[attr-defined]
+    (fixed,) = every(data.validation_batches())
+    (again,) = every(Libri2Mix(str(libri2mix), seed=5, **SMALL).validation_batches())
     assert torch.equal(fixed["mixtures"], again["mixtures"])
     assert torch.equal(fixed["sources"].sum(1), fixed["mixtures"])
     assert (data.monitor, data.monitor_mode, data.num_sources) == ("val/si_sdri", "max", 2)
@@ -172,8 +176,8 @@ def test_only_the_stage_at_hand_is_indexed(libri2mix: Path) -> None:
 
 def test_every_rank_validates() -> None:
     audio_trees.libri2mix(Path("l"), "dev", 2)
-    assert len(attach(Libri2Mix("l", **SMALL)).validation_batches()) == 1  # type: ignore[arg-type]
-    assert len(attach(Libri2Mix("l", **SMALL), world_size=4).validation_batches()) == 4  # type: ignore[arg-type]
+    assert len(every(attach(Libri2Mix("l", **SMALL)).validation_batches())) == 1
+    assert len(every(attach(Libri2Mix("l", **SMALL), world_size=4).validation_batches())) == 4
 
 
 def test_mistaken_numbers_are_refused() -> None:
@@ -198,7 +202,7 @@ def fuss(tmp_path: Path) -> Path:
 
 def test_fuss_fills_up_its_sources_with_zeros(fuss: Path) -> None:
     """Example i has i % 4 foregrounds, of which the last of three is all zero: as good as none."""
-    for number, batch in enumerate(FUSS(str(fuss), **SMALL).test_batches()):  # type: ignore[arg-type]
+    for number, batch in enumerate(every(FUSS(str(fuss), **SMALL).test_batches())):
         folder = fuss / "ssdata" / "eval" / f"example{number:04d}_sources"
         names = ["background0", "foreground0", "foreground1"][: number + 1]
         assert torch.equal(batch["mixtures"], read(folder.parent / f"example{number:04d}.wav")[None])
@@ -222,7 +226,7 @@ def test_fuss_trains_and_validates(fuss: Path) -> None:
 def test_fuss_metrics_are_those_of_the_paper(fuss: Path) -> None:
     data = FUSS(str(fuss), **SMALL)
     metrics, expected = data.test_metrics(), FUSSMetrics()
-    for number, batch in enumerate(data.test_batches()):  # type: ignore[arg-type]
+    for number, batch in enumerate(every(data.test_batches())):
         estimates = batch["sources"].roll(1, 1) + 0.01 * torch.from_numpy(noise(1.0, number)).float()
         metrics.update(estimates, batch["sources"], batch["mixtures"])
         expected.update(estimates, batch["sources"])
@@ -268,7 +272,7 @@ def test_a_folder_of_anything(tmp_path: Path) -> None:
     assert batch["mixtures"].shape == (3, CROP)
     assert batch["mixtures"].isfinite().all()
     assert (data.monitor, data.monitor_mode) == ("val/loss", "min")
-    (held_out,) = data.validation_batches()  # type: ignore[attr-defined]
+    (held_out,) = every(data.validation_batches())
     assert held_out.keys() == {"mixtures"}
     with pytest.raises(UserError, match="no true sources"):
         data.test_batches()
@@ -299,7 +303,7 @@ def test_a_folder_of_one_recording_is_validated_on_too(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="one recording"):
         assert one(data)["mixtures"].shape == (3, CROP)
     with pytest.warns(UserWarning, match="one recording"):
-        assert len(data.validation_batches()) == 1  # type: ignore[arg-type]
+        assert len(every(data.validation_batches())) == 1
 
 
 def test_a_folder_survives_broken_files_and_names_them(tmp_path: Path) -> None:
@@ -380,7 +384,7 @@ def test_audioset_uses_the_clips_that_are_listed(tmp_path: Path) -> None:
     assert "1 of the 7 videos" in messages
     assert "other/jingle.wav: wrongly named" in messages
     assert one(data)["mixtures"].shape == (3, CROP)
-    (held_out,) = data.validation_batches()  # type: ignore[attr-defined]
+    (held_out,) = every(data.validation_batches())
     assert held_out.keys() == {"mixtures"}
 
     named = AudioSet(str(tmp_path), segments=str(tmp_path / "other" / "balanced_train_segments.csv"), **SMALL)
@@ -412,7 +416,7 @@ def test_audioset_is_tested_on_the_sets_of_table_3(tmp_path: Path, fuss: Path, m
     audio_trees.librispeech(tmp_path / "LibriSpeech", 2)
     data = AudioSet(str(tmp_path), fuss_root=str(fuss), librispeech_root=str(tmp_path / "LibriSpeech"), **SMALL)
     attach(data, "test").prepare_data()
-    batches = list(data.test_batches())  # type: ignore[call-overload]
+    batches = every(data.test_batches())
     assert [batch["sources"].shape[1] for batch in batches] == [4] * 4 + [2] * 4
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # noise is no speech
@@ -430,7 +434,7 @@ def test_audioset_is_tested_on_the_sets_of_table_3(tmp_path: Path, fuss: Path, m
     assert metrics.compute()["si_sdr"].isnan()
 
     alone = AudioSet(str(tmp_path), fuss_root=str(fuss), **SMALL)
-    assert len(alone.test_batches()) == 4  # type: ignore[arg-type]
+    assert len(every(alone.test_batches())) == 4
     assert alone.test_metrics().compute().keys() == FUSSMetrics().compute().keys()
 
 
@@ -453,7 +457,7 @@ def test_noisy_speech(tmp_path: Path, fuss: Path) -> None:
     audio_trees.librispeech(tmp_path / "LibriSpeech", 3)
     speech = [read(path) for path in sorted((tmp_path / "LibriSpeech").rglob("*.flac"))]
     data = LibriSpeechFUSS(str(tmp_path / "LibriSpeech"), str(fuss), **SMALL)
-    batches = list(data.test_batches())  # type: ignore[call-overload]
+    batches = every(data.test_batches())
     assert len(batches) == 12
     snrs, used = [], []
     for number, batch in enumerate(batches):
@@ -474,7 +478,7 @@ def test_noisy_speech(tmp_path: Path, fuss: Path) -> None:
 def test_noisy_speech_is_for_tests_alone(tmp_path: Path, fuss: Path) -> None:
     audio_trees.librispeech(tmp_path / "LibriSpeech", 1)
     data = LibriSpeechFUSS(str(tmp_path), str(fuss), **SMALL)
-    assert len(data.test_batches()) == 4  # type: ignore[arg-type]
+    assert len(every(data.test_batches())) == 4
     for ask in (lambda: one(data), data.validation_batches):
         with pytest.raises(UserError, match="for tests alone"):
             ask()
@@ -533,7 +537,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_set_loads_as_composed(composed: Path) -> None:
     libri2mix, fuss = str(composed / "Libri2Mix"), str(composed / "FUSS")
-    options = {"num_workers": 0, "batch_size": 3}
+    options: dict[str, Any] = {"num_workers": 0, "batch_size": 3}
     sets: list[tuple[AudioMixtures, int | None, int]] = [
         (Libri2Mix(libri2mix, with_sources=True, **options), 2, 12),
         (FUSS(fuss, with_sources=True, **options), 4, 8),
@@ -542,7 +546,7 @@ def test_every_set_loads_as_composed(composed: Path) -> None:
     for data, num_sources, num_tests in sets:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            batches = [one(data), data.validation_batches()[0], *data.test_batches()]  # type: ignore[misc]
+            batches = [one(data), data.validation_batches()[0], *every(data.test_batches())]
         assert len(batches) == 2 + num_tests
         for batch in batches[:2]:
             assert batch["mixtures"].shape == (3, 160000)

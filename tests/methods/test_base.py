@@ -74,6 +74,7 @@ def test_the_optimizer_holds_what_is_trained_and_nothing_else(method: str, mixit
     ("warmup", "decay", "factors"),
     [
         (1, None, {0: 1, 1: 1, 10**6: 1}),
+        (0, None, {0: 1, 1: 1}),
         (4, None, {0: 0.25, 1: 0.5, 3: 1, 4: 1}),
         (1, 100, {0: 1, 25: 0.5 + math.sqrt(0.125), 50: 0.5, 100: 0, 200: 0}),
         (10, 100, {4: 0.25 * (1 + math.cos(0.04 * math.pi)), 50: 0.5, 100: 0}),
@@ -85,6 +86,14 @@ def test_the_learning_rate_rises_linearly_and_falls_along_a_cosine(
     module = MixIT(regression(4), optimizer=adam, warmup_steps=warmup, decay_steps=decay)
     for step, factor in factors.items():
         assert module.learning_rate_factor(step) == pytest.approx(factor, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("MixIT", {"decay_steps": 0}), ("SURF", {"ema_decay": 1.5}), ("SURF", {"beta_start": 2.0})]
+)
+def test_impossible_settings_are_refused_before_anything_runs(method: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must"):
+        build(method, "", **options)
 
 
 def test_the_learning_rate_changes_with_every_optimizer_step() -> None:

@@ -97,6 +97,31 @@ def test_a_step_evaluates_no_network_in_vain(beta: float, anchored: int, sampled
 
 
 @pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_micro_batches_give_the_same_gradient(objective: RemixingLoss, micro_batch: int) -> None:
+    module, m = surf(objective), mixtures(6)
+    module.beta = 0.5
+    whole = module.loss({"mixtures": m}, random())
+    whole.backward()
+    wanted = gradients(module)
+    rows = {"anchor": 0, "separator": 0, "student": 0}
+
+    def count(name: str, inputs: Tensor) -> None:
+        rows[name] += len(inputs)
+        assert len(inputs) <= micro_batch
+
+    for name in rows:
+        getattr(module, name).network.register_forward_pre_hook(lambda _, args, name=name: count(name, args[0]))
+    module.micro_batch = micro_batch
+    loss = module.loss({"mixtures": m}, random())
+    loss.backward()
+    torch.testing.assert_close(loss, whole)
+    for name, gradient in gradients(module).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-8, atol=1e-10)
+    assert rows == {"anchor": 6, "separator": 2 * 6, "student": 3 * 6}
+
+
+@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
 def test_the_sources_of_a_batch_are_not_looked_at(objective: RemixingLoss) -> None:
     module, m = surf(objective), mixtures()
     alone = module.loss({"mixtures": m}, random())

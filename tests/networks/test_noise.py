@@ -62,14 +62,14 @@ def test_a_gain_on_the_mixture_is_a_gain_on_the_noise(noise: PriorNoise) -> None
 @follows_the_mixture
 def test_the_prior_stays_exchangeable_and_consistent(noise: PriorNoise) -> None:
     """One deviation for all sources, and x0 sums to the mixture; its spread is what P⊥ leaves: sqrt(1 - 1/K)."""
-    m, num_sources = mixtures(1, 1500), 3
+    m, num_sources = mixtures(1, 400), 3
     scale = noise(m, num_sources)
     x0 = sample_prior(m.expand(2000, -1), num_sources, scale, torch.Generator().manual_seed(1))
     torch.testing.assert_close(x0.sum(1), m.expand(2000, -1))
     spread = (x0 - m / num_sources).square().mean(0).sqrt()
-    expected = (torch.as_tensor(scale)[0] * (1 - 1 / num_sources) ** 0.5).expand(num_sources, 1500)
+    expected = (torch.as_tensor(scale)[0] * (1 - 1 / num_sources) ** 0.5).expand(num_sources, 400)
     torch.testing.assert_close(spread.mean(1), expected.mean(1), rtol=0.01, atol=0)
-    torch.testing.assert_close(spread[:, 500:600].mean(1), expected[:, 500:600].mean(1), rtol=0.02, atol=0)
+    torch.testing.assert_close(spread[:, 300:400].mean(1), expected[:, 300:400].mean(1), rtol=0.02, atol=0)
 
 
 def test_envelope_noise_is_not_made_in_low_precision() -> None:

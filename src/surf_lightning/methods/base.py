@@ -53,6 +53,8 @@ class SeparationModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if decay_steps is not None and decay_steps < 1:
+            raise ValueError("decay_steps must be at least 1, or null for a learning rate that does not decay")
         self.separator, self.make_optimizer = separator, optimizer
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.micro_batch, self.seed = micro_batch, seed
@@ -91,7 +93,7 @@ class SeparationModule(L.LightningModule):
 
     def learning_rate_factor(self, step: int) -> float:
         """What the learning rate is multiplied by at optimizer step ``step``, counted from 0."""
-        warmup = min(1.0, (step + 1) / self.warmup_steps)
+        warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         if self.decay_steps is None:
             return warmup
         return warmup * 0.5 * (1 + math.cos(math.pi * min(step / self.decay_steps, 1.0)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from surf_lightning.errors import UserError
 from surf_lightning.losses import ErrorOfEnergies, mean_square, pit, squared_error
 from surf_lightning.methods.base import Batch, SeparationModule
 from surf_lightning.methods.flow_matching import flow_residual
@@ -15,6 +17,21 @@ from surf_lightning.networks.noise import PriorNoise
 from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork
 from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import FlowSeparator, RegressionSeparator
+
+
+def true_sources(batch: Batch, count: int) -> Tensor:
+    """The sources of ``batch`` as ``[B,count,*S]``: slots beyond those of the data are silent.
+
+    Raises:
+        UserError: the data have no true sources, or more than ``count``.
+    """
+    if "sources" not in batch:
+        raise UserError("supervised training needs true sources, and these data have none (data.with_sources=true?)")
+    sources = batch["sources"]
+    if sources.shape[1] > count:
+        raise UserError(f"the mixtures have {sources.shape[1]} sources, the network separates {count}")
+    silent = sources.new_zeros(len(sources), count - sources.shape[1], *sources.shape[2:])
+    return torch.cat([sources, silent], 1)
 
 
 class SupervisedRegression(SeparationModule):
@@ -41,7 +58,7 @@ class SupervisedRegression(SeparationModule):
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         estimates = in_micro_batches(self.separator, self.micro_batch, batch["mixtures"])
-        losses, _ = pit(estimates, batch["sources"], self.error)
+        losses, _ = pit(estimates, true_sources(batch, estimates.shape[1]), self.error)
         return losses.mean()
 
 
@@ -71,5 +88,6 @@ class SupervisedFlow(SeparationModule):
         self.reduction = reduction
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        flow = flow_residual(self.separator, batch["sources"], batch["mixtures"], random, self.micro_batch)
+        sources = true_sources(batch, self.separator.num_sources)
+        flow = flow_residual(self.separator, sources, batch["mixtures"], random, self.micro_batch)
         return self.reduction(flow.residual).mean()

@@ -37,7 +37,7 @@ class TeacherStudentModule(SeparationModule):
     ) -> None:
         super().__init__(copy.deepcopy(student).requires_grad_(False).eval(), **options)
         self.student = student
-        self.mixit_checkpoint, self.ema_decay = mixit_checkpoint, ema_decay
+        self.mixit_checkpoint, self.follower = mixit_checkpoint, EMATeacher(ema_decay)
 
     def on_fit_start(self) -> None:
         if not hasattr(self, "anchor"):  # a resumed fit has that of its checkpoint
@@ -72,7 +72,7 @@ class TeacherStudentModule(SeparationModule):
         return self
 
     def configure_callbacks(self) -> list[Callback]:
-        return [EMATeacher(self.ema_decay)]
+        return [self.follower]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

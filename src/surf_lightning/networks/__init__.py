@@ -1,6 +1,8 @@
 """Networks, and the two protocols by which methods use them."""
 
+from surf_lightning.networks.conv_tasnet import ConvTasNet, PowerWeights, PredictedSourceWeights, UniformWeights
 from surf_lightning.networks.heads import Head, SourceHead, VelocityHead
+from surf_lightning.networks.locoformer import MBLocoformer, RegressionLocoformer
 from surf_lightning.networks.ncsnpp import ConcatenatedNCSNpp, LogSigma, PlainTime, RegressionNCSNpp, SharedNCSNpp
 from surf_lightning.networks.noise import ConstantNoise, EnvelopeNoise, GlobalRMSNoise, PriorNoise
 from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork, recorded
@@ -9,18 +11,24 @@ from surf_lightning.networks.score import ScoreNCSNpp, ScoreNetwork
 __all__ = [
     "ConcatenatedNCSNpp",
     "ConstantNoise",
+    "ConvTasNet",
     "EnvelopeNoise",
     "GlobalRMSNoise",
     "Head",
     "LogSigma",
+    "MBLocoformer",
     "PlainTime",
+    "PowerWeights",
+    "PredictedSourceWeights",
     "PriorNoise",
+    "RegressionLocoformer",
     "RegressionNCSNpp",
     "RegressionNetwork",
     "ScoreNCSNpp",
     "ScoreNetwork",
     "SharedNCSNpp",
     "SourceHead",
+    "UniformWeights",
     "VelocityHead",
     "VelocityNetwork",
     "recorded",
