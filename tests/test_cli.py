@@ -17,7 +17,7 @@ from tests.test_configs import ROOT, arguments
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from surf_lightning.cli import entry_point; entry_point()", *args]
+    command = [sys.executable, "-m", "surf_lightning", *args]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from surf_lightning import run_folder, tracking
@@ -56,6 +57,8 @@ class SurfCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        if SLURMEnvironment.detect():  # LastCheckpoint requeues, after writing between two steps
+            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
         self.trainer_defaults["callbacks"] = standard_callbacks(self.folder, str(self.subcommand), bool(config.logger))
         return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
 
@@ -74,7 +77,7 @@ def run_lightning(args: Sequence[str]) -> None:
     """
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are drawn in microseconds
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-    argv, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns of two sources of arguments, and we gave it one
+    argv, sys.argv = sys.argv, [sys.argv[0], *args]  # DDP starts the other processes by sys.argv
     try:
         SurfCLI(
             SeparationModule,
@@ -90,7 +93,6 @@ def run_lightning(args: Sequence[str]) -> None:
                 "max_epochs": -1,
                 "num_sanity_val_steps": 0,
             },
-            args=list(args),
         )
     except MisconfigurationException as error:
         raise UserError(str(error)) from error

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,4 +70,23 @@ def test_resuming_with_accumulated_gradients_continues_bit_for_bit() -> None:
     whole = fit("digits_mixit", "whole", *options, "--trainer.max_steps", "5")
     fit("digits_mixit", "parts", *options, "--trainer.max_steps", "3")
     parts = fit("digits_mixit", "parts", *options, "--trainer.max_steps", "5", "--ckpt_path", "last")
+    assert_same(whole["state_dict"], parts["state_dict"])
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_bit_for_bit() -> None:
+    options = ["--model.network.init_args.dropout", "0.3", "--trainer.logger", "surf_lightning.tracking.MetricsCSV"]
+    args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "parts", *options]
+    command = [sys.executable, "-m", "surf_lightning", *args]
+    process = subprocess.Popen([*command, "--trainer.max_steps", "1000000"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    last = Path("parts/checkpoints/last.ckpt")
+    while not last.is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    stopped_at = torch.load(last, weights_only=True)["global_step"]
+    assert not list(last.parent.glob(".*"))
+    steps = ["--trainer.max_steps", str(stopped_at + 3)]
+    parts = fit("digits_mixit", "parts", *options, *steps, "--data.batches_per_epoch", "2", "--ckpt_path", "last")
+    whole = fit("digits_mixit", "whole", *options, *steps, "--data.batches_per_epoch", "2")
     assert_same(whole["state_dict"], parts["state_dict"])

@@ -9,38 +9,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import SaveConfigCallback
 
 from surf_lightning import __version__
+from surf_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.callbacks.media import ImageGrids
-from surf_lightning.run_folder import CHECKPOINTS
 
 EXAMPLES = 8  # test mixtures whose estimates are kept for reports
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt`` after every validation and at the end, whatever the metrics say."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder / CHECKPOINTS, "last", enable_version_counter=False, save_on_train_epoch_end=False)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """``best.ckpt`` by the DataModule's ``monitor``: PSNR or SI-SDR where truth exists, else the loss."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder / CHECKPOINTS, "best", enable_version_counter=False, save_on_train_epoch_end=False)
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.monitor, self.mode = data.monitor, data.monitor_mode
-        self.kth_value = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
-        super().setup(trainer, pl_module, stage)
 
 
 class SaveConfig(SaveConfigCallback):

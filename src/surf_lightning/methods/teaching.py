@@ -42,7 +42,7 @@ class TeacherStudentModule(SeparationModule):
     def on_fit_start(self) -> None:
         if not hasattr(self, "anchor"):  # a resumed fit has that of its checkpoint
             self._take_over(self.mixit_checkpoint)
-            self.anchor.to(self.device, self.dtype)
+            self.anchor.to(self.device, self.dtype)  # type: ignore[arg-type]
 
     def _take_over(self, path: str) -> None:
         if not os.path.isfile(path):

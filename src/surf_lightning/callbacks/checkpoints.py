@@ -1,0 +1,96 @@
+"""When checkpoints are written: after validations, when time has passed, when the cluster takes the machine back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from surf_lightning.run_folder import CHECKPOINTS
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+AGREE_EVERY = 20  # optimizer steps; the ranks' agreement is a collective and a synchronisation
+STOPPED = 128 + signal.SIGTERM
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt`` after every validation, every ``minutes``, at the end, and on SIGTERM or SIGUSR1.
+
+    A signal only sets a flag: the checkpoint is written between two optimizer steps, after the EMA, so that
+    ``--ckpt_path last`` continues bit for bit. The process then ends with status 143; a SLURM job requeues itself.
+    """
+
+    def __init__(self, folder: Path, minutes: float = 10.0) -> None:
+        super().__init__(folder / CHECKPOINTS, "last", enable_version_counter=False, save_on_train_epoch_end=False)
+        self.minutes = minutes
+        self._signalled = False
+        self._saved = 0.0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint now, unless there is one of this step."""
+        self._saved = time.monotonic()
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._saved = time.monotonic()
+        self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Gradients that are accumulated but not used yet are in no checkpoint.
+        if trainer.fit_loop._should_accumulate() or (trainer.world_size > 1 and trainer.global_step % AGREE_EVERY):
+            return
+        signalled = self._on_any_rank(trainer, self._signalled)
+        if signalled or self._on_any_rank(trainer, time.monotonic() - self._saved > 60 * self.minutes):
+            self.save(trainer)
+        if signalled:
+            rank_zero_info(f"Stopped by a signal after step {trainer.global_step}: --ckpt_path last continues.")
+            _requeue()
+            raise SystemExit(STOPPED)
+
+    def _on_any_rank(self, trainer: L.Trainer, here: bool) -> bool:
+        return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+@rank_zero_only
+def _requeue() -> None:
+    if job := os.environ.get("SLURM_JOB_ID"):
+        subprocess.run(["scontrol", "requeue", job], check=False)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt`` by the DataModule's ``monitor``: PSNR or SI-SDR where truth exists, else the loss."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / CHECKPOINTS, "best", enable_version_counter=False, save_on_train_epoch_end=False)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.monitor, self.mode = data.monitor, data.monitor_mode
+        self.kth_value = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
+        super().setup(trainer, pl_module, stage)
