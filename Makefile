@@ -11,7 +11,7 @@ STAMP := $(VENV)/installed
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test lint suite slow digits digits-runs clean
+.PHONY: install demo test lint suite slow digits clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -41,27 +41,44 @@ demo: install
 DEMO_MIXIT := --trainer.max_steps 1000 --model.decay_steps 1000
 DEMO_SURF := --trainer.max_steps 1500 --model.beta_steps 500
 
-# -- all seven methods on digits; a finished run is skipped, an interrupted one goes on --
+# -- the tables: all methods of a data set; a finished run is skipped, an interrupted one goes on --
+#
+# `make reproduce-mnist ARGS="--data.root DIR --trainer.precision bf16-mixed"`; a run's log is in runs/logs.
 
-LATER := surf_rm surf_sr supervised_flow remixit self_remixing supervised_regression
-DIGITS := digits_mixit $(LATER:%=digits_%)
-SEEDS := digits_mixit_seed1 digits_mixit_seed2
+REGRESSION_AND_FLOW := mixit surf_rm surf_sr supervised_flow remixit self_remixing supervised_regression
+ROWS_digits := $(REGRESSION_AND_FLOW)
+ROWS_mnist := $(REGRESSION_AND_FLOW) basis
+ROWS_cifar := $(REGRESSION_AND_FLOW) basis
+ROWS_libri2mix := $(REGRESSION_AND_FLOW)
+ROWS_fuss := $(REGRESSION_AND_FLOW)
+ROWS_audioset := mixit surf_rm surf_sr remixit self_remixing
+DATASETS := digits mnist cifar libri2mix fuss audioset
+ARGS ?=
+
+runs-of = $(ROWS_$(1):%=runs/$(1)_%)
+
+reproduce-%: install
+	$(MAKE) --no-print-directory $(addsuffix /metrics.json,$(call runs-of,$*))
+	$(SURF) report $(call runs-of,$*) --output runs/$*
+
+# On digits, two runs at a time of one thread each, and MixIT from three seeds.
+SEEDS := runs/digits_mixit_seed1 runs/digits_mixit_seed2
 
 digits: install
-	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 digits-runs
-	$(SURF) report $(DIGITS:%=runs/%) $(SEEDS:%=runs/%) --output runs/digits
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(addsuffix /metrics.json,$(call runs-of,digits) $(SEEDS))
+	$(SURF) report $(call runs-of,digits) $(SEEDS) --output runs/digits
 
-digits-runs: $(DIGITS:%=runs/%/metrics.json) $(SEEDS:%=runs/%/metrics.json)
-
-$(LATER:%=runs/digits_%/metrics.json): runs/digits_mixit/metrics.json
+# Remixing starts from its data set's MixIT.
+$(foreach d,$(DATASETS),$(foreach m,remixit self_remixing surf_rm surf_sr,\
+	$(eval runs/$(d)_$(m)/metrics.json: runs/$(d)_mixit/metrics.json)))
 
 runs/%/metrics.json:
 	@mkdir -p runs/logs
 	@echo "$*: training, log in runs/logs/$*.log"
-	@$(SURF) fit --config configs/$(firstword $(subst _seed, ,$*)).yaml --name $* --ckpt_path last \
+	@$(SURF) fit --config configs/$(firstword $(subst _seed, ,$*)).yaml --name $* --ckpt_path last $(ARGS) \
 		--seed_everything $(or $(word 2,$(subst _seed, ,$*)),0) --trainer.enable_progress_bar false > runs/logs/$*.log 2>&1 \
-		&& $(SURF) test --config configs/$(firstword $(subst _seed, ,$*)).yaml --name $* --trainer.logger false >> runs/logs/$*.log 2>&1 \
-		|| { tail -n 20 runs/logs/$*.log; exit 1; }
+		&& $(SURF) test --config configs/$(firstword $(subst _seed, ,$*)).yaml --name $* --trainer.logger false $(ARGS) \
+		>> runs/logs/$*.log 2>&1 || { tail -n 20 runs/logs/$*.log; exit 1; }
 	@echo "$*: done"
 
 # -- checks --

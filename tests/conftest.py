@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from pathlib import Path
 
@@ -57,6 +58,6 @@ def image_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in cifar.MD5:
         records = rng.integers(0, 256, (10, 3073), dtype=np.uint8).tobytes()
         (folder / name).write_bytes(records)
-        checksums[name] = cifar.hashlib.md5(records).hexdigest()
+        checksums[name] = hashlib.md5(records).hexdigest()
     monkeypatch.setattr(cifar, "MD5", checksums)
     return root

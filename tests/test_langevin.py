@@ -40,7 +40,7 @@ def score(x: Tensor, sigma: float) -> Tensor:
 
 
 def posterior(mixture: float, sigma: float, pull: float, num_sources: int) -> tuple[Array, Array]:
-    """Mean and precision of the sources: each N(MEAN, VARIANCE + sigma²), their sum within sigma²/pull of the mixture."""
+    """Mean and precision of the sources: each N(MEAN, VARIANCE + sigma²), their sum N(mixture, sigma²/pull)."""
     ones = np.ones((num_sources, num_sources))
     precision = np.eye(num_sources) / (VARIANCE + sigma**2) + pull / sigma**2 * ones
     linear = MEAN / (VARIANCE + sigma**2) + pull / sigma**2 * mixture

@@ -23,7 +23,7 @@ from surf_lightning.callbacks.bookkeeping import (
     hardware,
     standard_callbacks,
 )
-from surf_lightning.callbacks.media import ImageGrids
+from surf_lightning.callbacks.media import Media
 from surf_lightning.methods import MixIT
 from surf_lightning.metrics.images import ImageMetrics
 from tests.tiny import adam, digits, regression, trainer
@@ -110,6 +110,11 @@ def test_a_resumed_run_knows_its_best_score(further: list[float], best: int) -> 
     }
 
 
+def test_a_used_folder_holds_no_second_last_or_best() -> None:
+    fit([5, 6])
+    assert fit([1]).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 2}
+
+
 def test_the_end_of_a_fit_within_an_epoch_is_saved_too() -> None:
     assert fit([1, 2], max_steps=3).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 3}
 
@@ -168,7 +173,7 @@ def test_each_command_has_its_callbacks() -> None:
     def types(subcommand: str, has_loggers: bool) -> list[type]:
         return [type(callback) for callback in standard_callbacks(Path("run"), subcommand, has_loggers)]
 
-    assert types("fit", True) == [LearningRateMonitor, ImageGrids, BestCheckpoint, LastCheckpoint]
-    assert types("fit", False) == [ImageGrids, BestCheckpoint, LastCheckpoint]
+    assert types("fit", True) == [LearningRateMonitor, Media, BestCheckpoint, LastCheckpoint]
+    assert types("fit", False) == [Media, BestCheckpoint, LastCheckpoint]
     assert types("test", True) == [bookkeeping.TestRecord]
     assert types("validate", True) == types("predict", True) == []

@@ -77,14 +77,14 @@ def test_the_teacher_follows_once_per_step_of_several_batches() -> None:
     assert [index + 1 for index, change in enumerate(changes) if change] == [3, 6, 7, 10, 13, 14, 17]
 
 
-def test_a_second_fit_of_the_same_module_does_not_follow_before_its_first_step() -> None:
-    module = Toy()
-    fit(module, steps=2)
-    teacher = Toy.weights(module.separator)
-    seen = len(module.teacher_seen)
-    fit(module, steps=1)
-    assert all(torch.equal(weights, teacher) for weights in module.teacher_seen[seen : seen + 3])
-    torch.testing.assert_close(Toy.weights(module.separator), 0.9 * teacher + 0.1 * module.history[-1])
+def test_a_resumed_fit_does_not_follow_before_its_first_step() -> None:
+    first, second = Toy(), Toy()
+    fit(first, steps=1).save_checkpoint("one.ckpt")
+    fit(second, steps=2, ckpt_path="one.ckpt")
+    teacher = Toy.weights(first.separator)
+    assert len(second.teacher_seen) == 3
+    assert all(torch.equal(weights, teacher) for weights in second.teacher_seen)
+    torch.testing.assert_close(Toy.weights(second.separator), 0.9 * teacher + 0.1 * second.history[-1])
 
 
 def with_buffers(seed: int) -> nn.Module:

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 from torchvision.io import read_image
 
-from surf_lightning.callbacks.media import ImageGrids, image_grid
+from surf_lightning.callbacks.media import Media, image_grid, spectrogram_grid
 
 
 def example(batch: int, sources: int, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,13 +47,13 @@ class ImageLogger:
         self.calls.append((key, images[0], step))
 
 
-def validate(kind: str = "image", batch_idx: int = 0, zero: bool = True, separated: bool = True) -> ImageLogger:
+def validate(batch_idx: int = 0, zero: bool = True) -> ImageLogger:
     mixtures, estimates, sources = example(10, 2, 1, 8, 8)
     logger = ImageLogger()
     trainer: Any = SimpleNamespace(is_global_zero=zero, global_step=123, loggers=[object(), logger])
-    module: Any = SimpleNamespace(signal={"kind": kind})
+    module: Any = SimpleNamespace(signal={"kind": "image"})
     batch = {"mixtures": mixtures, "sources": sources}
-    ImageGrids(Path("run")).on_validation_batch_end(trainer, module, estimates if separated else None, batch, batch_idx)
+    Media(Path("run")).on_validation_batch_end(trainer, module, estimates, batch, batch_idx)
     return logger
 
 
@@ -66,7 +67,52 @@ def test_the_first_eight_mixtures_of_a_validation_become_a_file_and_an_image_of_
     torch.testing.assert_close(read_image(str(path)).float() / 255, grid, atol=0.5 / 255 + 1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{"kind": "audio"}, {"batch_idx": 1}, {"zero": False}, {"separated": False}])
+@pytest.mark.parametrize("options", [{"batch_idx": 1}, {"zero": False}])
 def test_nothing_else_is_drawn(options: dict[str, Any]) -> None:
     assert validate(**options).calls == []
     assert not Path("run").exists()
+
+
+class AudioLogger(ImageLogger):
+    def log_audio(self, key: str, audios: list[Any], step: int, sample_rate: list[int]) -> None:
+        assert sample_rate == [16000]
+        self.calls.append((key, torch.as_tensor(audios[0]), step))
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_audio_becomes_players_and_spectrograms(with_truth: bool) -> None:
+    mixtures, estimates, sources = example(3, 3, 4000)
+    sources[:, 2] = 0  # a silent slot is not shown
+    logger = AudioLogger()
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=7, loggers=[logger])
+    signal = {"kind": "audio", "sample_rate": 16000}
+    module: Any = SimpleNamespace(signal=signal, separate=lambda mixtures, batch: estimates[: len(mixtures)])
+    batch = {"mixtures": mixtures, "sources": sources} if with_truth else {"mixtures": mixtures}
+    shuffled = estimates.flip(1) if with_truth else None
+    Media(Path("run")).on_validation_batch_end(trainer, module, shuffled, batch, 0)
+    written = {path.name for path in Path("run", "media").iterdir()}
+    names = (
+        {"mixture", "estimate1", "estimate2", "reference1", "reference2"}
+        if with_truth
+        else {"mixture", "estimate1", "estimate2", "estimate3"}
+    )
+    assert written == {f"step_0000007_{n}_{name}.wav" for n in (1, 2) for name in names} | {
+        "step_0000007_1.png",
+        "step_0000007_2.png",
+    }
+    samples, rate = soundfile.read("run/media/step_0000007_2_estimate2.wav", dtype="float32")
+    assert rate == 16000
+    torch.testing.assert_close(torch.from_numpy(samples), estimates[1, 1])  # in the order of the references
+    assert {key for key, _, _ in logger.calls} == {f"audio{n}/{name}" for n in (1, 2) for name in names} | {
+        "spectrograms1",
+        "spectrograms2",
+    }
+
+
+def test_the_spectrogram_of_a_tone_is_brightest_at_its_frequency() -> None:
+    tone = torch.sin(2 * torch.pi * 2000 * torch.arange(16000) / 16000)
+    picture = spectrogram_grid(torch.stack([tone, tone / 100]))
+    loud, quiet = picture[0, 2 : 2 + 257], picture[0, 4 + 257 : 4 + 2 * 257]
+    assert picture.shape[1] == 2 * 257 + 3 * 2
+    assert int(256 - loud[:, 30].argmax()) == round(2000 / 16000 * 512)
+    torch.testing.assert_close(loud.max() - quiet.max(), torch.tensor(40 / 80), atol=1e-3, rtol=0)

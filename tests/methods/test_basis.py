@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surf_lightning.methods import Basis, SequentialUpdate, SimultaneousUpdate
+from surf_lightning.methods import BASIS, SequentialUpdate, SimultaneousUpdate
 from surf_lightning.methods.basis import BasisSeparator
 from surf_lightning.networks import ScoreNCSNpp, ScoreNetwork
 from surf_lightning.remixing import BatchRandomness, Ranks, mix_seed
@@ -54,7 +54,7 @@ def eight_bit(*shape: int) -> Tensor:
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_loss_is_denoising_score_matching_of_the_dequantised_images(flip: bool) -> None:
     net = network()
-    module = Basis(net, flip=flip, optimizer=adam).double()
+    module = BASIS(net, flip=flip, optimizer=adam).double()
     sources = eight_bit(5, 2, 1, 8, 8)
     draws = torch.Generator().manual_seed(mix_seed(SEED, BATCH))
     mirrored = torch.rand(10, generator=draws) < 0.5 if flip else torch.zeros(10, dtype=torch.bool)
@@ -84,7 +84,7 @@ def test_the_loss_is_denoising_score_matching_of_the_dequantised_images(flip: bo
 
 def test_dequantised_images_fill_the_unit_interval_evenly() -> None:
     ramp = (torch.arange(256).repeat(100).view(100, 1, 1, 16, 16) / 127.5 - 1).float()
-    images = Basis(network(), optimizer=adam).clean_images(ramp, random())
+    images = BASIS(network(), optimizer=adam).clean_images(ramp, random())
     assert images.shape == (100, 1, 16, 16)
     assert images.min() >= 0
     assert images.max() < 1
@@ -94,7 +94,7 @@ def test_dequantised_images_fill_the_unit_interval_evenly() -> None:
 
 
 def test_mixtures_are_not_looked_at() -> None:
-    module, sources = Basis(network(), optimizer=adam).double(), eight_bit(3, 2, 1, 8, 8)
+    module, sources = BASIS(network(), optimizer=adam).double(), eight_bit(3, 2, 1, 8, 8)
     unseen = {"mixtures": torch.full((3, 1, 8, 8), float("nan")), "sources": sources}
     assert math.isfinite(module.loss(unseen, random()).item())
 
@@ -102,7 +102,7 @@ def test_mixtures_are_not_looked_at() -> None:
 def test_the_minimiser_on_gaussian_images_is_their_score() -> None:
     mean, deviation = 0.45, 0.15
     prior = GaussianScore(0.8, 1.0)
-    module = Basis(prior, optimizer=adam)
+    module = BASIS(prior, optimizer=adam)
     unit = mean + deviation * torch.randn(4000, 2, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
     batch = {"sources": 2 * unit - 1}
     optimizer = torch.optim.LBFGS(module.parameters(), max_iter=40, line_search_fn="strong_wolfe")
@@ -120,11 +120,9 @@ def test_the_minimiser_on_gaussian_images_is_their_score() -> None:
 
 def test_the_loss_is_the_same_on_two_ranks_and_in_micro_batches() -> None:
     sources = eight_bit(6, 2, 1, 8, 8)
-    whole = Basis(network(), flip=True, optimizer=adam).double().loss({"sources": sources}, random())
-    module = Basis(network(), flip=True, optimizer=adam, micro_batch=5).double()
-    parts = [
-        module.loss({"sources": part}, random(Ranks(rank, 2))) for rank, part in enumerate(sources.chunk(2))
-    ]
+    whole = BASIS(network(), flip=True, optimizer=adam).double().loss({"sources": sources}, random())
+    module = BASIS(network(), flip=True, optimizer=adam, micro_batch=5).double()
+    parts = [module.loss({"sources": part}, random(Ranks(rank, 2))) for rank, part in enumerate(sources.chunk(2))]
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-9, atol=0)
 
 
@@ -134,7 +132,9 @@ def test_the_loss_is_the_same_on_two_ranks_and_in_micro_batches() -> None:
 @pytest.mark.parametrize(
     ("num_sources", "update", "pull"), [(2, SequentialUpdate(), 1.0), (2, SimultaneousUpdate(), 2.0), (3, None, 1.0)]
 )
-def test_estimates_are_posterior_samples_in_the_units_of_the_sources(num_sources: int, update: Any, pull: float) -> None:
+def test_estimates_are_posterior_samples_in_the_units_of_the_sources(
+    num_sources: int, update: Any, pull: float
+) -> None:
     mean, variance, sigma = 0.5, 0.01, 0.05
     levels = {"sigma_max": 0.2, "sigma_min": sigma, "num_levels": 3, "langevin_steps": 60, "step_size": 1e-4}
     separator = BasisSeparator(GaussianScore(mean, variance), num_sources, update, **levels)
@@ -185,7 +185,7 @@ def test_the_generator_makes_the_estimates_reproducible() -> None:
 
 def test_a_run_leaves_a_checkpoint_that_separates_as_it_did() -> None:
     options: dict[str, Any] = {"update": SimultaneousUpdate(), "langevin_steps": 2, "step_size": 2e-5, "num_levels": 3}
-    module = Basis(network(), optimizer=adam, **options)
+    module = BASIS(network(), optimizer=adam, **options)
     trainer(Path("run")).fit(module, digits())
     loaded = load_separator("run/checkpoints/last.ckpt")
     assert isinstance(loaded, BasisSeparator)
@@ -201,4 +201,4 @@ def test_a_run_leaves_a_checkpoint_that_separates_as_it_did() -> None:
 @pytest.mark.parametrize("options", [{"langevin_steps": 0}, {"step_size": 0.0}])
 def test_a_sampler_that_cannot_step_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"langevin_steps .* must be at least 1, step_size .* positive"):
-        Basis(network(), optimizer=adam, **options)
+        BASIS(network(), optimizer=adam, **options)

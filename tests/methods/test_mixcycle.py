@@ -85,11 +85,11 @@ def test_the_network_sees_sums_of_neighbours() -> None:
 
 
 def test_sources_of_neighbours_are_exchanged() -> None:
-    i, j, k, l, a, b, c, d = torch.arange(8.0).view(8, 1)  # noqa: E741: the letters of Eq. (5)
-    estimates = torch.stack([i, j, k, l, a, b, c, d]).view(4, 2, 1)
+    i, j, k, m, a, b, c, d = torch.arange(8.0).view(8, 1)
+    estimates = torch.stack([i, j, k, m, a, b, c, d]).view(4, 2, 1)
     swapped = torch.tensor([False, True, False, False])
     found = exchange(estimates, swapped)
-    assert torch.equal(found, torch.stack([i, l, j, k, a, c, b, d]).view(4, 2, 1))
+    assert torch.equal(found, torch.stack([i, m, j, k, a, c, b, d]).view(4, 2, 1))
 
 
 def test_new_mixtures_hold_one_source_of_either_neighbour_and_lose_nothing() -> None:

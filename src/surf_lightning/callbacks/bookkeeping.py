@@ -14,7 +14,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from surf_lightning import __version__
 from surf_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
-from surf_lightning.callbacks.media import ImageGrids
+from surf_lightning.callbacks.media import Media
 
 EXAMPLES = 8  # test mixtures whose estimates are kept for reports
 
@@ -95,4 +95,4 @@ def standard_callbacks(folder: Path, subcommand: str, has_loggers: bool) -> list
     if subcommand != "fit":
         return []
     monitor: list[L.Callback] = [LearningRateMonitor("step")] if has_loggers else []
-    return [*monitor, ImageGrids(folder), BestCheckpoint(folder), LastCheckpoint(folder)]
+    return [*monitor, Media(folder), BestCheckpoint(folder), LastCheckpoint(folder)]

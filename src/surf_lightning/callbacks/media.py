@@ -1,4 +1,4 @@
-"""What a person can look at while a run trains. Axes: B batch, K sources, C H W."""
+"""What a person can look at and listen to while a run trains. Axes: B batch, K sources, C H W, T samples."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import soundfile
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from surf_lightning.metrics.audio import align_by_si_sdr
 from surf_lightning.metrics.images import align, to_unit_range
 
 ROWS, ZOOM_TO = 8, 64
+CLIPS = 2  # mixtures of audio that are kept
+FFT, DYNAMIC_RANGE = 512, 80.0  # samples; dB below the loudest bin of the mixture
 
 
 def image_grid(mixtures: Tensor, estimates: Tensor, sources: Tensor) -> Tensor:
@@ -26,22 +30,62 @@ def image_grid(mixtures: Tensor, estimates: Tensor, sources: Tensor) -> Tensor:
     return make_grid(pictures, nrow=columns.shape[1], pad_value=0.5)
 
 
-class ImageGrids(L.Callback):
-    """``media/step_<n>.png`` after each validation, sent to the loggers that take images as well."""
+def spectrogram_grid(signals: Tensor) -> Tensor:
+    """A picture ``[3,H',W']`` in [0,1] of ``signals [N,T]``, one below the other, their levels comparable."""
+    window = torch.hann_window(FFT, device=signals.device)
+    spectra = torch.stft(signals.float(), FFT, FFT // 2, window=window, return_complex=True).abs().clamp_min(1e-8)
+    levels = 20 * spectra.log10()
+    pictures = ((levels - levels.max()) / DYNAMIC_RANGE + 1).clamp(0, 1).flip(1).unsqueeze(1)
+    return make_grid(pictures, nrow=1, pad_value=0.5)
+
+
+class Media(L.Callback):
+    """``media/step_<n>*`` after each validation, sent to the loggers that take images or audio as well.
+
+    Images: a grid of mixtures, estimates and truth. Audio: the mixture, its estimates and, where there are any, its
+    references as wav files, and their spectrograms in that order.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder / "media"
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        is_image = pl_module.signal["kind"] == "image"
-        if batch_idx or not is_image or not trainer.is_global_zero or outputs is None:
+        if batch_idx or not trainer.is_global_zero:
             return
-        grid = image_grid(*(x[:ROWS] for x in (batch["mixtures"], outputs, batch["sources"])))
-        media = self.folder / "media"
-        media.mkdir(parents=True, exist_ok=True)
-        save_image(grid, media / f"step_{trainer.global_step:07d}.png")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if pl_module.signal["kind"] == "image":
+            grid = image_grid(*(x[:ROWS] for x in (batch["mixtures"], outputs, batch["sources"])))
+            self._picture(trainer, "separated", "", grid)
+            return
+        mixtures = batch["mixtures"][:CLIPS]
+        estimates = pl_module.separate(mixtures, batch_idx) if outputs is None else outputs[:CLIPS]
+        for number, mixture in enumerate(mixtures):
+            named = {"mixture": mixture}
+            if "sources" in batch:
+                sources = batch["sources"][number]
+                active = sources[sources.square().sum(1) > 0]
+                named |= {f"reference{k + 1}": source for k, source in enumerate(active)}
+                found = align_by_si_sdr(estimates[number : number + 1], active[None])[0]
+            else:
+                found = estimates[number]
+            named |= {f"estimate{k + 1}": estimate for k, estimate in enumerate(found)}
+            self._audio(trainer, number, named, pl_module.signal["sample_rate"])
+
+    def _audio(self, trainer: L.Trainer, number: int, signals: dict[str, Tensor], rate: int) -> None:
+        for name, signal in signals.items():
+            path = self.folder / f"step_{trainer.global_step:07d}_{number + 1}_{name}.wav"
+            soundfile.write(path, signal.float().cpu().numpy(), rate, subtype="FLOAT")
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_audio"):
+                    options = {"step": trainer.global_step, "sample_rate": [rate]}
+                    logger.log_audio(f"audio{number + 1}/{name}", [signal.float().cpu().numpy()], **options)
+        grid = spectrogram_grid(torch.stack(list(signals.values())))
+        self._picture(trainer, f"spectrograms{number + 1}", f"_{number + 1}", grid)
+
+    def _picture(self, trainer: L.Trainer, title: str, suffix: str, grid: Tensor) -> None:
+        save_image(grid, self.folder / f"step_{trainer.global_step:07d}{suffix}.png")
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
-                logger.log_image("separated", [grid], step=trainer.global_step)
+                logger.log_image(title, [grid], step=trainer.global_step)

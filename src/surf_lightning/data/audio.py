@@ -55,9 +55,9 @@ def si_sdr_columns() -> MetricCollection:
     return MetricCollection({"si_sdr": SISDR(), "si_sdri": SISDRi()}, compute_groups=False)
 
 
-def speech_columns(sample_rate: int) -> MetricCollection:
+def speech_columns(sample_rate: int, weights: str | None = None) -> MetricCollection:
     """``speech_metrics`` under the names ``si_sdr``, ``si_sdri``, ``estoi``, ``pesq`` and ``dnsmos``."""
-    metrics: dict[str, Metric | MetricCollection] = dict(speech_metrics(sample_rate).items())
+    metrics: dict[str, Metric | MetricCollection] = dict(speech_metrics(sample_rate, weights).items())
     return MetricCollection(
         {name.lower().replace("-", "_"): metric for name, metric in metrics.items()}, compute_groups=False
     )
@@ -86,6 +86,8 @@ class AudioMixtures(SeparationData):
         max_bad_share: files that cannot be used are reported and skipped; more than this share of a set is an error.
         batch_size: mixtures in a training batch of one process.
         num_workers: processes that read and resample; 0 does it in the training process.
+        weights: folder that holds DNSMOS/DNSMOS/sig_bak_ovr.onnx, the network of DNSMOS; by default the package
+            speechmos has it.
 
     The other arguments are those of ``SeparationData``.
     """
@@ -103,11 +105,12 @@ class AudioMixtures(SeparationData):
         max_bad_share: float = 0.2,
         batch_size: int = 4,
         num_workers: int = 2,
+        weights: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, **options)
         self.crop, self.sample_rate = round(crop_seconds * sample_rate), sample_rate
-        self.num_validation, self.max_bad_share = num_validation, max_bad_share
+        self.num_validation, self.max_bad_share, self.weights = num_validation, max_bad_share, weights
         if self.crop < 1 or num_validation < 1:
             raise ValueError("crop_seconds and num_validation must be positive")
         if not 0 <= max_bad_share <= 1:
@@ -152,7 +155,17 @@ class AudioMixtures(SeparationData):
         return AudioMetrics(si_sdr_columns())
 
     def test_metrics(self) -> Metric:
-        return AudioMetrics(speech_columns(self.sample_rate))
+        return AudioMetrics(speech_columns(self.sample_rate, self.weights))
+
+    def protocol(self) -> str:
+        return (
+            f"The {len(self.test_batches()):,} whole recordings of {self._test_set()} at {self.sample_rate:,} Hz, one by "  # type: ignore[arg-type]
+            "one. Estimates are given to sources so that the sum of the SI-SDRs is highest; means are over the sources "
+            "that are not silent."
+        )
+
+    def _test_set(self) -> str:
+        return f"{type(self).__name__}'s test set"
 
     def signal(self) -> dict[str, Any]:
         return {"kind": "audio", "sample_rate": self.sample_rate}

@@ -21,6 +21,7 @@ from surf_lightning.data.fuss import FUSS
 from surf_lightning.data.librispeech_fuss import LibriSpeechFUSS
 from surf_lightning.errors import UserError
 
+SMALLEST_PART = 15_000  # clips: AudioSet's balanced part, less the videos that are gone
 CLIP = re.compile(r"Y?([A-Za-z0-9_-]{11})(_\d+(\.\d+)?){0,2}")  # <YTID>, Y<YTID>, <YTID>_<start>, <YTID>_<start>_<end>
 
 
@@ -90,7 +91,11 @@ class AudioSet(Folder):
     @cached_property
     def tests(self) -> list[AudioMixtures]:
         """The sets of Table 3 that are given."""
-        options: dict[str, Any] = {"sample_rate": self.sample_rate, "max_bad_share": self.max_bad_share}
+        options: dict[str, Any] = {
+            "sample_rate": self.sample_rate,
+            "max_bad_share": self.max_bad_share,
+            "weights": self.weights,
+        }
         tests: list[AudioMixtures] = []
         if self.fuss_root:
             tests.append(FUSS(self.fuss_root, **options))
@@ -111,6 +116,13 @@ class AudioSet(Folder):
 
     def test_metrics(self) -> Metric:
         return MetricsByNumberOfSources(self.tests) if self.tests else self.metrics()
+
+    def protocol(self) -> str:
+        return " ".join(test.protocol() for test in self.tests)
+
+    def published(self) -> str | None:
+        genuine = len(self.found()) >= SMALLEST_PART and all(test.published() for test in self.tests)
+        return "audioset" if genuine else None
 
 
 class MetricsByNumberOfSources(Metric):

@@ -96,6 +96,20 @@ class SeparationData(L.LightningDataModule):
         """As ``metrics``, for the final evaluation: what is too slow to be computed during fit is welcome."""
         return self.metrics()
 
+    test_record = "metrics"
+    """Name of the file, without .json, that the final evaluation is written to."""
+
+    def protocol(self) -> str:
+        """How the final evaluation is done, for the readers of its numbers: data, split, pairing, alignment."""
+        return f"The test mixtures of {type(self).__name__}."
+
+    def published(self) -> str | None:
+        """The paper's table that the final evaluation reproduces, a key of ``reporting.published.TABLES``.
+
+        None unless the data are known to be the very ones of that table: no stand-in has the paper's rows beside it.
+        """
+        return None
+
     @abstractmethod
     def signal(self) -> dict[str, Any]:
         """What a checkpoint must say of the signals: plain values, for ``Separator.signal``."""

@@ -6,12 +6,15 @@ import numpy as np
 import torch
 
 from surf_lightning.data.images import ImageMixtures, ImageSplits
+from surf_lightning.metrics.evaluation import PixelMetrics
 
 NUM_TEST, NUM_VALIDATION = 300, 150
 
 
 class Digits(ImageMixtures):
     """Mixtures of scikit-learn's digits, ``[1,8,8]``: 1,347 to train, 150 to validate, 300 to test."""
+
+    usual_evaluation = PixelMetrics  # 8x8 pixels are far from what the perceptual networks know
 
     def load(self) -> ImageSplits:
         from sklearn.datasets import load_digits  # a second to import, and only this set needs it

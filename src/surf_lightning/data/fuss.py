@@ -11,7 +11,9 @@ from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_fo
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.errors import UserError
 from surf_lightning.metrics.fuss import MAX_SOURCES, FUSSMetrics
+from surf_lightning.metrics.speech import WIDE_BAND
 
+NUM_EVAL = 1000
 LISTS: dict[Part, str] = {"train": "train", "validation": "validation", "test": "eval"}
 
 
@@ -61,3 +63,7 @@ class FUSS(AudioMixtures):
 
     def test_metrics(self) -> Metric:
         return self.metrics()
+
+    def published(self) -> str | None:
+        genuine = self.sample_rate == WIDE_BAND and len(self.examples("test")) == NUM_EVAL
+        return "fuss" if genuine else None

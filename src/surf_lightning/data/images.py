@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.data.mixing import FixedMixtures, RandomMixtures
+from surf_lightning.metrics.evaluation import ImageEvaluation, PerceptualMetrics
 from surf_lightning.metrics.images import ImageMetrics
 from surf_lightning.remixing import Ranks
+
+
+def md5(path: Path) -> str:
+    """The checksum of a file, by which the genuine sets are known."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -32,13 +41,18 @@ class ImageMixtures(SeparationData):
         num_sources: images in a mixture (K).
         single_source_share: share of the training mixtures that hold one image alone; 0.5 for MixIT (Appendix D.4).
         num_validation: held-out mixtures looked at after each epoch.
-        num_test: mixtures of the final evaluation, always the same; 5,000 in Table 1.
+        num_test: mixtures of the final evaluation, always the same; 5,000 in Table 1, 25,000 in Table 2.
+        evaluation: what the final evaluation measures: PixelMetrics, PerceptualMetrics (Table 1) or SampleMetrics
+            (Table 2), of surf_lightning.metrics; by default what suits the data set.
+        weights: folder that holds inception_fid.pth and alexnet_features.pth, the networks of the perceptual metrics;
+            by default, and where one is not in it, it is downloaded.
 
     The other arguments are those of ``SeparationData``.
     """
 
     monitor = "val/psnr"
     monitor_mode = "max"
+    usual_evaluation: type[ImageEvaluation] = PerceptualMetrics
 
     def __init__(
         self,
@@ -46,6 +60,8 @@ class ImageMixtures(SeparationData):
         single_source_share: float = 0.0,
         num_validation: int = 256,
         num_test: int = 5000,
+        evaluation: ImageEvaluation | None = None,
+        weights: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -53,6 +69,8 @@ class ImageMixtures(SeparationData):
             raise ValueError("num_validation and num_test must be at least 1, single_source_share must lie in [0, 1]")
         self.num_sources, self.single_source_share = num_sources, single_source_share
         self.num_validation, self.num_test = num_validation, num_test
+        self.evaluation, self.weights = evaluation or self.usual_evaluation(), weights
+        self.test_record = self.evaluation.record
 
     @abstractmethod
     def load(self) -> ImageSplits:
@@ -80,6 +98,28 @@ class ImageMixtures(SeparationData):
 
     def metrics(self) -> Metric:
         return ImageMetrics()
+
+    def test_metrics(self) -> Metric:
+        return ImageMetrics(self.evaluation.columns(self._training_images, self.weights))
+
+    def _training_images(self) -> Tensor:
+        return torch.cat([self.splits.train, self.splits.validation])
+
+    def protocol(self) -> str:
+        images = len(self.splits.test)
+        return (
+            f"{self.num_test:,} mixtures, each the mean of {self.num_sources} images of the {images:,} test images of "
+            f"{type(self).__name__}, which are dealt by seeded permutations so that each is used equally often. The "
+            "estimates of a mixture are put in the order of least squared error, mapped to [0, 1] and clamped. "
+            f"{self.evaluation.protocol()}"
+        )
+
+    def _published(self, name: str) -> str | None:
+        """The table of the genuine set ``name``, where the protocol is the paper's as well."""
+        paper = {"metrics": (2, 5000), "metrics_samples": (2, 25_000)}
+        if (self.num_sources, self.num_test) != paper.get(self.test_record):
+            return None
+        return name if self.test_record == "metrics" else f"{name}_samples"
 
     def signal(self) -> dict[str, Any]:
         return {"kind": "image", "shape": list(self.splits.test.shape[1:])}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from surf_lightning.data.images import ImageMixtures, ImageSplits
+from surf_lightning.data.images import ImageMixtures, ImageSplits, md5
 from surf_lightning.errors import UserError
 
 NUM_VALIDATION = 5000
+MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+}
 
 
 class MNIST(ImageMixtures):
@@ -32,6 +37,11 @@ class MNIST(ImageMixtures):
                 f"MNIST is not in {self.root}/MNIST/raw and cannot be downloaded ({error}). Put its four IDX files "
                 "there, or name the folder that holds MNIST/raw: --data.root FOLDER"
             ) from error
+
+    def published(self) -> str | None:
+        raw = Path(self.root, "MNIST", "raw")
+        genuine = all(md5(raw / name) == expected for name, expected in MD5.items())
+        return self._published("mnist") if genuine else None
 
     def load(self) -> ImageSplits:
         from torchvision import datasets

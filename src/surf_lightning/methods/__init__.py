@@ -1,6 +1,6 @@
 """One LightningModule a training stage."""
 
-from surf_lightning.methods.basis import Basis, SequentialUpdate, SimultaneousUpdate
+from surf_lightning.methods.basis import BASIS, SequentialUpdate, SimultaneousUpdate
 from surf_lightning.methods.mixcycle import MixCycle, MixPIT
 from surf_lightning.methods.mixit import MixIT
 from surf_lightning.methods.objectives import ReMixITLoss, SelfRemixingLoss
@@ -9,8 +9,8 @@ from surf_lightning.methods.supervised import SupervisedFlow, SupervisedRegressi
 from surf_lightning.methods.surf import SURF
 
 __all__ = [
+    "BASIS",
     "SURF",
-    "Basis",
     "MixCycle",
     "MixIT",
     "MixPIT",

@@ -105,7 +105,7 @@ class BasisSeparator(Separator):
         return self.network(images, images.new_full((len(images),), sigma)).view_as(x)
 
 
-class Basis(SeparationModule):
+class BASIS(SeparationModule):
     """Trains the prior on the clean images of a batch, mixtures unseen, by denoising score matching.
 
     Args:

@@ -1,8 +1,25 @@
-"""torchmetrics.Metric classes for images, audio and FUSS."""
+"""Metrics as the papers define them, by torchmetrics; each is right across processes."""
 
 from surf_lightning.metrics.audio import SISDR, MoMi, SISDRi
+from surf_lightning.metrics.evaluation import ImageEvaluation, PerceptualMetrics, PixelMetrics, SampleMetrics
 from surf_lightning.metrics.fuss import FUSSMetrics
-from surf_lightning.metrics.images import ImageMetrics
-from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ
+from surf_lightning.metrics.images import PSNR, SSIM, ImageMetrics
+from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ, speech_metrics
 
-__all__ = ["DNSMOS", "ESTOI", "PESQ", "SISDR", "FUSSMetrics", "ImageMetrics", "MoMi", "SISDRi"]
+__all__ = [
+    "DNSMOS",
+    "ESTOI",
+    "PESQ",
+    "PSNR",
+    "SISDR",
+    "SSIM",
+    "FUSSMetrics",
+    "ImageEvaluation",
+    "ImageMetrics",
+    "MoMi",
+    "PerceptualMetrics",
+    "PixelMetrics",
+    "SISDRi",
+    "SampleMetrics",
+    "speech_metrics",
+]

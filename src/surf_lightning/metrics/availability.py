@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 
+from torch import nn
+
 INSTALL = "pip install surf-lightning[audio]"
 
 
@@ -20,3 +22,9 @@ def why_not_importable(*modules: str) -> str | None:
         except Exception as error:  # a C extension built for another numpy fails with more than ImportError
             return not_available(f"{error} ({INSTALL})")
     return None
+
+
+def unavailable_columns(metrics: nn.Module) -> dict[str, str]:
+    """Of the metrics inside ``metrics`` that cannot be computed here, the reasons, by the name they have in it."""
+    reasons = ((name, getattr(metric, "unavailable", None)) for name, metric in metrics.named_modules())
+    return {name.rpartition(".")[2]: reason for name, reason in reasons if reason}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from surf_lightning.losses import pit_order
@@ -42,25 +46,75 @@ def ssim(estimates: Tensor, references: Tensor) -> Tensor:
     return values.view(-1)
 
 
-class ImageMetrics(Metric):
-    """Mean PSNR (dB) and SSIM over the separated images, after alignment. ``compute`` gives ``psnr`` and ``ssim``."""
+class ImageMean(Metric):
+    """The mean of a score over images. ``update(estimates, references)``, both ``[N,C,H,W]`` in [0,1]."""
 
     full_state_update = False
-    psnr_sum: Tensor
-    ssim_sum: Tensor
+    total: Tensor
     images: Tensor
+    unavailable: str | None = None
+    """Where the metric cannot be computed here: 'not available, because: ...'. Its value is then NaN."""
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("psnr_sum", "ssim_sum", "images"):
+        for name in ("total", "images"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def score(self, estimates: Tensor, references: Tensor) -> Tensor:
+        """Of each image, ``[N]``."""
+
+    def update(self, estimates: Tensor, references: Tensor) -> None:
+        self.total += self.score(estimates, references).double().sum()
+        self.images += len(references)
+
+    def compute(self) -> Tensor:
+        return (self.total / self.images).float()
+
+
+class PSNR(ImageMean):
+    """Peak signal-to-noise ratio in dB, the mean over the images."""
+
+    def score(self, estimates: Tensor, references: Tensor) -> Tensor:
+        return psnr(estimates, references)
+
+
+class SSIM(ImageMean):
+    """Structural similarity, the mean over the images."""
+
+    def score(self, estimates: Tensor, references: Tensor) -> Tensor:
+        return ssim(estimates, references)
+
+
+class ImageMetrics(Metric):
+    """Several metrics of separated images, after their alignment; each takes what it needs of ``estimates`` and
+    ``references``. ``compute`` gives a dict of scalars.
+
+    Args:
+        columns: metrics by name; by default ``psnr`` (dB) and ``ssim``.
+    """
+
+    full_state_update = False
+
+    def __init__(self, columns: Mapping[str, Metric] | None = None) -> None:
+        super().__init__()
+        chosen: dict[str, Metric | MetricCollection] = dict(columns or {"psnr": PSNR(), "ssim": SSIM()})
+        # Compute groups would share one state among metrics whose first batch happened to agree.
+        self.columns = MetricCollection(chosen, compute_groups=False)
 
     def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
         """``estimates`` and ``sources [B,K,C,H,W]`` in [-1,1], ``mixtures [B,C,H,W]`` their sums."""
         found, truth = (to_unit_range(x).flatten(0, 1) for x in (align(estimates, sources), sources))
-        self.psnr_sum += psnr(found, truth).double().sum()
-        self.ssim_sum += ssim(found, truth).double().sum()
-        self.images += len(truth)
+        self.columns.update(estimates=found, references=truth)
 
     def compute(self) -> dict[str, Tensor]:
-        return {"psnr": (self.psnr_sum / self.images).float(), "ssim": (self.ssim_sum / self.images).float()}
+        return self.columns.compute()
+
+    def reset(self) -> None:
+        super().reset()
+        self.columns.reset()
+
+    def merge_state(self, incoming_state: Any) -> None:
+        """Take in what another one has counted, as if this one had counted it."""
+        for name, column in self.columns.items():
+            column.merge_state(incoming_state.columns[name])  # type: ignore[operator]
