@@ -11,7 +11,7 @@ STAMP := $(VENV)/installed
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test lint suite slow digits clean
+.PHONY: install demo test lint suite slow bench digits clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -80,6 +80,11 @@ runs/%/metrics.json:
 		&& $(SURF) test --config configs/$(firstword $(subst _seed, ,$*)).yaml --name $* --trainer.logger false $(ARGS) \
 		>> runs/logs/$*.log 2>&1 || { tail -n 20 runs/logs/$*.log; exit 1; }
 	@echo "$*: done"
+
+# -- speed: ratios to plain implementations, measured side by side --
+
+bench: install
+	$(BIN)/python benchmarks/run.py
 
 # -- checks --
 
