@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
             run_report(rest)
         elif command == "separate":
-            from surf_lightning.separate import run_separate
+            from surf_lightning.separation.command import run_separate
 
             return run_separate(rest)
         elif command == "export":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +11,38 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import SaveConfigCallback
+from torch import Tensor
 
-from surf_lightning import __version__
 from surf_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.callbacks.media import Media
+from surf_lightning.metrics.availability import unavailable_columns
+from surf_lightning.provenance import provenance
 
-EXAMPLES = 8  # test mixtures whose estimates are kept for reports
+EXAMPLES = {"image": 8, "audio": 3}  # test mixtures whose estimates are kept for reports
+NOTHING = "no number came out: a mean over no example, or estimates that are not finite"
 
 
 class SaveConfig(SaveConfigCallback):
-    """``config.yaml``: the configuration of the latest fit in this folder, defaults included."""
+    """``config.yaml``: the configuration of the latest fit in this folder, defaults included; on top what it was run with."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             # The branch taken by --ckpt_path last is no part of what was run.
-            self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
-
-
-def hardware(device: torch.device) -> str:
-    """The device by name, and the threads where it is a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+            path = folder / "config.yaml"
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            made_with = provenance(trainer.strategy.root_device)
+            header = "".join(f"# {name}: {value}\n" for name, value in made_with.items() if value)
+            path.write_text(header + path.read_text())
 
 
 class TestRecord(L.Callback):
-    """``metrics.json``: what ``surf test`` measured, beside the mean of the sources, m/K; and some examples."""
+    """What ``surf test`` measured, as ``metrics.json`` (the DataModule may name it otherwise), and some examples.
+
+    Beside the values stand those of the mean of the sources, m/K. A value that cannot be had is null, and
+    ``unavailable`` says why.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,7 +50,7 @@ class TestRecord(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.average = data.test_metrics().to(pl_module.device)
-        self.examples: dict[str, torch.Tensor] = {}
+        self.examples: dict[str, list[Tensor]] = {"mixtures": [], "sources": [], "estimates": []}
         self.count = torch.zeros((), dtype=torch.long, device=pl_module.device)
 
     def on_test_batch_end(
@@ -55,37 +59,46 @@ class TestRecord(L.Callback):
         mixtures, sources = batch["mixtures"], batch["sources"]
         self.average.update((mixtures.unsqueeze(1) / sources.shape[1]).expand_as(sources), sources, mixtures)
         self.count += len(mixtures)
-        if batch_idx == 0:
-            kept = {"mixtures": mixtures, "sources": sources, "estimates": outputs}
-            self.examples = {name: value[:EXAMPLES].cpu() for name, value in kept.items()}
+        missing = EXAMPLES[pl_module.signal["kind"]] - len(self.examples["mixtures"])
+        for kept, signals in zip(self.examples.values(), (mixtures, sources, outputs), strict=True):
+            kept.extend(signal.cpu().clone() for signal in signals[:missing])
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         average = {name: float(value) for name, value in self.average.compute().items()}
         count = int(trainer.strategy.reduce(self.count, reduce_op="sum"))
         if not trainer.is_global_zero:
             return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         measured = {
             name.removeprefix("test/"): float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith("test/")
         }
+        nothing = {name: NOTHING for name, value in measured.items() if not math.isfinite(value)}
         record = {
-            "metrics": measured,
-            "average": average,
+            "metrics": _without_nan(measured),
+            "unavailable": nothing | unavailable_columns(pl_module.test_metrics),
+            "average": _without_nan(average),
             "mixtures": count,
+            "protocol": data.protocol(),
+            "published": data.published(),
             "method": type(pl_module).__name__,
             "label": pl_module.label,
-            "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "data": type(data).__name__,
             "seed": pl_module.seed,
             "steps": pl_module.trained_steps,
             "seconds": pl_module.trained_seconds,
-            "hardware": hardware(pl_module.device),
             "checkpoint": str(trainer.ckpt_path),
-            "version": __version__,
+            **provenance(pl_module.device),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-        torch.save(self.examples, self.folder / "test_examples.pt")
+        (self.folder / f"{data.test_record}.json").write_text(json.dumps(record, indent=2) + "\n")
+        torch.save({**self.examples, **pl_module.signal}, self.folder / "test_examples.pt")
+
+
+def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def standard_callbacks(folder: Path, subcommand: str, has_loggers: bool) -> list[L.Callback]:

@@ -158,10 +158,10 @@ class AudioMixtures(SeparationData):
         return AudioMetrics(speech_columns(self.sample_rate, self.weights))
 
     def protocol(self) -> str:
+        count = len(self.test_batches())  # type: ignore[arg-type]
         return (
-            f"The {len(self.test_batches()):,} whole recordings of {self._test_set()} at {self.sample_rate:,} Hz, one by "  # type: ignore[arg-type]
-            "one. Estimates are given to sources so that the sum of the SI-SDRs is highest; means are over the sources "
-            "that are not silent."
+            f"{count:,} whole mixtures of {self._test_set()} at {self.sample_rate:,} Hz; estimates are given to sources "
+            "so that the sum of their SI-SDRs is highest."
         )
 
     def _test_set(self) -> str:

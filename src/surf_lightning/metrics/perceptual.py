@@ -1,8 +1,8 @@
 """LPIPS, Fréchet Inception Distance and Inception Score. Axes: N images, C H W, F features.
 
 Their networks' weights come from a folder, else torchvision and torch-fidelity download them. Where neither works the
-metric still exists: ``unavailable`` says why, and its value is NaN. The networks lie outside the metrics, and so outside
-the checkpoints of a module that holds a metric.
+metric still exists: ``unavailable`` says why, and its value is NaN. The networks lie outside the metrics, and so
+outside the checkpoints of a module that holds a metric.
 """
 
 from __future__ import annotations

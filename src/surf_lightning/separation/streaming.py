@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surf_lightning.audio_io import AudioFile, Resampler, SampleQueue
 from surf_lightning.flow import euler, mixture_consistent, prior_from_noise
 from surf_lightning.permutation import best_order, permute
 from surf_lightning.remixing import mix_seed
+from surf_lightning.separation.audio_io import AudioFile, Resampler, SampleQueue
+from surf_lightning.separation.stitching import Stitcher, Windows, agreement, cut
 from surf_lightning.separator import FlowSeparator, Separator
-from surf_lightning.stitching import Stitcher, Windows, agreement, cut
 
 NOISE_BLOCK = 16384  # samples whose noise is drawn together
 

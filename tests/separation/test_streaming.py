@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surf_lightning.audio_io import AudioFile, Resampler, SampleFormat, SourceWriter, partial_path, quantise
 from surf_lightning.networks.conv_tasnet import ConvTasNet
 from surf_lightning.networks.protocols import VelocityNetwork, recorded
 from surf_lightning.remixing import mix_seed
-from surf_lightning.separator import FlowSeparator, RegressionSeparator, Separator
-from surf_lightning.stitching import Windows, cut
-from surf_lightning.streaming import (
+from surf_lightning.separation.audio_io import AudioFile, Resampler, SampleFormat, SourceWriter, partial_path, quantise
+from surf_lightning.separation.stitching import Windows, cut
+from surf_lightning.separation.streaming import (
     CHANNELS,
     Chunk,
     draw,
@@ -32,6 +31,7 @@ from surf_lightning.streaming import (
     separate_file,
     separate_stream,
 )
+from surf_lightning.separator import FlowSeparator, RegressionSeparator, Separator
 
 RATE = 8000
 SHORT = Windows(length=1.0, edge=0.1, fade=0.1)

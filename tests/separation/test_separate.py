@@ -22,10 +22,10 @@ from torch import Tensor
 from surf_lightning.checkpoint import KEY, record_of
 from surf_lightning.cli import main
 from surf_lightning.export import export
-from surf_lightning.inputs import Input, place
-from surf_lightning.journal import Journal
 from surf_lightning.networks.conv_tasnet import ConvTasNet
 from surf_lightning.networks.protocols import RegressionNetwork, recorded
+from surf_lightning.separation.inputs import Input, place
+from surf_lightning.separation.journal import Journal
 from surf_lightning.separator import FlowSeparator, RegressionSeparator, Separator
 from tests.test_streaming import Filters, LocalVelocity, sound
 
@@ -241,7 +241,7 @@ def test_a_full_disk_is_noticed_before(
 ) -> None:
     record("a.wav", 1.0)
     usage = types.SimpleNamespace(free=31_000)
-    monkeypatch.setattr("surf_lightning.separate.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("surf_lightning.separation.command.shutil.disk_usage", lambda path: usage)
     assert separate("a.wav") == 2
     assert "free" in capsys.readouterr().err
     usage.free = 32_000  # two sources of 8000 samples of 2 bytes

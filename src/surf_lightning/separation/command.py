@@ -17,8 +17,8 @@ import torch
 
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
-from surf_lightning.inputs import find_inputs, place
-from surf_lightning.journal import (
+from surf_lightning.separation.inputs import find_inputs, place
+from surf_lightning.separation.journal import (
     JOURNAL,
     MANIFESTS,
     SUMMARY,
@@ -27,9 +27,9 @@ from surf_lightning.journal import (
     checkpoint_fingerprint,
     input_fingerprint,
 )
+from surf_lightning.separation.streaming import CHANNELS
+from surf_lightning.separation.tasks import Plan, Settings, Task, make_task
 from surf_lightning.separator import RegressionSeparator, Separator, load_separator
-from surf_lightning.streaming import CHANNELS
-from surf_lightning.tasks import Plan, Settings, Task, make_task
 
 INTERRUPTED = 130  # the shell's status of a command stopped by Ctrl-C
 

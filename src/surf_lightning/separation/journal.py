@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from surf_lightning.audio_io import partial_path, sync
+from surf_lightning.separation.audio_io import partial_path, sync
 
 JOURNAL = "journal.jsonl"
 MANIFESTS = ("manifest.csv", "manifest.json", "manifest.raven.txt")

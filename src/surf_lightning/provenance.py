@@ -1,0 +1,41 @@
+"""What a run was made with: the machine, and the version of this code."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from surf_lightning import __version__
+
+
+def hardware(device: torch.device) -> str:
+    """The device by name, and the threads where it is a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def commit() -> str | None:
+    """The commit of this package's checkout, marked where files differ from it; None outside a git checkout."""
+    here = Path(__file__).parent
+    if _git("ls-files", "--error-unmatch", Path(__file__).name, cwd=here) is None:  # installed below another checkout
+        return None
+    found = _git("rev-parse", "HEAD", cwd=here)
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", cwd=here)
+    return f"{found} with changes" if found and changed else found
+
+
+def provenance(device: torch.device) -> dict[str, str | None]:
+    """Version, commit and hardware."""
+    return {"version": __version__, "commit": commit(), "hardware": hardware(device)}
+
+
+def _git(*command: str, cwd: Path) -> str | None:
+    try:
+        done = subprocess.run(["git", *command], cwd=cwd, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
