@@ -27,7 +27,7 @@ from surf_lightning.networks.protocols import RegressionNetwork, recorded
 from surf_lightning.separation.inputs import Input, place
 from surf_lightning.separation.journal import Journal
 from surf_lightning.separator import FlowSeparator, RegressionSeparator, Separator
-from tests.test_streaming import Filters, LocalVelocity, sound
+from tests.separation.test_streaming import Filters, LocalVelocity, sound
 
 ROOT = Path(__file__).parent.parent
 AUDIO = {"kind": "audio", "sample_rate": 8000}
@@ -233,7 +233,7 @@ def test_a_mistake_is_one_message_before_anything_is_written(
 def test_code_from_outside_the_package_needs_trust(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
     record("a.wav", 0.1)
     assert main(["separate", "a.wav", "--checkpoint", toy, "--output", "out"]) == 2
-    assert "tests.test_streaming.Filters" in capsys.readouterr().err
+    assert "tests.separation.test_streaming.Filters" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_noticed_before(

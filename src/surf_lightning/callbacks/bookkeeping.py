@@ -23,7 +23,7 @@ NOTHING = "no number came out: a mean over no example, or estimates that are not
 
 
 class SaveConfig(SaveConfigCallback):
-    """``config.yaml``: the configuration of the latest fit in this folder, defaults included; on top what it was run with."""
+    """``config.yaml``: the configuration of the latest fit in this folder, and what it was made with."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:

@@ -160,8 +160,8 @@ class AudioMixtures(SeparationData):
     def protocol(self) -> str:
         count = len(self.test_batches())  # type: ignore[arg-type]
         return (
-            f"{count:,} whole mixtures of {self._test_set()} at {self.sample_rate:,} Hz; estimates are given to sources "
-            "so that the sum of their SI-SDRs is highest."
+            f"{count:,} whole mixtures of {self._test_set()} at {self.sample_rate:,} Hz. Estimates are given to "
+            "sources so that the sum of their SI-SDRs is highest."
         )
 
     def _test_set(self) -> str:

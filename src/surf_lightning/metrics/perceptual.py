@@ -223,7 +223,7 @@ class FID(FrechetInceptionDistance):
 
 class InceptionScore(Metric):
     """Inception Score (Salimans et al., 2016) of all estimates, quantised: ``is`` and ``is_std``, mean and deviation
-    over 10 splits, by torch-fidelity. The splits are a function of the set of images, not of their order or ranks.
+    over 10 splits, by torch-fidelity; ``is`` alone, NaN, where it cannot be computed. The splits are a function of the set of images, not of their order or ranks.
 
     Args:
         features: uint8 ``[N,3,H,W]`` -> logits ``[N,F]``, with an attribute ``num_features``.
@@ -251,7 +251,7 @@ class InceptionScore(Metric):
     def compute(self) -> dict[str, Tensor]:
         logits = dim_zero_cat(self.logits).cpu()
         if len(logits) < self.SPLITS or not logits.isfinite().all():
-            return dict.fromkeys(("is", "is_std"), torch.tensor(torch.nan, device=self.device))
+            return {"is": torch.tensor(torch.nan, device=self.device)}
         from torch_fidelity.metric_isc import isc_features_to_metric
 
         order = np.lexsort(logits[:, :4].T.numpy())  # then shuffled by torch-fidelity, with its own seed

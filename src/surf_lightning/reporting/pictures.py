@@ -1,0 +1,172 @@
+"""What a report shows: learning curves, separated images, spectrograms. Axes: B examples, K sources, C H W, T samples."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from surf_lightning.metrics.images import align, to_unit_range
+from surf_lightning.reporting.runs import Run
+
+POINTS = 300  # of a curve: more cannot be told apart
+PANELS = 4  # in a row
+WATCHED = {  # on held-out mixtures, the first two that were logged
+    "val/psnr": "PSNR (dB)",
+    "val/ssim": "SSIM",
+    "val/si_sdri": "SI-SDRi (dB)",
+    "val/MSi": "MSi (dB)",
+    "val/loss": "loss",
+}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#7a3b9c", "#444444", "#b22222", "#6b8e23")
+STYLE = {
+    "font.size": 9,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#e8e8e8",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "svg.hashsalt": "surf-lightning",
+}
+FFT, DYNAMIC_RANGE = 512, 80.0  # samples, dB
+
+
+def save(figure: Figure, kind: str, dpi: int = 150) -> bytes:
+    """``figure`` as a png or svg file."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else None
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", pad_inches=0.04, metadata=metadata)
+    return buffer.getvalue()
+
+
+# -- learning curves --
+
+
+def thinned(curve: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values, means over blocks where there are more than ``POINTS``."""
+    points = np.array(list(curve.items()), dtype=np.float64)
+    blocks = np.array_split(points, min(POINTS, len(points)))
+    steps, values = np.array([block.mean(0) for block in blocks]).T
+    return steps, values
+
+
+def curves(runs: Sequence[Run], repetitions: Sequence[Run]) -> Figure | None:
+    """Above, what all runs score on held-out mixtures; below, the training loss of each. None where nothing was logged."""
+    watched = [name for name in WATCHED if any(name in run.curves for run in runs)][:2]
+    trained = [run for run in runs if "loss" in run.curves]
+    if not watched and not trained:
+        return None
+    colours = {run.name: COLOURS[place % len(COLOURS)] for place, run in enumerate(runs)}
+    rows = math.ceil(len(trained) / PANELS)
+    heights = ([2.6] if watched else []) + ([1.5 * rows] if trained else [])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, sum(heights) + 0.4), layout="constrained")
+        parts = list(np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.06)))
+        if watched:
+            panels = parts.pop(0).subplots(1, len(watched), squeeze=False)[0]
+            for panel, name in zip(panels, watched, strict=True):
+                _held_out(panel, name, runs, repetitions, colours)
+            panels[0].legend(fontsize=7.5, frameon=False, ncols=2 if len(runs) > 4 else 1)
+        if trained:
+            grid = parts.pop(0).subplots(rows, PANELS, squeeze=False).flat
+            for panel in list(grid)[len(trained) :]:
+                panel.set_axis_off()
+            for panel, run in zip(grid, trained, strict=False):
+                _loss(panel, run, colours[run.name])
+    return figure
+
+
+def _held_out(panel: Axes, name: str, runs: Sequence[Run], repetitions: Sequence[Run], colours: dict[str, str]) -> None:
+    for run in [*repetitions, *runs]:
+        if name in run.curves:
+            thin = {"alpha": 0.45, "linewidth": 0.8} if run in repetitions else {"label": run.label, "linewidth": 1.4}
+            panel.plot(*thinned(run.curves[name]), color=colours.get(run.name, "#444444"), **thin)
+    panel.set_title(f"Held-out mixtures: {WATCHED[name]}")
+    _steps(panel)
+
+
+def _loss(panel: Axes, run: Run, colour: str) -> None:
+    if beta := run.curves.get("beta"):
+        shade = panel.twinx()
+        shade.fill_between(*thinned(beta), color="#000000", alpha=0.07, linewidth=0)
+        shade.set_ylim(0, 1)
+        shade.set_axis_off()
+    panel.plot(*thinned(run.curves["loss"]), color=colour, linewidth=1)
+    panel.set_title(f"{run.label}: loss", fontsize=8)
+    panel.tick_params(labelsize=7)
+    _steps(panel)
+
+
+def _steps(panel: Axes) -> None:
+    panel.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
+    panel.set_xlim(left=0)
+
+
+# -- images --
+
+
+def image_examples(runs: Sequence[Run]) -> Figure:
+    """A row an example; columns: mixture, the estimates of each run, truth. ``runs`` have the same mixtures."""
+    mixtures, sources = (_stack(runs[0].examples[name]) for name in ("mixtures", "sources"))
+    columns = [("mixture", (mixtures / sources.shape[1]).unsqueeze(1))]
+    columns += [(run.label, align(_stack(run.examples["estimates"]), sources)) for run in runs]
+    columns.append(("truth", sources))
+    with matplotlib.rc_context({**STYLE, "axes.titlelocation": "center"}):
+        widths = [images.shape[1] for _, images in columns]
+        figure = Figure(figsize=(0.62 * sum(widths) + 0.1 * len(columns), 0.64 * len(mixtures) + 0.5))
+        grid = figure.subplots(
+            len(mixtures),
+            len(columns),
+            gridspec_kw={"width_ratios": widths, "wspace": 0.1, "hspace": 0.06},
+            squeeze=False,
+        )
+        for column, (title, images) in enumerate(columns):
+            for row, example in enumerate(to_unit_range(images)):
+                beside = example.permute(2, 0, 3, 1).flatten(1, 2)  # [K,C,H,W] -> [H,K*W,C]
+                grid[row, column].imshow(beside.expand(-1, -1, 3), vmin=0, vmax=1, interpolation="nearest")
+                grid[row, column].axis("off")
+            grid[0, column].set_title(title.replace(" (", "\n("), fontsize=7.5)
+    return figure
+
+
+def _stack(signals: Tensor | Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return torch.stack(list(signals))
+
+
+# -- audio --
+
+
+def levels(signal: Tensor) -> np.ndarray:
+    """Level in dB of each bin of the spectrogram of ``signal [T]``: ``[bins, frames]``."""
+    import torch
+
+    window = torch.hann_window(FFT)
+    spectrum = torch.stft(signal.float(), FFT, FFT // 4, window=window, return_complex=True, pad_mode="constant")
+    return (20 * spectrum.abs().clamp_min(1e-8).log10()).numpy()
+
+
+def spectrogram(signal: Tensor, loudest: float) -> bytes:
+    """A png of ``signal [T]``: frequency upwards, 80 dB below ``loudest`` black."""
+    figure = Figure(figsize=(2.6, 0.9))
+    panel = figure.add_axes((0, 0, 1, 1))
+    panel.imshow(
+        levels(signal), origin="lower", aspect="auto", cmap="magma", vmin=loudest - DYNAMIC_RANGE, vmax=loudest
+    )
+    panel.set_axis_off()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()

@@ -1,0 +1,136 @@
+"""What a run left in its folder, as far as it is there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+
+from surf_lightning.errors import UserError
+
+Value = TypeVar("Value")
+SEED = re.compile(r"_seed\d+$")  # runs/digits_mixit_seed1 repeats runs/digits_mixit
+RECORDS = ("metrics", "metrics_samples")
+Curves = dict[str, dict[int, float]]
+"""Values by step, by name."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and what is in it: a part that is not there is empty, and ``missing`` says so."""
+
+    folder: Path
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What ``surf test`` wrote, by the file's name without .json."""
+    examples: dict[str, Any] = field(default_factory=dict)
+    config: str = ""
+    curves: Curves = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Raises UserError where nothing of a run is there."""
+        missing: list[str] = []
+
+        def read(name: str, how: Callable[[Path], Value], nothing: Value, hint: str) -> Value:
+            path = folder / name
+            if not path.is_file():
+                missing.append(f"no {name}{hint}")
+                return nothing
+            try:
+                return how(path)
+            except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                missing.append(f"{name} cannot be read: {error}")
+                return nothing
+
+        names = [name for name in RECORDS if (folder / f"{name}.json").is_file()]
+        test = ": surf test writes it"
+        records = {name: read(f"{name}.json", _record, {}, test) for name in names or RECORDS[:1]}
+        run = cls(
+            folder,
+            {name: record for name, record in records.items() if record},
+            read("test_examples.pt", lambda path: torch.load(path, map_location="cpu", weights_only=True), {}, test),
+            read("config.yaml", Path.read_text, "", ": surf fit writes it"),
+            read("metrics.csv", read_curves, {}, ": the run was not logged to it"),
+            tuple(missing),
+        )
+        if not (run.records or run.examples or run.config or run.curves):
+            raise UserError(f"{folder} is no run: there is nothing in it that surf fit or surf test has written")
+        return run
+
+    @property
+    def name(self) -> str:
+        """The folder's name without the suffix of a repetition with another seed."""
+        return SEED.sub("", self.folder.name)
+
+    @property
+    def is_repetition(self) -> bool:
+        return self.name != self.folder.name
+
+    @property
+    def label(self) -> str:
+        """The method's name; for a run that was never tested the folder's."""
+        return next((str(record["label"]) for record in self.records.values()), self.folder.name)
+
+    @property
+    def data(self) -> str:
+        """The data set's name."""
+        for record in self.records.values():
+            return str(record["data"])
+        return str(self.settings.get("data", {}).get("class_path", "unknown data")).rpartition(".")[2]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration as nested dicts."""
+        try:
+            settings = yaml.safe_load(self.config)
+        except yaml.YAMLError:
+            return {}
+        return settings if isinstance(settings, dict) else {}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Seed, steps, minutes, hardware, commit, version: of the training where that is known, else of the test."""
+        record: dict[str, Any] = next(iter(self.records.values()), {})
+        header = dict(re.findall(r"^# (\w+): (.*)$", self.config, re.MULTILINE))
+        last_step = max((max(curve) for curve in self.curves.values()), default=-1) + 1
+        known = {
+            "seed": record.get("seed", self.settings.get("seed_everything")),
+            "steps": record.get("steps", last_step or None),
+            "minutes": f"{record['seconds'] / 60:.1f}" if "seconds" in record else None,
+            "hardware": header.get("hardware", record.get("hardware")),
+            "commit": header.get("commit", record.get("commit")),
+            "version": header.get("version", record.get("version")),
+            "checkpoint": record.get("checkpoint"),
+        }
+        return {name: "" if value is None else str(value) for name, value in known.items()}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_text())
+    absent = {"metrics", "label", "data"} - record.keys()
+    if absent:
+        raise ValueError(f"it has no {', '.join(sorted(absent))}")
+    return record
+
+
+def read_curves(path: Path) -> Curves:
+    """The columns of a metrics.csv; of several values at a step, as a resumed run may write, the last."""
+    curves: Curves = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if not (row.get("step") or "").isdigit():  # the cut-off last line of a run that was killed
+                continue
+            for name, text in row.items():
+                if name and text and name not in ("step", "epoch") and math.isfinite(value := float(text)):
+                    curves.setdefault(name, {})[int(str(row["step"]))] = value
+    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
