@@ -29,7 +29,7 @@ from surf_lightning.separation.journal import Journal
 from surf_lightning.separator import FlowSeparator, RegressionSeparator, Separator
 from tests.separation.test_streaming import Filters, LocalVelocity, sound
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 AUDIO = {"kind": "audio", "sample_rate": 8000}
 IMAGE = {"kind": "image", "shape": [3, 6, 5]}
 
