@@ -38,8 +38,8 @@ demo: install
 		--model.mixit_checkpoint $(DEMO)/mixit/checkpoints/last.ckpt
 	$(SURF) report $(DEMO)/mixit $(DEMO)/surf_rm --output $(DEMO)
 
-DEMO_MIXIT := --trainer.max_steps 1000 --model.decay_steps 1000
-DEMO_SURF := --trainer.max_steps 1500 --model.beta_steps 500
+DEMO_MIXIT := --trainer.max_steps 1000 --model.decay_steps 1000 --data.batches_per_epoch 200
+DEMO_SURF := --trainer.max_steps 1400 --model.beta_steps 600 --model.ema_decay 0.995 --data.batches_per_epoch 200
 
 # -- the tables: all methods of a data set; a finished run is skipped, an interrupted one goes on --
 #

@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
             run_lightning(args)
         elif command == "report":
-            from surf_lightning.report import run_report
+            from surf_lightning.reporting import run_report
 
             run_report(rest)
         elif command == "separate":

@@ -15,17 +15,18 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from surf_lightning import __version__
 from surf_lightning.callbacks import bookkeeping
 from surf_lightning.callbacks.bookkeeping import (
     BestCheckpoint,
     LastCheckpoint,
     SaveConfig,
-    hardware,
     standard_callbacks,
 )
 from surf_lightning.callbacks.media import Media
 from surf_lightning.methods import MixIT
 from surf_lightning.metrics.images import ImageMetrics
+from surf_lightning.provenance import hardware
 from tests.tiny import adam, digits, regression, trainer
 
 NAN = float("nan")
@@ -129,7 +130,8 @@ def save_config(value: int, stage: str, rank_zero: bool = True) -> None:
     parser.add_argument("--value", type=int)
     parser.add_argument("--nothing", type=int | None)
     callback = SaveConfig(parser, parser.parse_args(["--value", str(value)]))
-    stub: Any = SimpleNamespace(is_global_zero=rank_zero, default_root_dir="run/of/mine")
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    stub: Any = SimpleNamespace(is_global_zero=rank_zero, default_root_dir="run/of/mine", strategy=strategy)
     callback.setup(stub, L.LightningModule(), stage)
 
 
@@ -140,7 +142,10 @@ def test_only_a_fit_writes_its_configuration_over_an_earlier_one() -> None:
     save_config(2, "fit")
     save_config(3, "fit")
     save_config(4, "validate")
-    assert Path("run/of/mine/config.yaml").read_text().split() == ["value:", "3", "nothing:", "null"]
+    lines = Path("run/of/mine/config.yaml").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["value: 3", "nothing: null"]
+    assert lines[0] == f"# version: {__version__}"
+    assert f"# hardware: {hardware(torch.device('cpu'))}" in lines
 
 
 def test_a_test_records_what_it_measured_beside_the_mean_of_the_sources() -> None:
@@ -161,8 +166,9 @@ def test_a_test_records_what_it_measured_beside_the_mean_of_the_sources() -> Non
     assert {name: record[name] for name in named} == named
 
     examples = torch.load(folder / "test_examples.pt", weights_only=True)
-    assert torch.equal(examples["sources"], batches[0]["sources"])
-    assert torch.equal(examples["estimates"], module.separate(batches[0]["mixtures"], 0))
+    assert [len(examples[name]) for name in ("mixtures", "sources", "estimates")] == [8, 8, 8]
+    assert torch.equal(torch.stack(examples["sources"][:4]), batches[0]["sources"])
+    assert torch.equal(torch.stack(examples["estimates"][4:]), module.separate(batches[1]["mixtures"], 1))
 
 
 def test_the_hardware_is_named() -> None:

@@ -58,9 +58,9 @@ def test_the_loss_is_denoising_score_matching_of_the_dequantised_images(flip: bo
     sources = eight_bit(5, 2, 1, 8, 8)
     draws = torch.Generator().manual_seed(mix_seed(SEED, BATCH))
     mirrored = torch.rand(10, generator=draws) < 0.5 if flip else torch.zeros(10, dtype=torch.bool)
-    pixel = torch.rand(10 * 64, generator=draws).view(10, 1, 8, 8)
+    pixel = torch.rand(10 * 64, generator=draws).view(10, 1, 8, 8).double()
     levels = torch.rand(10, generator=draws)
-    noise = torch.randn(10, 1, 8, 8, generator=draws)
+    noise = torch.randn(10, 1, 8, 8, generator=draws).double()
     total = torch.zeros((), dtype=torch.float64)
     for n in range(10):
         unit = (sources[n // 2, n % 2] + 1) / 2
@@ -136,7 +136,7 @@ def test_estimates_are_posterior_samples_in_the_units_of_the_sources(
     num_sources: int, update: Any, pull: float
 ) -> None:
     mean, variance, sigma = 0.5, 0.01, 0.05
-    levels = {"sigma_max": 0.2, "sigma_min": sigma, "num_levels": 3, "langevin_steps": 60, "step_size": 1e-4}
+    levels = {"sigma_max": 0.2, "sigma_min": sigma, "num_levels": 3, "langevin_steps": 60, "step_size": 5e-4}
     separator = BasisSeparator(GaussianScore(mean, variance), num_sources, update, **levels)
     total = num_sources * mean + 0.2  # of images in [0,1]
     mixtures = torch.full((500, 1, 4, 4), 2 * total - num_sources, dtype=torch.float64)

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
@@ -85,7 +86,7 @@ class TestRecord(L.Callback):
             "method": type(pl_module).__name__,
             "label": pl_module.label,
             "data": type(data).__name__,
-            "seed": pl_module.seed,
+            "seed": _fitted_seed(self.folder, pl_module.seed),
             "steps": pl_module.trained_steps,
             "seconds": pl_module.trained_seconds,
             "checkpoint": str(trainer.ckpt_path),
@@ -94,6 +95,13 @@ class TestRecord(L.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{data.test_record}.json").write_text(json.dumps(record, indent=2) + "\n")
         torch.save({**self.examples, **pl_module.signal}, self.folder / "test_examples.pt")
+
+
+def _fitted_seed(folder: Path, otherwise: int) -> int:
+    """The seed that the run in ``folder`` was trained from: a test need not be given it again."""
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    return config.get("seed_everything", otherwise)
 
 
 def _without_nan(values: dict[str, float]) -> dict[str, float | None]:

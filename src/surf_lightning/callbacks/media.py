@@ -52,10 +52,11 @@ class Media(L.Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if batch_idx or not trainer.is_global_zero:
+        is_image = pl_module.signal["kind"] == "image"
+        if batch_idx or not trainer.is_global_zero or (is_image and "sources" not in batch):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        if pl_module.signal["kind"] == "image":
+        if is_image:
             grid = image_grid(*(x[:ROWS] for x in (batch["mixtures"], outputs, batch["sources"])))
             self._picture(trainer, "separated", "", grid)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from torch import nn
+from torchmetrics import Metric
 
 INSTALL = "pip install surf-lightning[audio]"
 
@@ -26,5 +27,6 @@ def why_not_importable(*modules: str) -> str | None:
 
 def unavailable_columns(metrics: nn.Module) -> dict[str, str]:
     """Of the metrics inside ``metrics`` that cannot be computed here, the reasons, by the name they have in it."""
-    reasons = ((name, getattr(metric, "unavailable", None)) for name, metric in metrics.named_modules())
-    return {name.rpartition(".")[2]: reason for name, reason in reasons if reason}
+    found = ((name, part) for name, part in metrics.named_modules() if isinstance(part, Metric))
+    reasons = {name.rpartition(".")[2]: getattr(metric, "unavailable", None) for name, metric in found}
+    return {name: reason for name, reason in reasons.items() if reason}

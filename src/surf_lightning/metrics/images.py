@@ -117,4 +117,4 @@ class ImageMetrics(Metric):
     def merge_state(self, incoming_state: Any) -> None:
         """Take in what another one has counted, as if this one had counted it."""
         for name, column in self.columns.items():
-            column.merge_state(incoming_state.columns[name])  # type: ignore[operator]
+            column.merge_state(incoming_state.columns[name])

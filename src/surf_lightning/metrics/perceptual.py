@@ -222,8 +222,10 @@ class FID(FrechetInceptionDistance):
 
 
 class InceptionScore(Metric):
-    """Inception Score (Salimans et al., 2016) of all estimates, quantised: ``is`` and ``is_std``, mean and deviation
-    over 10 splits, by torch-fidelity; ``is`` alone, NaN, where it cannot be computed. The splits are a function of the set of images, not of their order or ranks.
+    """Inception Score (Salimans et al., 2016) of all estimates, quantised, by torch-fidelity.
+
+    ``is`` and ``is_std`` are mean and deviation over 10 splits, which are a function of the set of images, not of their
+    order or ranks. Where they cannot be computed there is ``is`` alone, NaN.
 
     Args:
         features: uint8 ``[N,3,H,W]`` -> logits ``[N,F]``, with an attribute ``num_features``.
@@ -236,7 +238,7 @@ class InceptionScore(Metric):
 
     def __init__(self, features: nn.Module) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.num_features = features, int(features.num_features)  # type: ignore[arg-type]
         self.unavailable: str | None = getattr(features, "unavailable", None)
         if self.unavailable:
             rank_zero_warn(f"Inception Score is {self.unavailable}")
@@ -244,7 +246,7 @@ class InceptionScore(Metric):
 
     def update(self, estimates: Tensor) -> None:
         if self.unavailable:
-            self.logits.append(estimates.new_full((len(estimates), int(self.features.num_features)), torch.nan))
+            self.logits.append(estimates.new_full((len(estimates), self.num_features), torch.nan))
         else:
             self.logits.append(self.features(to_bytes(estimates)))
 

@@ -1,16 +1,19 @@
-"""What a report shows: learning curves, separated images, spectrograms. Axes: B examples, K sources, C H W, T samples."""
+"""What a report shows: learning curves, images, spectrograms. Axes: B examples, K sources, C H W, T samples."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import pad
 
 from surf_lightning.metrics.images import align, to_unit_range
 from surf_lightning.reporting.runs import Run
@@ -25,7 +28,7 @@ WATCHED = {  # on held-out mixtures, the first two that were logged
     "val/loss": "loss",
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#7a3b9c", "#444444", "#b22222", "#6b8e23")
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
@@ -63,25 +66,25 @@ def thinned(curve: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curves(runs: Sequence[Run], repetitions: Sequence[Run]) -> Figure | None:
-    """Above, what all runs score on held-out mixtures; below, the training loss of each. None where nothing was logged."""
+    """Above, what all runs score on held-out mixtures; below, the training loss of each. None where none was logged."""
     watched = [name for name in WATCHED if any(name in run.curves for run in runs)][:2]
     trained = [run for run in runs if "loss" in run.curves]
     if not watched and not trained:
         return None
-    colours = {run.name: COLOURS[place % len(COLOURS)] for place, run in enumerate(runs)}
+    colours = {run.name: COLOURS[place % len(COLOURS)] for place, run in enumerate(runs)}  # repetitions share theirs
     rows = math.ceil(len(trained) / PANELS)
     heights = ([2.6] if watched else []) + ([1.5 * rows] if trained else [])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, sum(heights) + 0.4), layout="constrained")
-        parts = list(np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.06)))
+        parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.06, squeeze=False).flat)
         if watched:
             panels = parts.pop(0).subplots(1, len(watched), squeeze=False)[0]
             for panel, name in zip(panels, watched, strict=True):
                 _held_out(panel, name, runs, repetitions, colours)
             panels[0].legend(fontsize=7.5, frameon=False, ncols=2 if len(runs) > 4 else 1)
         if trained:
-            grid = parts.pop(0).subplots(rows, PANELS, squeeze=False).flat
-            for panel in list(grid)[len(trained) :]:
+            grid = list(parts.pop(0).subplots(rows, PANELS, squeeze=False).flat)
+            for panel in grid[len(trained) :]:
                 panel.set_axis_off()
             for panel, run in zip(grid, trained, strict=False):
                 _loss(panel, run, colours[run.name])
@@ -134,16 +137,16 @@ def image_examples(runs: Sequence[Run]) -> Figure:
         )
         for column, (title, images) in enumerate(columns):
             for row, example in enumerate(to_unit_range(images)):
-                beside = example.permute(2, 0, 3, 1).flatten(1, 2)  # [K,C,H,W] -> [H,K*W,C]
-                grid[row, column].imshow(beside.expand(-1, -1, 3), vmin=0, vmax=1, interpolation="nearest")
+                gap = example.shape[-1] // 16 + 1
+                apart = pad(example.expand(-1, 3, -1, -1), (0, gap), value=1)  # white
+                beside = apart.permute(2, 0, 3, 1).flatten(1, 2)[:, :-gap]  # [K,C,H,W] -> [H,K*W,C]
+                grid[row, column].imshow(beside, interpolation="nearest")
                 grid[row, column].axis("off")
             grid[0, column].set_title(title.replace(" (", "\n("), fontsize=7.5)
     return figure
 
 
 def _stack(signals: Tensor | Sequence[Tensor]) -> Tensor:
-    import torch
-
     return torch.stack(list(signals))
 
 
@@ -152,8 +155,6 @@ def _stack(signals: Tensor | Sequence[Tensor]) -> Tensor:
 
 def levels(signal: Tensor) -> np.ndarray:
     """Level in dB of each bin of the spectrogram of ``signal [T]``: ``[bins, frames]``."""
-    import torch
-
     window = torch.hann_window(FFT)
     spectrum = torch.stft(signal.float(), FFT, FFT // 4, window=window, return_complex=True, pad_mode="constant")
     return (20 * spectrum.abs().clamp_min(1e-8).log10()).numpy()

@@ -25,7 +25,7 @@ FUSS = ("1S", "2Si", "3Si", "4Si", "under", "equal", "over")
 SPEECH = ("si_sdr", "estoi", "pesq", "dnsmos")
 
 # By our labels: "Regression (ReMixIT)" is the "ReMixIT" of Tables 3 and 4.
-_AUDIOSET = {
+_AUDIOSET: dict[str, tuple[float, ...]] = {
     "Supervised Flow": (38.79, 13.58, 12.46, 10.24, 0.031, 0.580, 0.389, 18.21, 0.904, 3.29, 2.58),
     "MixIT": (10.99, 9.20, 11.87, 9.75, 0.005, 0.339, 0.656, 14.18, 0.771, 2.79, 2.53),
     "Regression (ReMixIT)": (19.83, 9.91, 8.47, 8.62, 0.014, 0.387, 0.599, 14.29, 0.793, 2.85, 2.51),

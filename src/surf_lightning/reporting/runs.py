@@ -34,6 +34,8 @@ class Run:
     examples: dict[str, Any] = field(default_factory=dict)
     config: str = ""
     curves: Curves = field(default_factory=dict)
+    media: tuple[Path, ...] = ()
+    """Pictures and sounds of its latest validation."""
     missing: tuple[str, ...] = ()
 
     @classmethod
@@ -54,13 +56,15 @@ class Run:
 
         names = [name for name in RECORDS if (folder / f"{name}.json").is_file()]
         test = ": surf test writes it"
-        records = {name: read(f"{name}.json", _record, {}, test) for name in names or RECORDS[:1]}
+        nothing: dict[str, Any] = {}
+        records = {name: read(f"{name}.json", _record, nothing, test) for name in names or RECORDS[:1]}
         run = cls(
             folder,
             {name: record for name, record in records.items() if record},
             read("test_examples.pt", lambda path: torch.load(path, map_location="cpu", weights_only=True), {}, test),
             read("config.yaml", Path.read_text, "", ": surf fit writes it"),
             read("metrics.csv", read_curves, {}, ": the run was not logged to it"),
+            _latest(folder / "media"),
             tuple(missing),
         )
         if not (run.records or run.examples or run.config or run.curves):
@@ -104,15 +108,20 @@ class Run:
         header = dict(re.findall(r"^# (\w+): (.*)$", self.config, re.MULTILINE))
         last_step = max((max(curve) for curve in self.curves.values()), default=-1) + 1
         known = {
-            "seed": record.get("seed", self.settings.get("seed_everything")),
+            "seed": self.settings.get("seed_everything", record.get("seed")),
             "steps": record.get("steps", last_step or None),
             "minutes": f"{record['seconds'] / 60:.1f}" if "seconds" in record else None,
             "hardware": header.get("hardware", record.get("hardware")),
             "commit": header.get("commit", record.get("commit")),
             "version": header.get("version", record.get("version")),
-            "checkpoint": record.get("checkpoint"),
+            "checkpoint": str(record.get("checkpoint", "")).removeprefix(f"{self.folder}/"),
         }
         return {name: "" if value is None else str(value) for name, value in known.items()}
+
+
+def _latest(media: Path) -> tuple[Path, ...]:
+    files = sorted(media.glob("step_*"))
+    return tuple(path for path in files if path.name[: len("step_0000000")] == files[-1].name[: len("step_0000000")])
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -183,10 +183,11 @@ def _spread(name: str, runs: Sequence[Run], repetitions: Sequence[Run]) -> list[
         if len(group) == 1 or key is None or any(record["metrics"].get(key) is None for record in records):
             continue
         values = [record["metrics"][key] for record in records]
-        seeds = ", ".join(f"seed {record['seed']}: {value:.2f}" for record, value in zip(records, values, strict=True))
+        pairs = zip(group, values, strict=True)
+        seeds = ", ".join(f"seed {other.facts['seed']}: {value:.2f}" for other, value in pairs)
         note = f"{run.label} over {len(group)} seeds: {mean(values):.2f} ± {stdev(values):.2f} dB ({seeds})."
         if records[0].get("method") == "MixIT":
-            note += f" The other rows start from seed {records[0]['seed']}."
+            note += f" The other rows start from seed {run.facts['seed']}."
         notes.append(note)
     return notes
 

@@ -1,0 +1,161 @@
+"""The report as one HTML file that holds everything it shows."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from surf_lightning import __version__
+from surf_lightning.reporting.pictures import save
+from surf_lightning.reporting.runs import Run
+from surf_lightning.reporting.sections import Section
+from surf_lightning.reporting.sounds import Sound, SoundExample, as_flac
+from surf_lightning.reporting.style import POLICY, STYLE
+from surf_lightning.reporting.tables import Cell, Row, Table
+
+CAPTION = "Each row: a test mixture, what each method makes of it, and its true sources."
+
+
+def html_page(title: str, sections: Sequence[Section]) -> str:
+    """The whole page."""
+    contents = ""
+    if len(sections) > 1:
+        links = " · ".join(f'<a href="#{escape(section.data)}">{escape(section.data)}</a>' for section in sections)
+        contents = f"<nav>{links}</nav>"
+    body = "\n".join(_section(section, len(sections) > 1) for section in sections)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+{contents}
+{body}
+<footer>Written by surf report, surf-lightning {escape(__version__)}.</footer>
+</body>
+</html>
+"""
+
+
+def _section(section: Section, headed: bool) -> str:
+    parts = [f'<h2 id="{escape(section.data)}">{escape(section.data)}</h2>'] if headed else []
+    parts += [_table(table) for table in section.tables]
+    if section.curves:
+        drawing = save(section.curves, "svg")
+        parts += ["<h3>Learning curves</h3>", _image(drawing, "svg+xml", "curves", "Learning curves")]
+        if any("beta" in run.curves for run in section.runs):
+            parts.append('<p class="quiet">Grey: beta, the share of the teacher\'s path along the frozen MixIT.</p>')
+    if section.images:
+        parts += ["<h3>Examples</h3>", _image(save(section.images, "png"), "png", "examples", CAPTION, CAPTION)]
+    if section.sounds:
+        parts.append("<h3>Examples</h3>")
+        parts += [_sounds(number, example) for number, example in enumerate(section.sounds, 1)]
+    parts += [_validation(run) for run in section.runs if not run.examples and run.media]
+    if section.missing:
+        items = "".join(f"<li>{escape(item)}</li>" for item in section.missing)
+        parts.append(f'<h3>What is missing</h3><ul class="missing">{items}</ul>')
+    parts.append(_what_was_run(section.runs))
+    return "\n".join(parts)
+
+
+# -- tables --
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in table.headings)
+    rows, seen_supervised = [], False
+    for row in table.rows:
+        first = row.kind == "supervised" and not seen_supervised
+        seen_supervised |= row.kind == "supervised"
+        rows.append(_row(row, f"{row.kind} first-supervised" if first else row.kind))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    legend = "Best in bold, second underlined"
+    legend += "; methods that need clean sources stand below the line, unranked." if seen_supervised else "."
+    return (
+        f'<p>{escape(table.protocol)}</p><div class="scroll"><table class="values"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{"".join(rows)}</tbody></table></div><p class="quiet">{legend}</p>'
+        + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    )
+
+
+def _row(row: Row, kind: str) -> str:
+    wrap = {"best": "<b>{}</b>", "second": "<u>{}</u>", "": "{}"}
+
+    def cell(value: Cell) -> str:
+        return f"<td>{wrap[value.mark].format(escape(value.text))}</td>"
+
+    cost = "".join(f'<td class="cost">{escape(value)}</td>' for value in (row.steps, row.minutes))
+    cells = "".join(map(cell, row.cells))
+    return f'<tr class="{kind}"><th scope="row">{escape(row.label)}</th>{cells}{cost}</tr>'
+
+
+def _what_was_run(runs: Sequence[Run]) -> str:
+    names = [name for name in runs[0].facts if any(run.facts[name] for run in runs)]
+    head = "".join(f'<th scope="col">{name}</th>' for name in ["run", "method", *names])
+    rows = ""
+    for run in runs:
+        values = [str(run.folder), run.label, *(_short(name, run.facts[name]) for name in names)]
+        rows += "<tr>" + "".join(f"<td>{escape(value)}</td>" for value in values) + "</tr>"
+    configs = "".join(
+        f"<details><summary>{escape(str(run.folder))}/config.yaml</summary><pre>{escape(run.config)}</pre></details>"
+        for run in runs
+        if run.config
+    )
+    return (
+        f'<h3>What was run</h3><div class="scroll"><table class="facts"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>{configs}"
+    )
+
+
+def _short(name: str, value: str) -> str:
+    commit, _, rest = value.partition(" ")
+    return f"{commit[:10]} {rest}".strip() if name == "commit" else value
+
+
+# -- pictures and sounds --
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _image(data: bytes, kind: str, style: str, alternative: str, caption: str = "") -> str:
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    source = _uri(data, f"image/{kind}")
+    return f'<figure class="scroll {style}"><img src="{source}" alt="{escape(alternative)}">{below}</figure>'
+
+
+def _player(data: bytes) -> str:
+    return f'<audio controls preload="metadata" src="{_uri(data, "audio/flac")}"></audio>'
+
+
+def _sounds(number: int, example: SoundExample) -> str:
+    def cell(sound: Sound) -> str:
+        return f'<td><img src="{_uri(sound.png, "image/png")}" alt="spectrogram">{_player(sound.flac)}</td>'
+
+    rows = f"<tr><th>mixture</th>{cell(example.mixture)}</tr>"
+    for name, sounds in example.rows.items():
+        rows += f'<tr><th scope="row">{escape(name)}</th>{"".join(map(cell, sounds))}</tr>'
+    return (
+        f'<p class="quiet">Mixture {number}: a column a source.</p>'
+        f'<div class="scroll"><table class="sounds">{rows}</table></div>'
+    )
+
+
+def _validation(run: Run) -> str:
+    """What the latest validation left, for a run that was not tested."""
+
+    def item(path: Path) -> str:
+        if path.suffix == ".png":
+            return _image(path.read_bytes(), "png", "validation", path.stem)
+        return f"<figure>{_player(as_flac(path))}<figcaption>{escape(path.stem)}</figcaption></figure>"
+
+    items = "".join(item(path) for path in run.media if path.suffix in (".png", ".wav"))
+    return f"<h3>{escape(run.label)}: its latest validation</h3>{items}"

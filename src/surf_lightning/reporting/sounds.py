@@ -1,0 +1,74 @@
+"""Separated audio to listen to: what each run makes of the same mixtures. Axes: K sources, T samples."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+from torch import Tensor
+
+from surf_lightning.metrics.audio import align_by_si_sdr, is_active
+from surf_lightning.reporting.pictures import levels, spectrogram
+from surf_lightning.reporting.runs import Run
+
+SECONDS = 10
+PEAK = 0.99
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A recording as a FLAC file, and its spectrogram as a png file."""
+
+    flac: bytes
+    png: bytes
+
+
+@dataclass(frozen=True)
+class SoundExample:
+    """The mixture, and by method its sources: the truth and what each run found, in the same order."""
+
+    mixture: Sound
+    rows: dict[str, list[Sound]]
+
+
+def sound_examples(runs: Sequence[Run]) -> list[SoundExample]:
+    """``runs`` have the same mixtures. Sources that are silent are left out; sounds last 10 s at most."""
+    first = runs[0].examples
+    rate = int(first["sample_rate"])
+    found = []
+    for number, (mixture, sources) in enumerate(zip(first["mixtures"], first["sources"], strict=True)):
+        truth = sources[is_active(sources)]
+        rows = {"truth": truth}
+        for run in runs:
+            estimates = run.examples["estimates"][number]
+            if estimates.isfinite().all():  # a separator that has diverged has nothing to listen to
+                rows[run.label] = align_by_si_sdr(estimates[None].float(), truth[None].float())[0]
+        found.append(_example(mixture, rows, rate))
+    return found
+
+
+def _example(mixture: Tensor, rows: dict[str, Tensor], rate: int) -> SoundExample:
+    """All at one gain and one scale of colours, so that they can be compared."""
+    rows = {name: signals[:, : SECONDS * rate] for name, signals in rows.items()}
+    mixture = mixture[: SECONDS * rate]
+    peak = max(float(signals.abs().max()) for signals in [mixture, *rows.values()])
+    gain, loudest = min(1.0, PEAK / peak), float(levels(mixture).max())
+
+    def sound(signal: Tensor) -> Sound:
+        file = io.BytesIO()
+        soundfile.write(file, (signal * gain).numpy(), rate, format="FLAC", subtype="PCM_16")
+        return Sound(file.getvalue(), spectrogram(signal, loudest))
+
+    return SoundExample(sound(mixture), {name: [sound(signal) for signal in signals] for name, signals in rows.items()})
+
+
+def as_flac(path: Path) -> bytes:
+    """A recording of a validation, which may be louder than 1."""
+    signal, rate = soundfile.read(path, frames=-1, dtype="float32")
+    signal = signal[: SECONDS * rate] / max(1.0, abs(signal).max() / PEAK)
+    file = io.BytesIO()
+    soundfile.write(file, signal, rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()

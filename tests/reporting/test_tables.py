@@ -1,0 +1,210 @@
+"""Columns, ranks, the paper's rows and the notes below a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surf_lightning.reporting.published import TABLES
+from surf_lightning.reporting.runs import Run
+from surf_lightning.reporting.tables import COLUMNS, make_table, markdown
+from tests.reporting.fabricate import record, tested
+
+
+def rows(*runs: Run, name: str = "metrics", repetitions: tuple[Run, ...] = ()) -> list[str]:
+    return markdown(make_table(name, runs, repetitions)).splitlines()
+
+
+def notes(*runs: Run, repetitions: tuple[Run, ...] = ()) -> tuple[str, ...]:
+    return make_table("metrics", runs, repetitions).notes
+
+
+def mixit(psnr: float = 18.0, folder: str = "digits_mixit", **more: Any) -> Run:
+    return tested("MixIT", {"psnr": psnr, "ssim": 0.8}, folder, **more)
+
+
+def surf(psnr: float = 20.125, ssim: float = 0.91239, **more: Any) -> Run:
+    more = {"steps": 12_000, "seconds": 360, **more}
+    return tested("SURF (ReMixIT)", {"psnr": psnr, "ssim": ssim}, "digits_surf_rm", **more)
+
+
+def supervised(psnr: float = 30.0) -> Run:
+    return tested("Supervised Flow", {"psnr": psnr, "ssim": 0.99}, "digits_supervised_flow")
+
+
+def test_runs_stand_side_by_side_the_supervised_apart_and_unranked() -> None:
+    assert rows(supervised(), mixit(), surf()) == [
+        "| method | PSNR (dB) ↑ | SSIM ↑ | steps | minutes |",
+        "|---|---:|---:|---:|---:|",
+        "| Average (m/K) | 13.46 | 0.511 |  |  |",
+        "| MixIT | <u>18.00</u> | <u>0.800</u> | 4000 | 1.5 |",
+        "| SURF (ReMixIT) | **20.12** | **0.912** | 12000 | 6.0 |",
+        "| *Supervised Flow* | 30.00 | 0.990 | 4000 | 1.5 |",
+    ]
+
+
+def test_where_nothing_was_learnt_the_average_is_best() -> None:
+    table = rows(tested("MixIT", {"psnr": 11.0, "ssim": 0.6}))
+    assert table[2:] == [
+        "| Average (m/K) | **13.46** | <u>0.511</u> |  |  |",
+        "| MixIT | <u>11.00</u> | **0.600** | 4000 | 1.5 |",
+    ]
+
+
+def test_less_is_better_of_distances_and_what_reads_alike_ranks_alike() -> None:
+    values = {"Average": (0.3, 40.0), "MixIT": (0.0012, 30.1), "A": (0.0009, 20.449), "B": (0.04, 20.4451)}
+    runs = [tested(label, {"lpips": x, "fid": y}) for label, (x, y) in values.items()]
+    for run in runs:
+        run.records["metrics"]["average"] = {}
+    assert [row.split(" | ")[1:3] for row in rows(*runs)[2:]] == [
+        ["0.300", "40.00"],
+        ["**0.001**", "<u>30.10</u>"],
+        ["**0.001**", "**20.45**"],
+        ["<u>0.040</u>", "**20.45**"],
+    ]
+
+
+def test_columns_are_the_papers_in_its_order_and_unknown_ones_come_last_unranked() -> None:
+    values = {
+        "zeta": 1.0,
+        "dnsmos": 2.5,
+        "si_sdri": 9.0,
+        "MSi": 8.0,
+        "over": 0.1,
+        "1S": 30.0,
+        "si_sdr": 12.0,
+        "under": 0.2,
+    }
+    table = rows(tested("MixIT", values, average={}))
+    assert table[0] == "| method | 1S (dB) ↑ | Under ↓ | Over ↓ | SI-SDR (dB) ↑ | DNSMOS ↑ | zeta | steps | minutes |"
+    assert table[2] == "| MixIT | **30.00** | **0.200** | **0.100** | **12.00** | **2.50** | 1.000 | 4000 | 1.5 |"
+
+
+def test_runs_of_one_method_are_told_apart_by_their_folders() -> None:
+    table = rows(mixit(18.0, "alpha_0.9"), mixit(19.0, "alpha_0.99"), surf())
+    assert [row.split(" | ")[0] for row in table[3:]] == [
+        "| MixIT, alpha_0.9",
+        "| MixIT, alpha_0.99",
+        "| SURF (ReMixIT)",
+    ]
+
+
+# -- the paper's rows --
+
+
+def test_a_genuine_set_has_the_papers_row_below_each_of_ours() -> None:
+    values = {"psnr": 30.0, "lpips": 0.002, "ssim": 0.98, "fid": 20.0}
+    runs = [tested(label, values, data="MNIST", published="mnist") for label in ("MixIT", "SURF (ReMixIT)", "New")]
+    table = make_table("metrics", runs, [])
+    assert [row.label for row in table.rows] == [
+        "Average (m/K)",
+        "MixIT",
+        "in the paper",
+        "SURF (ReMixIT)",
+        "in the paper",
+        "New",
+    ]
+    assert [cell.text for cell in table.rows[2].cells] == ["21.90", "0.011", "0.929", "30.89"]
+    assert [cell.text for cell in table.rows[4].cells] == ["37.26", "0.001", "0.992", "19.57"]
+    assert {cell.mark for cell in table.rows[4].cells} == {""}, "the paper's numbers do not compete with ours"
+    assert {cell.mark for cell in table.rows[3].cells} == {"best"}
+    assert table.notes == ("The paper's rows: Table 1, MNIST.",)
+
+
+@pytest.mark.parametrize("data", ["MNIST", "CIFAR10", "Libri2Mix", "Digits"])
+def test_a_stand_in_never_has_the_papers_rows(data: str) -> None:
+    table = make_table("metrics", [replace(mixit(data=data)), replace(surf(data=data))], [])
+    assert {row.kind for row in table.rows} == {"average", "unsupervised"}
+    assert not any("paper" in note for note in table.notes)
+
+
+def test_table_2_shows_deviations_and_ranks_all() -> None:
+    def run(label: str, score: float, fid: float) -> Run:
+        metrics = {"is": score, "is_std": 0.125, "fid": fid}
+        average = {"is": 7.0, "is_std": 0.1, "fid": 28.0}
+        written = record(label, dict(metrics), average=average, published="cifar10_samples")
+        return Run(Path("runs", label), {"metrics_samples": written})
+
+    table = rows(
+        run("MixIT", 4.5, 31.0), run("BASIS", 8.3, 22.0), run("SURF (Self-Remixing)", 8.2, 12.0), name="metrics_samples"
+    )
+    assert table[0].startswith("| method | Inception Score ↑ | FID ↓ |")
+    assert [row.split(" | ")[:3] for row in table[2:]] == [
+        ["| Average (m/K)", "7.00 ± 0.10", "28.00"],
+        ["| *in the paper*", "7.18 ± 0.08", "28.02"],
+        ["| MixIT", "4.50 ± 0.12", "31.00"],
+        ["| *in the paper*", "4.56 ± 0.05", "31.27"],
+        ["| SURF (Self-Remixing)", "<u>8.20 ± 0.12</u>", "**12.00**"],
+        ["| *in the paper*", "8.25 ± 0.07", "12.50"],
+        ["| *BASIS*", "**8.30 ± 0.12**", "<u>22.00</u>"],
+        ["| *in the paper*", "8.29 ± 0.16", "22.12"],
+    ]
+
+
+def test_the_papers_tables_are_whole() -> None:
+    known = {column.key for column in COLUMNS}
+    for table in TABLES.values():
+        assert set(table.metrics) <= known
+        assert all(len(row) == len(table.metrics) for row in table.rows.values())
+    assert (
+        TABLES["audioset"].rows["SURF (Self-Remixing)"][7:] == TABLES["librispeech_fuss"].rows["SURF (Self-Remixing)"]
+    )
+    assert TABLES["libri2mix"].rows["SURF (ReMixIT)"] == (16.54, 0.893, 3.30, 2.94)
+    assert TABLES["cifar10"].rows["Supervised Flow"] == (20.38, 0.032, 0.777, 9.601)
+
+
+# -- notes --
+
+
+def test_what_is_not_available_is_said_once_with_its_reason() -> None:
+    reason = "not available, because: no weights"
+    runs = [
+        tested("MixIT", {"psnr": 18.0, "fid": None}, unavailable={"fid": reason}),
+        tested("SURF (ReMixIT)", {"psnr": 19.0, "fid": None}, unavailable={"fid": reason}),
+    ]
+    table = make_table("metrics", runs, [])
+    assert [row.cells[1].text for row in table.rows] == ["n/a"] * 3
+    assert table.notes == (f"FID is {reason}",)
+    one = tested("SURF (ReMixIT)", {"psnr": 19.0, "fid": 20.0})
+    assert notes(runs[0], one) == (f"MixIT: FID is {reason}",)
+    assert rows(runs[0], one)[4].split(" | ")[2] == "**20.00**"
+
+
+def test_repetitions_with_other_seeds_give_a_mean_and_a_spread() -> None:
+    repetitions = (mixit(17.0, "digits_mixit_seed1", seed=1), mixit(19.6, "digits_mixit_seed2", seed=2))
+    table = rows(mixit(), surf(), repetitions=repetitions)
+    assert len(table) == 5  # repetitions have no rows of their own
+    assert notes(mixit(), surf(), repetitions=repetitions) == (
+        "MixIT over 3 seeds: 18.20 ± 1.31 dB (seed 0: 18.00, seed 1: 17.00, seed 2: 19.60). "
+        "The other rows start from seed 0.",
+    )  # and SURF is above its teacher, which is the run of seed 0
+    again = tested("SURF (ReMixIT)", {"psnr": 20.5}, "digits_surf_rm_seed1", seed=1)
+    assert notes(surf(20.0), repetitions=(again,)) == (
+        "SURF (ReMixIT) over 2 seeds: 20.25 ± 0.35 dB (seed 0: 20.00, seed 1: 20.50).",
+    )
+
+
+@pytest.mark.parametrize(("psnr", "below"), [(17.9, True), (18.0, True), (18.1, False)])
+def test_a_surf_that_has_not_overtaken_its_teacher_says_so_and_what_to_do(psnr: float, below: bool) -> None:
+    told = notes(mixit(18.0), surf(psnr))
+    assert bool(told) == below
+    if below:
+        assert told[0] == (
+            "SURF (ReMixIT) has not overtaken its MixIT teacher after 12000 steps. It needs longer training. "
+            "`make digits` gives it that."
+        )
+        assert "make digits" not in notes(mixit(18.0, data="MNIST"), surf(psnr, data="MNIST"))[0]
+
+
+def test_a_record_of_an_older_version_is_shown_as_well() -> None:
+    old = {
+        key: value
+        for key, value in record("MixIT", {"psnr": 18.0}).items()
+        if key not in ("protocol", "unavailable", "published", "average")
+    }
+    table = make_table("metrics", [Run(Path("runs/old"), {"metrics": old})], [])
+    assert table.protocol == "1000 held-out mixtures of Digits."
+    assert [row.label for row in table.rows] == ["MixIT"]
