@@ -21,8 +21,8 @@ from surf_lightning.langevin import (
 )
 
 MEAN, VARIANCE = 0.4, 0.09  # of the prior of each source
-UPDATES = [simultaneous_update, sequential_update]
-PULL = {simultaneous_update: 2.0, sequential_update: 1.0}
+UPDATES: list[Update] = [simultaneous_update, sequential_update]
+PULL: dict[Update, float] = {simultaneous_update: 2.0, sequential_update: 1.0}
 Array = np.ndarray
 
 

@@ -54,7 +54,10 @@ def rebuild(description: Any, trust: bool = False) -> Any:
         return description
     module, _, name = description["class_path"].rpartition(".")
     if module.split(".")[0] != PACKAGE and not trust:
-        raise UserError(f"the checkpoint would import {module}.{name}, from outside {PACKAGE}: allow it by trust=True")
+        raise UserError(
+            f"the checkpoint would import {module}.{name}, from outside {PACKAGE}. Where you trust it, allow that: "
+            "--model.trust_checkpoint true in a later stage, --trust to surf separate and export, trust=True in Python"
+        )
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -76,6 +76,7 @@ def run_lightning(args: Sequence[str]) -> None:
         SystemExit: the arguments do not parse; the parser has said why.
     """
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are drawn in microseconds
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode.*")  # the teacher and the anchor, as they must be
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     argv, sys.argv = sys.argv, [sys.argv[0], *args]  # DDP starts the other processes by sys.argv
     try:

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
 from surf_lightning import __version__
 from surf_lightning.callbacks import bookkeeping
@@ -25,7 +26,8 @@ from surf_lightning.callbacks.bookkeeping import (
 )
 from surf_lightning.callbacks.media import Media
 from surf_lightning.methods import MixIT
-from surf_lightning.metrics.images import ImageMetrics
+from surf_lightning.metrics.evaluation import ImageEvaluation
+from surf_lightning.metrics.images import PSNR, ImageMean, ImageMetrics
 from surf_lightning.provenance import hardware
 from tests.tiny import adam, digits, regression, trainer
 
@@ -183,3 +185,43 @@ def test_each_command_has_its_callbacks() -> None:
     assert types("fit", False) == [Media, BestCheckpoint, LastCheckpoint]
     assert types("test", True) == [bookkeeping.TestRecord]
     assert types("validate", True) == types("predict", True) == []
+
+
+class Unmeasurable(ImageMean):
+    unavailable = "not available, because: there are no weights"
+
+    def score(self, estimates: Tensor, references: Tensor) -> Tensor:
+        return torch.full((len(estimates),), torch.nan)
+
+
+class Partial(ImageEvaluation):
+    """PSNR, a metric that lacks its weights, and one that comes to nothing."""
+
+    record = "metrics_mine"
+
+    def columns(self, training_images: Any, weights: str | None) -> dict[str, Metric]:
+        silent = Unmeasurable()
+        silent.unavailable = None
+        return {"psnr": PSNR(), "lpips": Unmeasurable(), "silent": silent}
+
+    def protocol(self) -> str:
+        return "By hand."
+
+
+def test_a_value_that_cannot_be_had_is_null_with_its_reason() -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("# version: 0\nseed_everything: 5\n")
+    module, data = MixIT(regression(4), seed=3, optimizer=adam), digits(num_test=4, evaluation=Partial())
+    trainer(Path("run"), "test").test(module, data, verbose=False)
+    assert not Path("run/metrics.json").exists()
+    text = Path("run/metrics_mine.json").read_text()
+    assert "NaN" not in text
+    record = json.loads(text)
+    assert record["metrics"]["psnr"] > 0
+    for values in (record["metrics"], record["average"]):
+        assert values["lpips"] is values["silent"] is None
+    assert record["unavailable"] == {"lpips": Unmeasurable.unavailable, "silent": bookkeeping.NOTHING}
+    assert record["protocol"].endswith("By hand.")
+    assert record["published"] is None
+    assert record["seed"] == 5, "a test need not be told again what seed the run was trained from"
+    assert record["version"] == __version__

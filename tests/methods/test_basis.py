@@ -136,7 +136,7 @@ def test_estimates_are_posterior_samples_in_the_units_of_the_sources(
     num_sources: int, update: Any, pull: float
 ) -> None:
     mean, variance, sigma = 0.5, 0.01, 0.05
-    levels = {"sigma_max": 0.2, "sigma_min": sigma, "num_levels": 3, "langevin_steps": 60, "step_size": 5e-4}
+    levels = dict[str, Any](sigma_max=0.2, sigma_min=sigma, num_levels=3, langevin_steps=100, step_size=2.5e-4)
     separator = BasisSeparator(GaussianScore(mean, variance), num_sources, update, **levels)
     total = num_sources * mean + 0.2  # of images in [0,1]
     mixtures = torch.full((500, 1, 4, 4), 2 * total - num_sources, dtype=torch.float64)

@@ -171,6 +171,38 @@ def test_inception_score_of_two_ranks_is_that_of_the_union_in_whatever_order() -
     assert {name: value.item() for name, value in first.compute().items()} == expected
 
 
+def measure_a_share(rank: int, found: Tensor, truth: Tensor, training: Tensor, results: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{Path('rendezvous').absolute()}", rank=rank, world_size=2
+    )
+    metrics = measured(found[rank::2] if rank else found[::2][:-3], truth[rank::2], training)  # of unequal sizes
+    results[rank] = {name: value.item() for name, value in metrics.compute().items()}
+    torch.distributed.destroy_process_group()
+
+
+def measured(found: Tensor, truth: Tensor, training: Tensor) -> ImageMetrics:
+    columns = {"fid": FID(Toy()), "to_training": FID(Toy(), Reference(lambda: training)), "is": InceptionScore(Toy())}
+    metrics = ImageMetrics(columns)
+    for rows in (slice(0, 4), slice(4, None)):
+        sources = truth[: len(found)][rows].unsqueeze(1) * 2 - 1
+        metrics.update(found[rows].unsqueeze(1) * 2 - 1, sources, sources.sum(1))
+    return metrics
+
+
+@pytest.mark.slow
+def test_processes_measure_the_union_of_their_images_once() -> None:
+    found, truth, training = pictures(40), pictures(40, seed=1) ** 2, to_bytes(pictures(31, seed=2))[:, :1]
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(measure_a_share, (found, truth, training, results), nprocs=2)
+        first, second = dict(results)[0], dict(results)[1]
+    share = [*range(0, 34, 2), *range(1, 40, 2)]
+    expected = {name: value.item() for name, value in measured(found[share], truth[share], training).compute().items()}
+    assert first == second == pytest.approx(expected, rel=1e-4)
+
+
 class Constant(nn.Module):
     num_features = 4
 

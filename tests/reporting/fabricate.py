@@ -35,7 +35,7 @@ def record(label: str, metrics: dict[str, float | None], **more: Any) -> dict[st
     }
 
 
-def tested(label: str, metrics: dict[str, float | None], folder: str = "", **more: Any) -> Run:
+def measured(label: str, metrics: dict[str, float | None], folder: str = "", **more: Any) -> Run:
     """A run of which nothing but its record is known."""
     return Run(Path("runs", folder or label), {"metrics": record(label, metrics, **more)})
 
@@ -49,12 +49,12 @@ def image_examples(
 
 
 def audio_examples(seconds: float = 0.5, rate: int = 8000) -> dict[str, Any]:
-    """Two mixtures of two tones, the second with a silent third source; a separator of four outputs, in another order."""
+    """Two mixtures of two tones, a third source being silent; four estimates, in another order."""
     time = torch.arange(round(seconds * rate)) / rate
     tones = [torch.sin(2 * torch.pi * hertz * time) for hertz in (300, 500, 700, 1100)]
     silence = torch.zeros_like(time)
     sources = [torch.stack([tones[0], tones[1], silence]), torch.stack([tones[2], 0.5 * tones[3], silence])]
-    estimates = [torch.stack([silence, x[1], 0.1 * x[0], x[0]]) for x in sources]
+    estimates = [torch.stack([silence, x[1], x[0] - x[1], x[0]]) for x in sources]
     mixtures = [x.sum(0) for x in sources]
     return {"mixtures": mixtures, "sources": sources, "estimates": estimates, "kind": "audio", "sample_rate": rate}
 

@@ -11,7 +11,7 @@ import pytest
 from surf_lightning.reporting.published import TABLES
 from surf_lightning.reporting.runs import Run
 from surf_lightning.reporting.tables import COLUMNS, make_table, markdown
-from tests.reporting.fabricate import record, tested
+from tests.reporting.fabricate import measured, record
 
 
 def rows(*runs: Run, name: str = "metrics", repetitions: tuple[Run, ...] = ()) -> list[str]:
@@ -23,16 +23,16 @@ def notes(*runs: Run, repetitions: tuple[Run, ...] = ()) -> tuple[str, ...]:
 
 
 def mixit(psnr: float = 18.0, folder: str = "digits_mixit", **more: Any) -> Run:
-    return tested("MixIT", {"psnr": psnr, "ssim": 0.8}, folder, **more)
+    return measured("MixIT", {"psnr": psnr, "ssim": 0.8}, folder, **more)
 
 
 def surf(psnr: float = 20.125, ssim: float = 0.91239, **more: Any) -> Run:
     more = {"steps": 12_000, "seconds": 360, **more}
-    return tested("SURF (ReMixIT)", {"psnr": psnr, "ssim": ssim}, "digits_surf_rm", **more)
+    return measured("SURF (ReMixIT)", {"psnr": psnr, "ssim": ssim}, "digits_surf_rm", **more)
 
 
 def supervised(psnr: float = 30.0) -> Run:
-    return tested("Supervised Flow", {"psnr": psnr, "ssim": 0.99}, "digits_supervised_flow")
+    return measured("Supervised Flow", {"psnr": psnr, "ssim": 0.99}, "digits_supervised_flow")
 
 
 def test_runs_stand_side_by_side_the_supervised_apart_and_unranked() -> None:
@@ -47,7 +47,7 @@ def test_runs_stand_side_by_side_the_supervised_apart_and_unranked() -> None:
 
 
 def test_where_nothing_was_learnt_the_average_is_best() -> None:
-    table = rows(tested("MixIT", {"psnr": 11.0, "ssim": 0.6}))
+    table = rows(measured("MixIT", {"psnr": 11.0, "ssim": 0.6}))
     assert table[2:] == [
         "| Average (m/K) | **13.46** | <u>0.511</u> |  |  |",
         "| MixIT | <u>11.00</u> | **0.600** | 4000 | 1.5 |",
@@ -56,7 +56,7 @@ def test_where_nothing_was_learnt_the_average_is_best() -> None:
 
 def test_less_is_better_of_distances_and_what_reads_alike_ranks_alike() -> None:
     values = {"Average": (0.3, 40.0), "MixIT": (0.0012, 30.1), "A": (0.0009, 20.449), "B": (0.04, 20.4451)}
-    runs = [tested(label, {"lpips": x, "fid": y}) for label, (x, y) in values.items()]
+    runs = [measured(label, {"lpips": x, "fid": y}) for label, (x, y) in values.items()]
     for run in runs:
         run.records["metrics"]["average"] = {}
     assert [row.split(" | ")[1:3] for row in rows(*runs)[2:]] == [
@@ -78,7 +78,7 @@ def test_columns_are_the_papers_in_its_order_and_unknown_ones_come_last_unranked
         "si_sdr": 12.0,
         "under": 0.2,
     }
-    table = rows(tested("MixIT", values, average={}))
+    table = rows(measured("MixIT", values, average={}))
     assert table[0] == "| method | 1S (dB) ↑ | Under ↓ | Over ↓ | SI-SDR (dB) ↑ | DNSMOS ↑ | zeta | steps | minutes |"
     assert table[2] == "| MixIT | **30.00** | **0.200** | **0.100** | **12.00** | **2.50** | 1.000 | 4000 | 1.5 |"
 
@@ -97,7 +97,7 @@ def test_runs_of_one_method_are_told_apart_by_their_folders() -> None:
 
 def test_a_genuine_set_has_the_papers_row_below_each_of_ours() -> None:
     values = {"psnr": 30.0, "lpips": 0.002, "ssim": 0.98, "fid": 20.0}
-    runs = [tested(label, values, data="MNIST", published="mnist") for label in ("MixIT", "SURF (ReMixIT)", "New")]
+    runs = [measured(label, values, data="MNIST", published="mnist") for label in ("MixIT", "SURF (ReMixIT)", "New")]
     table = make_table("metrics", runs, [])
     assert [row.label for row in table.rows] == [
         "Average (m/K)",
@@ -111,7 +111,7 @@ def test_a_genuine_set_has_the_papers_row_below_each_of_ours() -> None:
     assert [cell.text for cell in table.rows[4].cells] == ["37.26", "0.001", "0.992", "19.57"]
     assert {cell.mark for cell in table.rows[4].cells} == {""}, "the paper's numbers do not compete with ours"
     assert {cell.mark for cell in table.rows[3].cells} == {"best"}
-    assert table.notes == ("The paper's rows: Table 1, MNIST.",)
+    assert table.notes[0] == "The paper's rows: Table 1, MNIST."
 
 
 @pytest.mark.parametrize("data", ["MNIST", "CIFAR10", "Libri2Mix", "Digits"])
@@ -162,13 +162,13 @@ def test_the_papers_tables_are_whole() -> None:
 def test_what_is_not_available_is_said_once_with_its_reason() -> None:
     reason = "not available, because: no weights"
     runs = [
-        tested("MixIT", {"psnr": 18.0, "fid": None}, unavailable={"fid": reason}),
-        tested("SURF (ReMixIT)", {"psnr": 19.0, "fid": None}, unavailable={"fid": reason}),
+        measured("MixIT", {"psnr": 18.0, "fid": None}, unavailable={"fid": reason}),
+        measured("SURF (ReMixIT)", {"psnr": 19.0, "fid": None}, unavailable={"fid": reason}),
     ]
     table = make_table("metrics", runs, [])
     assert [row.cells[1].text for row in table.rows] == ["n/a"] * 3
     assert table.notes == (f"FID is {reason}",)
-    one = tested("SURF (ReMixIT)", {"psnr": 19.0, "fid": 20.0})
+    one = measured("SURF (ReMixIT)", {"psnr": 19.0, "fid": 20.0})
     assert notes(runs[0], one) == (f"MixIT: FID is {reason}",)
     assert rows(runs[0], one)[4].split(" | ")[2] == "**20.00**"
 
@@ -181,7 +181,7 @@ def test_repetitions_with_other_seeds_give_a_mean_and_a_spread() -> None:
         "MixIT over 3 seeds: 18.20 ± 1.31 dB (seed 0: 18.00, seed 1: 17.00, seed 2: 19.60). "
         "The other rows start from seed 0.",
     )  # and SURF is above its teacher, which is the run of seed 0
-    again = tested("SURF (ReMixIT)", {"psnr": 20.5}, "digits_surf_rm_seed1", seed=1)
+    again = measured("SURF (ReMixIT)", {"psnr": 20.5}, "digits_surf_rm_seed1", seed=1)
     assert notes(surf(20.0), repetitions=(again,)) == (
         "SURF (ReMixIT) over 2 seeds: 20.25 ± 0.35 dB (seed 0: 20.00, seed 1: 20.50).",
     )

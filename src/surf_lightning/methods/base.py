@@ -71,6 +71,9 @@ class SeparationModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self._data()
+        sources, slots = getattr(data, "num_sources", None), self.separator.num_sources
+        if sources is not None and (sources > slots or (data.signal()["kind"] == "image" and sources != slots)):
+            raise UserError(f"the mixtures have {sources} sources (data.num_sources), the network separates {slots}")
         self.signal = data.signal()
         self.val_metrics = data.metrics()
         self.test_metrics = data.test_metrics() if stage == "test" else None
@@ -102,7 +105,7 @@ class SeparationModule(L.LightningModule):
 
     def separate(self, mixtures: Tensor, batch: int) -> Tensor:
         """Estimates ``[B,K,*S]`` of held-out batch ``batch``, from noise that does not depend on the run."""
-        generator = torch.Generator(self.device).manual_seed(mix_seed(HELD_OUT_SEED, batch, self.global_rank))
+        generator = torch.Generator(self.device).manual_seed(mix_seed(HELD_OUT_SEED, batch))
         return self.separator.separate(mixtures, generator)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
@@ -122,13 +125,17 @@ class SeparationModule(L.LightningModule):
         self._log_metrics("test", self.test_metrics)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.separate(batch["mixtures"], batch_idx)
+        return self.separate(batch["mixtures"], self._position(batch_idx))
 
     def _measure(self, metrics: Metric | None, batch: Batch, batch_idx: int) -> Tensor:
         assert metrics is not None
-        estimates = self.separate(batch["mixtures"], batch_idx)
+        estimates = self.separate(batch["mixtures"], self._position(batch_idx))
         metrics.update(estimates, batch["sources"], batch["mixtures"])
         return estimates
+
+    def _position(self, batch_idx: int) -> int:
+        """The number, in the whole held-out set, of this rank's batch ``batch_idx``."""
+        return batch_idx * self.trainer.world_size + self.global_rank
 
     def _log_metrics(self, stage: str, metrics: Metric | None) -> None:
         assert metrics is not None

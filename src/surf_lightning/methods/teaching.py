@@ -22,6 +22,7 @@ class TeacherStudentModule(SeparationModule):
         student: what is trained.
         mixit_checkpoint: a checkpoint of the MixIT stage; read only when a fit starts from the beginning.
         ema_decay: alpha, see ``callbacks.EMATeacher``.
+        trust_checkpoint: allow networks from outside this package, imported by the checkpoint, such as your own.
 
     The other arguments are those of ``SeparationModule``.
     """
@@ -33,10 +34,11 @@ class TeacherStudentModule(SeparationModule):
         student: Separator,
         mixit_checkpoint: str,
         ema_decay: float = 0.999,
+        trust_checkpoint: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(copy.deepcopy(student).requires_grad_(False).eval(), **options)
-        self.student = student
+        self.student, self.trust_checkpoint = student, trust_checkpoint
         self.mixit_checkpoint, self.follower = mixit_checkpoint, EMATeacher(ema_decay)
 
     def on_fit_start(self) -> None:
@@ -50,7 +52,7 @@ class TeacherStudentModule(SeparationModule):
                 f"there is no checkpoint {path} of the earlier stage, MixIT. Train it first (surf fit --config "
                 "configs/<dataset>_mixit.yaml), or name another by --model.mixit_checkpoint"
             )
-        anchor: Any = load_separator(path)
+        anchor: Any = load_separator(path, trust=self.trust_checkpoint)
         if not isinstance(anchor, RegressionSeparator):
             raise UserError(f"{path} holds a {type(anchor).__name__}: a regression separator such as MixIT is needed")
         if anchor.signal != self.signal or anchor.num_sources != self.separator.num_sources:
@@ -80,4 +82,4 @@ class TeacherStudentModule(SeparationModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._freeze(rebuild(checkpoint[KEY]["anchor"]))
+        self._freeze(rebuild(checkpoint[KEY]["anchor"], self.trust_checkpoint))

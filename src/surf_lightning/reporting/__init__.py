@@ -26,7 +26,7 @@ def run_report(args: Sequence[str]) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "report.html").write_text(html_page(title, sections), encoding="utf-8")
     numbers = "\n".join(_numbers(section) for section in sections)
-    text = "\n".join(_numbers(section) + _pictures(section, options.output) for section in sections)
+    text = "\n".join(_numbers(section) + _pictures(section, options.output, len(sections) == 1) for section in sections)
     (options.output / "report.md").write_text(f"# {title}\n\n{text}", encoding="utf-8")
     print(f"{numbers}\nwritten to {options.output}/report.html and report.md")
 
@@ -41,12 +41,12 @@ def _numbers(section: Section) -> str:
     return "\n".join(parts)
 
 
-def _pictures(section: Section, folder: Path) -> str:
+def _pictures(section: Section, folder: Path, is_only: bool) -> str:
     """The section's pictures, written into ``folder``, and what was run, in Markdown."""
-    lines = [""]
-    for name, figure, caption in (("curves", section.curves, "Learning curves"), ("examples", section.images, CAPTION)):
+    lines, stem = [""], "report" if is_only else f"report_{section.data}"
+    for suffix, figure, caption in (("", section.images, CAPTION), ("_curves", section.curves, "Learning curves")):
         if figure:
-            path = folder / f"{section.data}_{name}.png"
+            path = folder / f"{stem}{suffix}.png"
             path.write_bytes(save(figure, "png"))
             lines += [f"![{caption}]({path.name})", ""]
     if section.sounds:

@@ -1,0 +1,285 @@
+"""The page and the Markdown file of fabricated runs, read as a browser would."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from surf_lightning.reporting import run_report
+from surf_lightning.reporting.pictures import thinned
+from surf_lightning.reporting.runs import Run
+from surf_lightning.reporting.sections import make_sections
+from tests.reporting.fabricate import audio_examples, image_examples, record, write
+
+VOID = {"meta", "img", "br"}
+
+
+@dataclass
+class Page(HTMLParser):
+    """The parsed page: whether its tags match, its tables as rows of texts, its headings and what it embeds."""
+
+    html: str
+    open: list[str] = field(default_factory=list)
+    attributes: list[tuple[str, str, str]] = field(default_factory=list)
+    tables: list[list[list[str]]] = field(default_factory=list)
+    headings: list[str] = field(default_factory=list)
+    items: list[str] = field(default_factory=list)
+    marked: dict[str, list[str]] = field(default_factory=lambda: {"b": [], "u": []})
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.feed(self.html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        lists: dict[str, Any] = {"h1": self.headings, "h2": self.headings, "h3": self.headings, "li": self.items}
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+        elif tag in lists:
+            lists[tag].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if "th" in self.open or "td" in self.open:
+            self.tables[-1][-1][-1] += data
+        if self.open and self.open[-1] in self.marked:
+            self.marked[self.open[-1]].append(data)
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings[-1] += data
+        if self.open and self.open[-1] == "li":
+            self.items[-1] += data
+
+    def embedded(self, kind: str) -> list[bytes]:
+        """The files of a media type that it holds."""
+        start = f"data:{kind};base64,"
+        values = [value for _, name, value in self.attributes if name == "src" and value.startswith(start)]
+        return [base64.b64decode(value[len(start) :], validate=True) for value in values]
+
+
+def report(*folders: str) -> tuple[Page, str]:
+    run_report([*folders, "--output", "out"])
+    return Page(Path("out/report.html").read_text()), Path("out/report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str, Path]]:
+    """The report of MixIT and SURF on digits, their labels as wild as HTML allows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("report"))
+        first = write("digits_mixit", record("MixIT", {"psnr": 18.0, "ssim": 0.8}), image_examples())
+        metrics: dict[str, float | None] = {"psnr": 20.125, "ssim": 0.91239}
+        second = write("digits_surf_rm", record("SURF <R&M>", metrics, steps=12_000), image_examples())
+        yield *report(first, second), Path("out").absolute()
+
+
+def test_the_page_has_the_table(two_runs: tuple[Page, str, Path]) -> None:
+    page = two_runs[0]
+    assert page.tables[0] == [
+        ["method", "PSNR (dB) ↑", "SSIM ↑", "steps", "minutes"],
+        ["Average (m/K)", "13.46", "0.511", "", ""],
+        ["MixIT", "18.00", "0.800", "4000", "1.5"],
+        ["SURF <R&M>", "20.12", "0.912", "12000", "1.5"],
+    ]
+    assert page.marked == {"b": ["20.12", "0.912"], "u": ["18.00", "0.800"]}
+    assert page.headings == ["Separation of Digits", "Learning curves", "Examples", "What was run"]
+    assert "1,000 mixtures of 2 digits." in page.text
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(two_runs: tuple[Page, str, Path]) -> None:
+    page = two_runs[0]
+    addresses = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action", "data")]
+    assert addresses
+    assert all(re.match(r"data:|#", address) for address in addresses)
+    assert not {tag for tag, _, _ in page.attributes} & {"script", "link", "iframe", "object", "base"}
+    assert "url(" not in page.html
+    assert "@import" not in page.html
+    assert (
+        "meta",
+        "content",
+        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'",
+    ) in page.attributes
+
+
+def test_the_page_says_what_was_run(two_runs: tuple[Page, str, Path]) -> None:
+    page = two_runs[0]
+    facts = [dict(zip(page.tables[1][0], row, strict=True)) for row in page.tables[1][1:]]
+    assert facts[1] == {
+        "run": "runs/digits_surf_rm",
+        "method": "SURF <R&M>",
+        "seed": "7",
+        "steps": "12000",
+        "minutes": "1.5",
+        "hardware": "one fast <GPU>",
+        "commit": "0123456789 with changes",
+        "version": "0.1.0",
+        "checkpoint": "runs/x/checkpoints/best.ckpt",
+    }
+    assert page.text.count("class_path: surf_lightning.data.Digits") == 2
+    assert "runs/digits_mixit/config.yaml" in page.text
+
+
+def test_the_page_holds_its_pictures(two_runs: tuple[Page, str, Path]) -> None:
+    page = two_runs[0]
+    (drawing,) = page.embedded("image/svg+xml")
+    assert drawing.startswith(b"<?xml")
+    (png,) = page.embedded("image/png")
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    assert pixels.shape[1] > 400
+    assert pixels.std() > 10
+
+
+def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(two_runs: tuple[Page, str, Path]) -> None:
+    _, text, folder = two_runs
+    assert text.startswith("# Separation of Digits\n")
+    assert "| SURF <R&M> | **20.12** | **0.912** | 12000 | 1.5 |\n" in text
+    assert "1,000 mixtures of 2 digits." in text
+    pictures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert pictures == ["report.png", "report_curves.png"]
+    assert all(Image.open(folder / name).width > 300 for name in pictures)
+    assert "| runs/digits_mixit | MixIT | 7 | 4000 |" in text
+    assert {path.name for path in folder.iterdir()} == {"report.html", "report.md", *pictures}
+
+
+def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    run_report([write("a", record("MixIT", {"psnr": 18.0, "ssim": 0.8}), None, config=""), "--output", "out"])
+    printed = capsys.readouterr().out
+    assert "| MixIT | **18.00** | **0.800** | 4000 | 1.5 |" in printed
+    assert "written to out/report.html" in printed
+
+
+def test_a_run_with_missing_pieces_still_reports_the_rest() -> None:
+    bare = write("bare", record("MixIT", {"psnr": 18.0, "ssim": 0.8}), None, config="")
+    trained = write("trained", None, None)
+    page, text = report(bare, trained)
+    assert page.tables[0][-1] == ["MixIT", "18.00", "0.800", "4000", "1.5"]
+    assert page.headings == ["Separation of Digits", "Learning curves", "What is missing", "What was run"]
+    expected = [
+        "runs/bare: no test_examples.pt: surf test writes it; no config.yaml: surf fit writes it; "
+        "no metrics.csv: the run was not logged to it.",
+        "runs/trained: no metrics.json: surf test writes it; no test_examples.pt: surf test writes it.",
+    ]
+    assert page.items == expected
+    for item in expected:
+        assert f"- {item}\n" in text
+    assert [row[0] for row in page.tables[1][1:]] == ["runs/bare", "runs/trained"]
+
+
+def test_an_untested_run_shows_what_its_latest_validation_left() -> None:
+    folder = write("trained", None, None)
+    media = Path(folder, "media")
+    media.mkdir()
+    Image.new("L", (4, 3), 128).save(media / "step_0000100_1.png")
+    soundfile.write(media / "step_0000100_1_estimate1.wav", np.array([2.0, -1.0, 0.5]), 8000, subtype="FLOAT")
+    page, _ = report(folder)
+    assert "trained: its latest validation" in page.headings
+    (picture,) = page.embedded("image/png")
+    assert Image.open(io.BytesIO(picture)).size == (4, 3)
+    (sound,) = page.embedded("audio/flac")
+    signal, rate = soundfile.read(io.BytesIO(sound))
+    assert rate == 8000
+    np.testing.assert_allclose(signal, np.array([2.0, -1.0, 0.5]) * 0.99 / 2, atol=1e-4)
+
+
+def test_sounds_can_be_heard_beside_the_truth_in_its_order_at_one_gain() -> None:
+    examples = audio_examples()
+    folder = write(
+        "libri2mix_mixit", record("MixIT", {"si_sdr": 12.0}, data="Libri2Mix", average={}), examples, config=""
+    )
+    page, _ = report(folder)
+    players = [soundfile.read(io.BytesIO(sound))[0] for sound in page.embedded("audio/flac")]
+    assert len(players) == len(page.embedded("image/png")) == 10  # of each mixture: itself, two true, two found
+    assert [row[0] for row in page.tables[1]] == ["mixture", "truth", "MixIT"]
+    for number, (mixture, *others) in enumerate((players[:5], players[5:])):
+        truth = examples["sources"][number][:2]
+        gain = 0.99 / float(examples["mixtures"][number].abs().max())
+        np.testing.assert_allclose(mixture, gain * examples["mixtures"][number].numpy(), atol=1e-4)
+        for player, signal in zip(others, [*truth, *truth], strict=True):
+            np.testing.assert_allclose(player, gain * signal.numpy(), atol=1e-4)
+
+
+def test_estimates_that_have_diverged_are_left_out_of_the_sounds() -> None:
+    examples = audio_examples()
+    examples["estimates"][1][0] = torch.nan
+    page, _ = report(write("x", record("MixIT", {"si_sdr": None}, data="FUSS"), examples, config=""))
+    assert len(page.embedded("audio/flac")) == 8
+
+
+def sections(*folders: str) -> Any:
+    return make_sections([Run.read(Path(folder)) for folder in folders])
+
+
+def test_each_data_set_has_a_section_and_each_protocol_a_table() -> None:
+    few = record("MixIT", {"psnr": 18.0}, protocol="Ten mixtures.")
+    mnist = record("MixIT", {"psnr": 18.0}, data="MNIST")
+    folders = [
+        write("a", record("MixIT", {"psnr": 18.0}), None, config=""),
+        write("b", mnist, None, config=""),
+        write("c", few, None, config=""),
+        write("d", record("SURF", {"psnr": 19.0}), None, config=""),
+    ]
+    digits, other = sections(*folders)
+    assert (digits.data, other.data) == ("Digits", "MNIST")
+    assert [[row.label for row in table.rows] for table in digits.tables] == [
+        ["Average (m/K)", "MixIT", "SURF"],
+        ["Average (m/K)", "MixIT"],
+    ]
+    page, text = report(*folders)
+    assert [heading for heading in page.headings if heading in ("Digits", "MNIST")] == ["Digits", "MNIST"]
+    assert ("a", "href", "#MNIST") in page.attributes
+    assert text.count("## ") == 2
+
+
+def test_examples_of_other_mixtures_are_not_set_side_by_side() -> None:
+    metrics: dict[str, float | None] = {"psnr": 18.0}
+    folders = [write(str(seed), record("MixIT", metrics), image_examples(seed=seed), config="") for seed in (0, 1)]
+    (section,) = sections(*folders)
+    assert "runs/1: no examples, for its mixtures are not those of runs/0." in section.missing
+
+
+def test_a_repetition_without_its_first_run_has_a_row() -> None:
+    metrics: dict[str, float | None] = {"psnr": 18.0}
+    first, second = (write(name, record("MixIT", metrics), None, config="") for name in ("m_seed1", "m"))
+    assert len(sections(first)[0].tables[0].rows) == 2
+    (both,) = sections(first, second)
+    assert len(both.tables[0].rows) == 2
+    assert len(both.runs) == 2  # what was run names them all
+
+
+def test_pictures_of_colour_and_of_three_sources_are_drawn() -> None:
+    examples = image_examples(2, 3, (3, 32, 32))
+    page, _ = report(write("c", record("MixIT", {"psnr": 18.0}), examples, config=""))
+    (png,) = page.embedded("image/png")
+    red, _, blue = np.moveaxis(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")), 2, 0)
+    assert (red != blue).any()
+
+
+def test_a_long_curve_is_thinned_to_means() -> None:
+    steps, values = thinned({step: float(step % 2) for step in range(6000)})
+    assert len(steps) == len(values) == 300
+    assert steps[0] == 9.5
+    np.testing.assert_allclose(values, 0.5)
+    steps, values = thinned({3: 1.5, 8: 2.5})
+    assert (steps.tolist(), values.tolist()) == ([3, 8], [1.5, 2.5])

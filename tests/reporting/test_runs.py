@@ -1,0 +1,107 @@
+"""What is read from a run's folder, and what is said of that which cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from surf_lightning.errors import UserError
+from surf_lightning.reporting.runs import Run, read_curves
+from tests.reporting.fabricate import CURVES, image_examples, measured, record, write
+
+
+def run(name: str = "digits_mixit", **parts: str) -> Run:
+    return Run.read(Path(write(name, record("MixIT", {"psnr": 18.0}), image_examples(), **parts)))
+
+
+def test_a_whole_run_misses_nothing() -> None:
+    whole = run()
+    assert whole.missing == ()
+    assert (whole.label, whole.data, whole.name, whole.is_repetition) == ("MixIT", "Digits", "digits_mixit", False)
+    assert whole.facts == {
+        "seed": "7",  # the one it was trained from, whatever the test was told
+        "steps": "4000",
+        "minutes": "1.5",
+        "hardware": "one fast <GPU>",
+        "commit": "0123456789abcdef0123456789abcdef01234567 with changes",
+        "version": "0.1.0",
+        "checkpoint": "runs/x/checkpoints/best.ckpt",
+    }
+
+
+def test_curves_of_a_resumed_run_that_was_killed() -> None:
+    Path("metrics.csv").write_text(CURVES)
+    curves = read_curves(Path("metrics.csv"))
+    assert curves["loss"] == {49: 0.5, 99: 0.2, 199: 0.125}  # the later of two at step 99; no nan, no half a line
+    assert curves["beta"] == {49: 1.0, 99: 0.5, 149: 0.0, 199: 0.0}
+    assert curves["val/psnr"] == {99: 15.5, 199: 17.5}
+    assert curves.keys() == {"beta", "loss", "lr-Adam", "val/psnr", "val/ssim"}
+
+
+def test_a_run_that_was_never_tested_is_known_by_its_folder_and_its_configuration() -> None:
+    untested = Run.read(Path(write("mine", None, None)))
+    assert untested.missing == ("no metrics.json: surf test writes it", "no test_examples.pt: surf test writes it")
+    assert (untested.label, untested.data) == ("mine", "Digits")
+    assert (untested.facts["steps"], untested.facts["minutes"], untested.facts["seed"]) == ("200", "", "7")
+
+
+def test_a_test_alone_is_a_run_as_well() -> None:
+    folder = write("digits_mixit", record("MixIT", {"psnr": 18.0}), None, config="")
+    assert Run.read(Path(folder)).missing == (
+        "no test_examples.pt: surf test writes it",
+        "no config.yaml: surf fit writes it",
+        "no metrics.csv: the run was not logged to it",
+    )
+    assert Run.read(Path(folder)).facts["hardware"] == "a CPU, 2 threads"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("metrics.json", '{"metrics": {', "metrics.json cannot be read"),
+        ("metrics.json", '{"metrics": {}}', "it has no data, label"),
+        ("test_examples.pt", "no tensors", "test_examples.pt cannot be read"),
+        ("metrics.csv", "loss,step\nhalf,3\n", "metrics.csv cannot be read"),
+    ],
+)
+def test_a_damaged_part_is_missing_and_the_rest_is_there(name: str, content: str, says: str) -> None:
+    folder = run().folder
+    (folder / name).write_text(content)
+    damaged = Run.read(folder)
+    assert len(damaged.missing) == 1
+    assert says in damaged.missing[0]
+    assert sum(map(bool, (damaged.records, damaged.examples, damaged.curves, damaged.config))) == 3
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_folder_without_any_part_is_no_run(empty: bool) -> None:
+    if empty:
+        Path("runs/nothing").mkdir(parents=True)
+    with pytest.raises(UserError, match="runs/nothing is no run: there is nothing in it that surf fit or surf test"):
+        Run.read(Path("runs/nothing"))
+
+
+def test_a_configuration_that_is_no_yaml_is_shown_all_the_same() -> None:
+    assert run(config="a: [").settings == {}
+
+
+def test_the_second_protocol_of_a_run_is_read_beside_the_first() -> None:
+    folder = run().folder
+    (folder / "metrics.json").rename(folder / "metrics_samples.json")
+    assert Run.read(folder).records.keys() == {"metrics_samples"}
+    assert Run.read(folder).missing == ()
+
+
+def test_the_pictures_of_the_latest_validation_are_found() -> None:
+    folder = run().folder
+    (folder / "media").mkdir()
+    for name in ("step_0000500.png", "step_0001000_1.png", "step_0001000_1_mixture.wav"):
+        (folder / "media" / name).touch()
+    assert [path.name for path in Run.read(folder).media] == ["step_0001000_1.png", "step_0001000_1_mixture.wav"]
+
+
+def test_repetitions_are_known_by_their_names() -> None:
+    assert measured("MixIT", {}, "digits_mixit_seed12").name == "digits_mixit"
+    assert measured("MixIT", {}, "digits_mixit_seed12").is_repetition
+    assert not measured("MixIT", {}, "seed12").is_repetition

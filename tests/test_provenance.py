@@ -1,0 +1,56 @@
+"""The commit that is written down is that of this package's checkout, or none."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from surf_lightning import __version__, provenance
+
+
+def git(*command: str) -> str:
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    return subprocess.run(["git", *identity, *command], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git checkout that holds the module."""
+    git("init", "--quiet")
+    file = Path("package/provenance.py").absolute()
+    file.parent.mkdir()
+    file.write_text("one\n")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    monkeypatch.setattr(provenance, "__file__", str(file))
+    return file
+
+
+def test_the_commit_of_the_checkout_is_named_and_changes_are_owned_up_to(checkout: Path) -> None:
+    head = git("rev-parse", "HEAD")
+    assert provenance.commit() == head
+    Path("runs").mkdir()
+    assert provenance.commit() == head
+    checkout.write_text("two\n")
+    assert provenance.commit() == f"{head} with changes"
+
+
+def test_a_package_installed_below_another_checkout_has_no_commit(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = checkout.parent / "site-packages" / "provenance.py"
+    installed.parent.mkdir()
+    installed.touch()
+    monkeypatch.setattr(provenance, "__file__", str(installed))
+    assert provenance.commit() is None
+
+
+def test_there_is_no_commit_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert provenance.commit() is None
+    found = provenance.provenance(torch.device("cpu"))
+    assert found["version"] == __version__
+    assert str(found["hardware"]).endswith("threads")
