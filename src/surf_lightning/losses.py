@@ -53,6 +53,11 @@ def pairwise_error_energy(estimates: Tensor, references: Tensor) -> Tensor:
 
 def pit_order(estimates: Tensor, sources: Tensor, error: ErrorOfEnergies = squared_error) -> Tensor:
     """The order [B,K] of ``sources [B,K,*S]`` that fits ``estimates [B,K,*S]`` best, Eq. (3), (21) and (22)."""
+    if error is squared_error:  # the energies are the same in every order: only the correlations decide
+        dtype = torch.promote_types(torch.promote_types(estimates.dtype, sources.dtype), torch.float32)
+        e, r = (x.detach().flatten(2).to(dtype) for x in (estimates, sources))
+        with torch.autocast(e.device.type, enabled=False):
+            return best_order(-(e @ r.mT))
     energies = pairwise_error_energy(estimates, sources)
     return best_order(error(energies, energy(sources.detach().double(), 2).unsqueeze(1).expand_as(energies)))
 

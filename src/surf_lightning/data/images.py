@@ -109,7 +109,7 @@ class ImageMixtures(SeparationData):
         images = len(self.splits.test)
         return (
             f"{self.num_test:,} mixtures, each the mean of {self.num_sources} images of the {images:,} test images of "
-            f"{type(self).__name__}, which are dealt by seeded permutations so that each is used equally often. The "
+            f"{type(self).__name__}, dealt by seeded permutations, so that none comes again before all have come. The "
             "estimates of a mixture are put in the order of least squared error, mapped to [0, 1] and clamped. "
             f"{self.evaluation.protocol()}"
         )

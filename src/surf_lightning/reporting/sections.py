@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from surf_lightning.reporting.pictures import curves, image_examples
+from surf_lightning.reporting.published import SUPERVISED
 from surf_lightning.reporting.runs import RECORDS, Run
 from surf_lightning.reporting.sounds import SoundExample, sound_examples
 from surf_lightning.reporting.tables import Table, make_table
@@ -39,6 +40,7 @@ def _section(data: str, everything: Sequence[Run]) -> Section:
     firsts = {run.name for run in everything if not run.is_repetition}
     runs = [run for run in everything if not (run.is_repetition and run.name in firsts)]
     repetitions = [run for run in everything if run not in runs]
+    runs.sort(key=lambda run: run.label in SUPERVISED)  # apart, as in the table
     shown = _with_the_same_mixtures(runs)
     is_image = bool(shown) and shown[0].examples["mixtures"][0].ndim == 3
     missing = [f"{run.folder}: {'; '.join(run.missing)}." for run in everything if run.missing]
