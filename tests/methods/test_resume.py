@@ -90,3 +90,17 @@ def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_bit_for_bit() ->
     parts = fit("digits_mixit", "parts", *options, *steps, "--data.batches_per_epoch", "2", "--ckpt_path", "last")
     whole = fit("digits_mixit", "whole", *options, *steps, "--data.batches_per_epoch", "2")
     assert_same(whole["state_dict"], parts["state_dict"])
+
+
+def test_a_moved_run_still_knows_its_best_score() -> None:
+    first = fit("digits_mixit", "before", "--trainer.max_steps", "8")
+    Path("before").rename("after")
+    second = fit(
+        "digits_mixit", "after", "--trainer.max_steps", "9", "--ckpt_path", "last", "--data.num_validation", "4"
+    )
+    (score, again) = (
+        next(state["best_model_score"] for key, state in checkpoint["callbacks"].items() if "val/psnr" in key)
+        for checkpoint in (first, second)
+    )
+    assert again >= score
+    assert Path("after/checkpoints/best.ckpt").is_file()

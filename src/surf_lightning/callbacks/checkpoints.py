@@ -94,3 +94,12 @@ class BestCheckpoint(ModelCheckpoint):
         self.monitor, self.mode = data.monitor, data.monitor_mode
         self.kth_value = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
         super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the best score so far even where the run's folder has been moved, which Lightning would not."""
+        best = os.path.join(str(self.dirpath), "best.ckpt")
+        paths: dict[str, Any] = {"dirpath": self.dirpath}
+        if state_dict["best_k_models"]:
+            paths |= {"best_model_path": best, "kth_best_model_path": best}
+            paths["best_k_models"] = {best: state_dict["best_model_score"]}
+        super().load_state_dict({**state_dict, **paths})
