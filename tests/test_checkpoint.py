@@ -100,8 +100,8 @@ def test_a_class_from_outside_is_imported_only_when_trusted(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("path", "arguments"),
     [
-        ("surf_lightning.run_folder._move_aside", {"folder": "runs"}),
-        ("surf_lightning.tracking._remember", {"path": Path("executed"), "run_id": "x"}),
+        ("surf_lightning.run_folder.move_aside", {"folder": "runs"}),
+        ("surf_lightning.tracking.remember", {"loggers": [], "folder": Path("executed")}),
         ("surf_lightning.cli.main", {"args": ["report", "runs", "--output", "executed"]}),
         ("surf_lightning.checkpoint.Path", {}),
         ("surf_lightning.data.Digits", {}),

@@ -98,6 +98,33 @@ def test_a_fresh_fit_moves_the_old_run_aside() -> None:
     assert Path("runs/other/checkpoints/last.ckpt").is_file()
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ["--data.batch_size", "-4"],
+        ["--trainer.devices", "999"],
+        ["--model.mixit_checkpoint", "text.ckpt"],
+        ["--model.mixit_checkpoint", "none.ckpt"],
+    ],
+)
+def test_a_fit_that_is_refused_leaves_the_run_that_is_there(mistake: list[str]) -> None:
+    for name in ("digits_mixit", "digits_surf_rm"):
+        assert main(arguments(name, Path())) == 0
+    Path("text.ckpt").write_text("text")
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+    assert main([*arguments("digits_surf_rm", Path()), *mistake]) == 2
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("no folder")
+    assert main([*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "file/run"]) == 2
+    captured = capfd.readouterr()
+    assert "surf fit: " in captured.err
+    assert "file/run" in captured.err
+    assert "Traceback" not in captured.err
+
+
 def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_same_run() -> None:
     args = ["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml")]
     args += ["--config", str(ROOT / "tests" / "tiny_digits.yaml"), "--trainer.enable_progress_bar", "false"]

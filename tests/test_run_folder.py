@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from surf_lightning.errors import UserError
-from surf_lightning.run_folder import checkpoint, default_folder, prepare_fit, trained_checkpoint
+from surf_lightning.run_folder import (
+    checkpoint,
+    checkpoint_to_continue,
+    default_folder,
+    move_aside,
+    trained_checkpoint,
+)
 
 
 def run(path: str, *parts: str) -> Path:
@@ -43,26 +49,27 @@ def test_a_run_without_config_and_name_is_refused() -> None:
 def test_a_fresh_fit_moves_earlier_runs_aside_and_loses_none(part: str, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(3):
         run("runs/a", part).joinpath(part).write_text(str(number))
-        assert prepare_fit(Path("runs/a"), None) is None
+        move_aside(Path("runs/a"))
         assert not Path("runs/a").exists()
     assert [Path(f"runs/a.{number + 1}", part).read_text() for number in range(3)] == ["0", "1", "2"]
     run("runs/a", part)
     with caplog.at_level("INFO"):
-        prepare_fit(Path("runs/a"), None)
+        move_aside(Path("runs/a"))
     assert "runs/a holds an earlier run: moved to runs/a.4" in caplog.text
 
 
 def test_what_is_no_run_stays() -> None:
     folder = run("runs/a", "notes.txt")
-    assert prepare_fit(folder, None) is None
+    move_aside(folder)
     assert (folder / "notes.txt").is_file()
-    assert prepare_fit(Path("runs/new"), None) is None
+    move_aside(Path("runs/new"))
+    assert {path.name for path in Path("runs").iterdir()} == {"a"}
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
 def test_a_fit_goes_on_from_its_own_checkpoint_in_the_same_folder(name: str) -> None:
     folder = run("runs/a", LAST, BEST, "metrics.csv")
-    assert prepare_fit(folder, name) == str(checkpoint(folder, name)) == f"runs/a/checkpoints/{name}.ckpt"
+    assert checkpoint_to_continue(folder, name) == str(checkpoint(folder, name)) == f"runs/a/checkpoints/{name}.ckpt"
     assert (folder / "metrics.csv").is_file()
     assert not Path("runs/a.1").exists()
 
@@ -70,18 +77,19 @@ def test_a_fit_goes_on_from_its_own_checkpoint_in_the_same_folder(name: str) -> 
 def test_the_command_that_restarts_a_run_also_starts_it(caplog: pytest.LogCaptureFixture) -> None:
     folder = run("runs/a", "metrics.csv")  # died before its first checkpoint
     with caplog.at_level("INFO"):
-        assert prepare_fit(folder, "last") is None
+        assert checkpoint_to_continue(folder, "last") is None
     assert "no runs/a/checkpoints/last.ckpt to continue from: starting afresh" in caplog.text
-    assert Path("runs/a.1/metrics.csv").is_file()
+    assert (folder / "metrics.csv").is_file()
+    assert checkpoint_to_continue(folder, None) is None
 
 
 def test_a_fit_goes_on_from_any_checkpoint_that_exists() -> None:
     folder = run("runs/a", LAST)
     run("elsewhere", "x.ckpt")
-    assert prepare_fit(folder, "elsewhere/x.ckpt") == "elsewhere/x.ckpt"
+    assert checkpoint_to_continue(folder, "elsewhere/x.ckpt") == "elsewhere/x.ckpt"
     assert (folder / LAST).is_file()
     with pytest.raises(UserError, match=r"no checkpoint elsewhere/y\.ckpt"):
-        prepare_fit(folder, "elsewhere/y.ckpt")
+        checkpoint_to_continue(folder, "elsewhere/y.ckpt")
 
 
 def test_evaluation_takes_the_best_else_the_last_checkpoint() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from jsonargparse import Namespace
+from lightning.pytorch.loggers import WandbLogger
 
-from surf_lightning.tracking import MetricsCSV, complete_loggers, wandb_login_known
+from surf_lightning.tracking import MetricsCSV, complete_loggers, remember, wandb_login_known
 
 WANDB = "lightning.pytorch.loggers.WandbLogger"
 CSV = "surf_lightning.tracking.MetricsCSV"
@@ -113,9 +114,9 @@ def wandb(**given: Any) -> Namespace:
     return Namespace(class_path=WANDB, init_args=arguments)
 
 
-def complete(logger: Any, folder: str = "runs/a") -> list[Namespace]:
+def complete(logger: Any, folder: str = "runs/a", is_new: bool = False) -> list[Namespace]:
     trainer = Namespace(logger=logger)
-    complete_loggers(trainer, Path(folder))
+    complete_loggers(trainer, Path(folder), is_new)
     return trainer.logger
 
 
@@ -148,9 +149,12 @@ def test_who_has_an_account_or_a_wish_gets_it(
 
 def test_a_resumed_run_is_the_same_run_of_wandb() -> None:
     first, other = complete([wandb()])[0].init_args, complete([wandb()], "runs/b")[0].init_args
+    assert not Path("runs").exists()  # nothing is written before the fit begins
+    remember([WandbLogger(id=first.id, save_dir="runs/a", offline=True)], Path("runs/a"))
     assert complete([wandb()])[0].init_args.id == first.id
     assert other.id != first.id
     assert Path("runs/a/wandb_id").read_text().strip() == first.id
+    assert complete([wandb()], is_new=True)[0].init_args.id not in (first.id, other.id)
     assert complete([wandb(id="mine", name="named")])[0].init_args.id == "mine"
     assert complete([wandb(name="named")])[0].init_args.name == "named"
 
@@ -163,7 +167,7 @@ def test_a_table_is_always_written(logger: Any) -> None:
 
 def test_no_logger_is_no_logger() -> None:
     trainer = Namespace(logger=False)
-    complete_loggers(trainer, Path("runs/a"))
+    complete_loggers(trainer, Path("runs/a"), is_new=True)
     assert trainer.logger is False
     assert not Path("runs").exists()
 

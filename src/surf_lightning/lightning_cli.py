@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -42,17 +43,27 @@ class SurfCLI(LightningCLI):
         given = config.trainer.default_root_dir
         self.folder = Path(given) if given else run_folder.default_folder(config.name, _first_config(config))
         config.trainer.default_root_dir = str(self.folder)
-        if subcommand == "fit":
-            config.ckpt_path = run_folder.prepare_fit(self.folder, config.ckpt_path)
-        else:
-            config.ckpt_path = run_folder.trained_checkpoint(self.folder, config.ckpt_path)
-        tracking.complete_loggers(config.trainer, self.folder)
+        self.is_new = subcommand == "fit" and config.ckpt_path is None
+        find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
+        config.ckpt_path = find(self.folder, config.ckpt_path)
+        tracking.complete_loggers(config.trainer, self.folder, self.is_new)
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
         except ValueError as error:  # an argument that its class refuses; jsonargparse may have wrapped it
             raise UserError(str(error.__cause__ or error)) from error
+
+    def before_fit(self) -> None:
+        """What a fit changes on disk, once all that can be checked without training has been."""
+        if self._get(self.config, "ckpt_path") is None:
+            self.model.check_earlier_stage()
+        processes, cores = self.trainer.num_devices, os.cpu_count() or 1
+        if isinstance(self.trainer.accelerator, CPUAccelerator) and processes > cores:
+            raise UserError(f"trainer.devices is {processes}, but this machine has {cores} CPU cores")
+        if self.is_new:
+            run_folder.move_aside(self.folder)
+        tracking.remember(self.trainer.loggers, self.folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -97,5 +108,9 @@ def run_lightning(args: Sequence[str]) -> None:
         )
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        if error.filename is None:  # no file of the user's
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}") from error
     finally:
         sys.argv = argv

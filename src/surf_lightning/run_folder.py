@@ -24,11 +24,11 @@ def checkpoint(folder: Path, name: str) -> Path:
     return folder / CHECKPOINTS / f"{name}.ckpt"
 
 
-def prepare_fit(folder: Path, ckpt_path: str | None) -> str | None:
-    """Make ``folder`` ready for a fit; returns the checkpoint to continue from, or None to start afresh.
+def checkpoint_to_continue(folder: Path, ckpt_path: str | None) -> str | None:
+    """The checkpoint that a fit in ``folder`` continues from, or None to start afresh.
 
     ``last`` and ``best`` mean the folder's own; where there is none yet, the fit starts afresh and says so, so that one
-    command both starts a job and restarts it. A fresh fit moves what is in the way to <folder>.1, .2, ...
+    command both starts a job and restarts it.
     """
     if ckpt_path in ("last", "best"):
         path = checkpoint(folder, ckpt_path)
@@ -39,12 +39,12 @@ def prepare_fit(folder: Path, ckpt_path: str | None) -> str | None:
         if not os.path.isfile(ckpt_path):
             raise UserError(f"there is no checkpoint {ckpt_path} to continue from")
         return ckpt_path
-    _move_aside(folder)
     return None
 
 
 @rank_zero_only
-def _move_aside(folder: Path) -> None:
+def move_aside(folder: Path) -> None:
+    """Move an earlier run that is in the way of a fresh one to <folder>.1, .2, ..."""
     if not any((folder / part).exists() for part in (CHECKPOINTS, "config.yaml", "metrics.csv")):
         return
     number = 1

@@ -6,12 +6,13 @@ import csv
 import netrc
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -63,8 +64,8 @@ def wandb_login_known() -> bool:
     return account is not None and bool(account[2])  # an entry without a key is no login
 
 
-def complete_loggers(trainer: Namespace, folder: Path) -> None:
-    """Fill in what the loggers of a configuration need to know of the run in ``folder``."""
+def complete_loggers(trainer: Namespace, folder: Path, is_new: bool) -> None:
+    """Fill in what the loggers of a configuration need to know of the run in ``folder``, writing nothing."""
     if trainer.logger is False:
         return
     if trainer.logger in (None, True):
@@ -73,7 +74,7 @@ def complete_loggers(trainer: Namespace, folder: Path) -> None:
         trainer.logger = [trainer.logger]
     for logger in trainer.logger:
         if logger.class_path.endswith(".WandbLogger"):
-            _complete_wandb(logger.init_args, folder)
+            _complete_wandb(logger.init_args, folder, is_new)
         elif "save_dir" in (given := logger.get("init_args") or {}) and given["save_dir"] in (None, "."):
             given["save_dir"] = str(folder)
     csv_path = f"{MetricsCSV.__module__}.{MetricsCSV.__qualname__}"
@@ -82,18 +83,16 @@ def complete_loggers(trainer: Namespace, folder: Path) -> None:
         trainer.logger.append(Namespace(class_path=csv_path, init_args=arguments))
 
 
-def _complete_wandb(arguments: Namespace, folder: Path) -> None:
+def _complete_wandb(arguments: Namespace, folder: Path, is_new: bool) -> None:
     """One W&B run for a folder, however often it is resumed; offline where W&B would ask for an account."""
     mode = os.environ.get("WANDB_MODE")
     arguments.offline = arguments.offline or (mode is None and not wandb_login_known())
     arguments.save_dir = str(folder)
     arguments.name = arguments.name or folder.name
     remembered = folder / WANDB_ID
-    if arguments.id is None and remembered.is_file():
+    if arguments.id is None and remembered.is_file() and not is_new:
         arguments.id = remembered.read_text().strip()
-    if arguments.id is None:
-        arguments.id = secrets.token_hex(4)
-        _remember(remembered, arguments.id)
+    arguments.id = arguments.id or secrets.token_hex(4)
     if arguments.offline:
         rank_zero_info(
             f"W&B: no account is logged in, so run {arguments.id} is tracked offline in {folder}/wandb; "
@@ -102,6 +101,9 @@ def _complete_wandb(arguments: Namespace, folder: Path) -> None:
 
 
 @rank_zero_only
-def _remember(path: Path, run_id: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(run_id + "\n")
+def remember(loggers: Iterable[Logger], folder: Path) -> None:
+    """Keep the id of the W&B run in ``folder``, for later commands to go on in it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / WANDB_ID).write_text(f"{logger.version}\n")

@@ -67,6 +67,9 @@ class SeparationModule(L.LightningModule):
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         """The scalar training loss of ``batch``, all random numbers but dropout's taken from ``random``."""
 
+    def check_earlier_stage(self) -> None:
+        """Raises UserError where a fit from the beginning lacks what an earlier stage was to leave."""
+
     # -- training --
 
     def setup(self, stage: str) -> None:

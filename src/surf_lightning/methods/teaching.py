@@ -46,15 +46,22 @@ class TeacherStudentModule(SeparationModule):
             self._take_over(self.mixit_checkpoint)
             self.anchor.to(self.device, self.dtype)  # type: ignore[arg-type]
 
-    def _take_over(self, path: str) -> None:
+    def check_earlier_stage(self) -> None:
+        self._earlier_stage(self.mixit_checkpoint)
+
+    def _earlier_stage(self, path: str) -> RegressionSeparator:
         if not os.path.isfile(path):
             raise UserError(
                 f"there is no checkpoint {path} of the earlier stage, MixIT. Train it first (surf fit --config "
                 "configs/<dataset>_mixit.yaml), or name another by --model.mixit_checkpoint"
             )
-        anchor: Any = load_separator(path, trust=self.trust_checkpoint)
+        anchor = load_separator(path, trust=self.trust_checkpoint)
         if not isinstance(anchor, RegressionSeparator):
             raise UserError(f"{path} holds a {type(anchor).__name__}: a regression separator such as MixIT is needed")
+        return anchor
+
+    def _take_over(self, path: str) -> None:
+        anchor = self._earlier_stage(path)
         if anchor.signal != self.signal or anchor.num_sources != self.separator.num_sources:
             raise UserError(
                 f"{path} separates {anchor.num_sources} sources of {anchor.signal}, but this run has "
