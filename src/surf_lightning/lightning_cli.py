@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -79,17 +79,25 @@ def _first_config(config: Namespace) -> str | None:
     return os.fspath(paths[0]) if paths else None
 
 
+def _readable(message: str) -> str:
+    """jsonargparse's message without its internals: the types it tried in vain, and the whole of the value."""
+    noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
+    lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
+    hint = " (give a configuration, e.g. --config configs/digits_mixit.yaml)" if "are required" in message else ""
+    return "\n".join(lines) + hint
+
+
 def run_lightning(args: Sequence[str]) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``.
 
     Raises:
         UserError: for whatever the user can mend.
-        SystemExit: the arguments do not parse; the parser has said why.
     """
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are drawn in microseconds
     warnings.filterwarnings("ignore", r".*module\(s\) in eval mode.*")  # the teacher and the anchor, as they must be
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     argv, sys.argv = sys.argv, [sys.argv[0], *args]  # DDP starts the other processes by sys.argv
+    strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
         SurfCLI(
             SeparationModule,
@@ -100,12 +108,15 @@ def run_lightning(args: Sequence[str]) -> None:
             load_from_checkpoint_support=False,
             seed_everything_default=0,
             save_config_callback=SaveConfig,
+            parser_kwargs={**strict, **{name: dict(strict) for name in SurfCLI.subcommands()}},
             trainer_defaults={
                 "use_distributed_sampler": False,  # the DataModules share out their batches themselves
                 "max_epochs": -1,
                 "num_sanity_val_steps": 0,
             },
         )
+    except ArgumentError as error:
+        raise UserError(_readable(str(error))) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except OSError as error:
