@@ -20,7 +20,7 @@ commands:
              the stage after it: surf fit --config configs/digits_surf_rm.yaml
   validate   measure a run's best checkpoint on its validation mixtures
   test       measure it on the test mixtures; writes metrics.json into the run's folder
-  predict    separate the test mixtures
+  predict    run the separator over the test mixtures, for callbacks of your own: it writes nothing
   report     compare tested runs: surf report runs/digits_mixit runs/digits_surf_rm --output report
   separate   separate recordings (or PNG images) of your own, files or whole folders:
              surf separate meeting.wav field/ --checkpoint runs/NAME/checkpoints/best.ckpt --output separated
