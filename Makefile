@@ -55,7 +55,7 @@ ROWS_audioset := mixit surf_rm surf_sr remixit self_remixing
 DATASETS := digits mnist cifar libri2mix fuss audioset
 ARGS ?=
 
-runs-of = $(ROWS_$(1):%=runs/$(1)_%)
+runs-of = $(or $(ROWS_$(1):%=runs/$(1)_%),$(error the data sets are $(DATASETS)))
 
 reproduce-%: install
 	$(MAKE) --no-print-directory $(addsuffix /metrics.json,$(call runs-of,$*))
@@ -72,14 +72,63 @@ digits: install
 $(foreach d,$(DATASETS),$(foreach m,remixit self_remixing surf_rm surf_sr,\
 	$(eval runs/$(d)_$(m)/metrics.json: runs/$(d)_mixit/metrics.json)))
 
+# A run's config; what a sweep changes of it in fit comes as further files, and leaves the test as it is.
+CHANGES :=
+runs/%/metrics.json: private CONFIG = configs/$(firstword $(subst _seed, ,$*)).yaml
 runs/%/metrics.json:
 	@mkdir -p runs/logs
 	@echo "$*: training, log in runs/logs/$*.log"
-	@$(SURF) fit --config configs/$(firstword $(subst _seed, ,$*)).yaml --name $* --ckpt_path last $(ARGS) \
+	@$(SURF) fit --config $(CONFIG) $(CHANGES) --name $* --ckpt_path last $(ARGS) \
 		--seed_everything $(or $(word 2,$(subst _seed, ,$*)),0) --trainer.enable_progress_bar false > runs/logs/$*.log 2>&1 \
-		&& $(SURF) test --config configs/$(firstword $(subst _seed, ,$*)).yaml --name $* --trainer.logger false $(ARGS) \
+		&& $(SURF) test --config $(CONFIG) --name $* --trainer.logger false $(ARGS) \
 		>> runs/logs/$*.log 2>&1 || { tail -n 20 runs/logs/$*.log; exit 1; }
 	@echo "$*: done"
+
+# -- Table 2: 25,000 mixtures of CIFAR-10, measured anew of the runs of Table 1 --
+
+TABLE_2 := $(addprefix runs/cifar_,mixit basis surf_rm surf_sr)
+
+table2-cifar: install
+	$(MAKE) --no-print-directory $(TABLE_2:%=%/metrics_samples.json)
+	$(SURF) report $(TABLE_2) --output runs/cifar_table2
+
+$(TABLE_2:%=%/metrics_samples.json): runs/%/metrics_samples.json: runs/%/metrics.json
+	@echo "$*: measuring samples, log in runs/logs/$*_samples.log"
+	@mkdir -p runs/logs
+	@$(SURF) test --config configs/$*.yaml --name $* --data.evaluation SampleMetrics --data.num_test 25000 \
+		--trainer.logger false --trainer.enable_progress_bar false $(ARGS) > runs/logs/$*_samples.log 2>&1 \
+		|| { tail -n 20 runs/logs/$*_samples.log; exit 1; }
+
+# -- Table 9: SURF with one setting changed at a time; a sweep's runs are skipped, or go on, as above --
+#
+# `make ablation-cifar ARGS=...`: runs/cifar_surf_rm_alpha_0.99 is configs/cifar_surf_rm.yaml, then
+# configs/ablation/alpha_0.99.yaml. On digits, the short schedule of configs/ablation/short.yaml, one loss, two runs at a time.
+
+CHANGED := $(addprefix alpha_,0 0.9 0.99 0.9999) $(addprefix batch_,1 4 16 64) $(addprefix beta_,0.1 0.5 1)
+CHANGED_digits := $(addprefix alpha_,0 0.9 0.999 0.9999) $(addprefix batch_,1 4 16) $(addprefix beta_,0.1 0.5 1)
+
+# $(call sweep,data set,methods,changes): the runs of a sweep, in the order of its table
+sweep = $(foreach m,$(2),$(foreach c,$(3),$(eval $(call sweep-run,runs/$(1)_$(m)_$(subst +,_,$(c)),$(1),$(m),$(c)))\
+	runs/$(1)_$(m)_$(subst +,_,$(c))))
+
+define sweep-run
+$(1)/metrics.json: private CONFIG := configs/$(2)_$(3).yaml
+$(1)/metrics.json: private CHANGES := $(patsubst %,--config configs/ablation/%.yaml,$(subst +, ,$(4)))
+$(1)/metrics.json: runs/$(2)_mixit/metrics.json
+endef
+
+SWEEP_cifar := $(addprefix runs/cifar_,mixit surf_rm surf_sr) $(call sweep,cifar,surf_rm surf_sr,$(CHANGED))
+SWEEP_mnist := $(addprefix runs/mnist_,mixit surf_rm surf_sr) $(call sweep,mnist,surf_rm surf_sr,$(CHANGED))
+SWEEP_digits := runs/digits_mixit $(call sweep,digits,surf_rm,short $(CHANGED_digits:%=short+%))
+
+ablation-digits: export OMP_NUM_THREADS := 1
+JOBS :=
+ablation-digits: JOBS := -j2
+
+ablation-%: install
+	$(if $(SWEEP_$*),,$(error the sweeps are ablation-cifar, ablation-mnist and ablation-digits))
+	$(MAKE) --no-print-directory $(JOBS) $(addsuffix /metrics.json,$(SWEEP_$*))
+	$(SURF) report $(SWEEP_$*) --output runs/$*_ablation
 
 # -- speed: ratios to plain implementations, measured side by side --
 

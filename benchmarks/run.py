@@ -1,35 +1,74 @@
-"""`make bench`: ratios measured side by side in one run; prints a table and writes benchmarks/results/<device>.json."""
+"""`make bench`: ratios measured side by side in one run; prints tables and writes benchmarks/results/<device>.json.
+
+python benchmarks/run.py --only loaders assignment      a part or more; the others' results stay as they were
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import importlib
 import json
 import re
+import time
 from pathlib import Path
+from typing import Any
 
-import assignment
-import surf_step
 import torch
-from timing import hardware
+from machine import Machine
+from rows import Row
+
+PARTS = {
+    "surf_step": "the SURF step against the paper's Code Listing 1",
+    "assignment": "MixIT's search against an enumeration and asteroid, PIT against torchmetrics",
+    "resampling": "FIR resampling and NCSN++ against upfirdn",
+    "audio": "MB-TFLocoformer and Conv-TasNet, and the separation of files",
+    "loaders": "crops a second, and whether workers keep up",
+    "growth": "how each grows with B, K, M, T, length and ranks",
+    "memory": "what a step of the student holds in memory",
+    "epoch": "what an epoch of AudioSet costs",
+}
+RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine, rows = hardware(device), []
-    print(machine)
-    print(f"{'case':58} {'ours':>10} {'plain':>10} {'ratio':>8} {'bound':>8}")
-    for part in (surf_step, assignment):
-        for row in part.run(device, small=device.type == "cpu"):
-            rows.append(row)
-            theirs, ratio, bound = (row.get(key) for key in ("theirs_ms", "ratio", "bound"))
-            cells = [
-                f"{row['ours_ms']:8.1f}ms",
-                f"{theirs:8.1f}ms" if theirs else "",
-                f"{ratio:7.2f}x" if ratio else "",
-            ]
-            print(f"{row['case']:58} {cells[0]:>10} {cells[1]:>10} {cells[2]:>8} {f'{bound:.2f}x' if bound else '':>8}")
-    path = Path(__file__).parent / "results" / f"{re.sub(r'[^A-Za-z0-9]+', '-', machine['device'])}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"hardware": machine, "rows": rows}, indent=2) + "\n")
+def measure(part: str, machine: Machine) -> list[Row]:
+    """Run a part and print its rows as they come."""
+    print(f"\n{part}: {PARTS[part]}", flush=True)
+    rows: list[Row] = []
+    for row in importlib.import_module(part).run(machine):
+        if not rows or type(row) is not type(rows[-1]):
+            print(row.HEADER)
+        print(row.line(), flush=True)
+        rows.append(row)
+    return rows
+
+
+def save(path: Path, part: str, rows: list[Row], hardware: dict[str, Any]) -> None:
+    """Put a part's rows into the file, beside those of the other parts, each with the hardware of its own run."""
+    parts = json.loads(path.read_text()) if path.is_file() else {}
+    parts[part] = {"hardware": hardware, "rows": [dataclasses.asdict(row) for row in rows]}
+    ordered = {name: parts[name] for name in PARTS if name in parts}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(ordered, indent=1) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Speed, beside plain implementations and the machine's own limits.")
+    listed = "; ".join(f"{part}: {what}" for part, what in PARTS.items())
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=listed)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    machine = Machine.measure(torch.device(options.device))
+    hardware = machine.description()
+    path = options.results / f"{re.sub(r'[^A-Za-z0-9]+', '-', hardware['device']).strip('-')}.json"
+    print("\n".join(f"{key}: {value}" for key, value in hardware.items()))
+    started = time.monotonic()
+    for part in PARTS:
+        if part in options.only:
+            save(path, part, measure(part, machine), hardware)
+    print(f"\n{time.monotonic() - started:.0f} s; written to {path}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,13 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from counting import count_flops
+from machine import Machine, name
+from rows import Timing
 from timing import alone, compare
 from torch import Tensor
 
@@ -22,6 +26,15 @@ from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import RegressionSeparator
 
 STEPS, ALPHA = 5, 0.999
+CIFAR: dict[str, Any] = {"image_size": 32, "image_channels": 3, "channels": 64, "blocks": 4, "dropout": 0.0}
+DIGITS: dict[str, Any] = {
+    "image_size": 8,
+    "image_channels": 1,
+    "channels": 32,
+    "multipliers": (1,),
+    "blocks": 2,
+    "dropout": 0.0,
+}
 
 
 def plain_separate(teacher: Any, mixit: Any, mixtures: Tensor, num_sources: int, beta: float) -> Tensor:
@@ -46,69 +59,99 @@ def plain_pit(prediction: Tensor, sources: Tensor) -> Tensor:
     return torch.stack(aligned)
 
 
-def plain_step(student: Any, teacher: Any, mixit: Any, optimizer: Any, mixtures: Tensor, k: int, beta: float) -> None:
+def plain_step(
+    student: Any,
+    teacher: Any,
+    mixit: Any,
+    optimizer: Any,
+    mixtures: Tensor,
+    k: int,
+    beta: float,
+    autocast: torch.autocast,
+) -> None:
     """Code Listing 1 with the ReMixIT loss."""
-    with torch.no_grad():
+    with torch.no_grad(), autocast:
         estimates = plain_separate(teacher, mixit, mixtures, k, beta)
         flat = estimates.flatten(0, 1)
         x1 = flat[torch.randperm(len(flat), device=flat.device)].view_as(estimates)
         mixed = x1.sum(1)
     t = torch.rand(1, device=mixtures.device).expand(len(mixtures))
     x0 = (mixed / k)[:, None] + project_zero_sum(torch.randn_like(x1))
-    with torch.no_grad():
+    with torch.no_grad(), autocast:
         v0 = student(x0, torch.zeros_like(t), mixed)
         x1 = plain_pit(x0 + v0, x1)
     weight = t.view(-1, 1, 1, 1, 1)
-    residual = student((1 - weight) * x0 + weight * x1, t, mixed) - (x1 - x0)
+    with autocast:
+        residual = student((1 - weight) * x0 + weight * x1, t, mixed) - (x1 - x0)
+        loss = residual.square().mean()
     optimizer.zero_grad()
-    residual.square().mean().backward()
+    loss.backward()
     optimizer.step()
     with torch.no_grad():
         for s, e in zip(student.parameters(), teacher.parameters(), strict=True):
             e.data.mul_(ALPHA).add_(s.data, alpha=1 - ALPHA)
 
 
-def run(device: torch.device, small: bool) -> list[dict[str, Any]]:
-    """At beta 1, 0.5 and 0: times, their ratio, and the ratio that the counts of network evaluations allow."""
-    torch.manual_seed(0)
-    batch = 16 if small else 64
-    sizes: dict[str, Any] = {"image_size": 32, "image_channels": 3, "channels": 64, "blocks": 4, "dropout": 0.0}
-    if small:
-        sizes = {"image_size": 8, "image_channels": 1, "channels": 32, "multipliers": (1,), "blocks": 2, "dropout": 0.0}
-    network = SharedNCSNpp(num_sources=2, **sizes).to(device)
-    mixit = RegressionSeparator(RegressionNCSNpp(num_outputs=4, num_sources=2, **sizes), 2).to(device).eval()
-    mixtures = torch.randn(batch, sizes["image_channels"], sizes["image_size"], sizes["image_size"], device=device)
-
-    make = functools.partial(torch.optim.Adam, lr=1e-4)
-    module = SURF(network, ReMixITLoss(), mixit_checkpoint="", optimizer=make).to(device)
-    module.anchor = mixit.requires_grad_(False)
-    fused = torch.optim.Adam(module.student.parameters(), lr=1e-4)
+def our_step(module: SURF, optimizer: Any, mixtures: Tensor, autocast: torch.autocast) -> Callable[[], None]:
+    """A step as Lightning takes it: loss, gradient, optimizer, teacher."""
     batches = itertools.count()
 
-    def ours() -> None:
-        random = BatchRandomness(0, next(batches), device)
-        loss = module.loss({"mixtures": mixtures}, random)
-        fused.zero_grad()
+    def step() -> None:
+        with autocast:
+            loss = module.loss({"mixtures": mixtures}, BatchRandomness(0, next(batches), mixtures.device))
+        optimizer.zero_grad()
         loss.backward()
-        fused.step()
+        optimizer.step()
         ema_update(module.separator, module.student, ALPHA)
 
+    return step
+
+
+def surf(network: Any, mixit: RegressionSeparator, device: torch.device, **options: Any) -> tuple[SURF, Any]:
+    """A SURF module with its anchor in place, and its optimizer."""
+    make = functools.partial(torch.optim.Adam, lr=1e-4)
+    module = SURF(network, ReMixITLoss(), mixit_checkpoint="", optimizer=make, **options).to(device)
+    module.anchor = mixit.to(device).requires_grad_(False).eval()
+    return module.train(), make(module.student.parameters())
+
+
+def run(machine: Machine) -> Iterator[Timing]:
+    """At beta 1, 0.5 and 0: times, their ratio, and the ratio that the counts of network evaluations allow."""
+    torch.manual_seed(0)
+    device, k = machine.device, 2
+    batch, sizes, label = (16, DIGITS, "digits") if machine.small else (64, CIFAR, "CIFAR")
+    network = SharedNCSNpp(num_sources=k, **sizes).to(device)
+    mixit = RegressionSeparator(RegressionNCSNpp(num_outputs=4, num_sources=k, **sizes), k).to(device).eval()
+    mixtures = torch.randn(batch, sizes["image_channels"], sizes["image_size"], sizes["image_size"], device=device)
+    module, fused = surf(network, mixit, device)
     student, teacher = copy.deepcopy(network), copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-4)
-    x, t = torch.randn(batch, 2, *mixtures.shape[1:], device=device), torch.rand(batch, device=device)
+    x, t = torch.randn(batch, k, *mixtures.shape[1:], device=device), torch.rand(batch, device=device)
 
-    def backward() -> None:
-        student(x, t, mixtures).square().mean().backward()
+    for precision in [torch.float32] if machine.small else machine.precisions():
+        autocast = machine.autocast(precision)
 
-    with torch.no_grad():
-        flow_cost, mixit_cost = alone(lambda: student(x, t, mixtures), device), alone(lambda: mixit(mixtures), device)
-    backward_cost = alone(backward, device)
-    rows = []
-    for beta in (1.0, 0.5, 0.0):
-        module.beta = beta
-        anchored = sum(step / STEPS < beta for step in range(STEPS))
-        common = flow_cost * (STEPS - anchored + 1) + backward_cost
-        row = compare(ours, lambda: plain_step(student, teacher, mixit, optimizer, mixtures, 2, beta), device)  # noqa: B023
-        bound = (common + anchored * mixit_cost) / (common + (anchored > 0) * mixit_cost)
-        rows.append({"case": f"SURF step, beta = {beta:g}", **row, "bound": bound})
-    return rows
+        def forward(call: Callable[..., Tensor], *inputs: Tensor, autocast: torch.autocast = autocast) -> None:
+            with torch.no_grad(), autocast:
+                call(*inputs)
+
+        def backward(autocast: torch.autocast = autocast) -> None:
+            with autocast:
+                loss = student(x, t, mixtures).square().mean()
+            loss.backward()
+
+        flow_cost = alone(lambda: forward(student, x, t, mixtures), device)
+        mixit_cost = alone(lambda: forward(mixit, mixtures), device)
+        backward_cost = alone(backward, device)
+        for beta in (1.0, 0.5, 0.0):
+            module.beta = beta
+            ours = our_step(module, fused, mixtures, autocast)
+            theirs = functools.partial(plain_step, student, teacher, mixit, optimizer, mixtures, k, beta, autocast)
+            flops = count_flops(ours)
+            row = compare(ours, theirs, device)
+            anchored = sum(step / STEPS < beta for step in range(STEPS))
+            common = flow_cost * (STEPS - anchored + 1) + backward_cost
+            bound = (common + anchored * mixit_cost) / (common + (anchored > 0) * mixit_cost)
+            floor = machine.floor_ms(flops, precision=precision)
+            case = f"SURF step, {label}, B = {batch}, beta = {beta:g}, {name(precision)}"
+            yield Timing(case, **row, bound=bound, floor_ms=floor, remark=f"{flops / 1e9:.3g} GFLOP")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from statistics import median
@@ -11,40 +10,56 @@ from typing import Any
 import torch
 
 
-def _seconds(function: Callable[[], Any], device: torch.device) -> float:
+def synchronize(device: torch.device) -> None:
+    """Wait for what was launched."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+
+
+def seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """One call, to the end of what it launched.
+
+    On a CPU with one thread it is the time that this process had the core: what others do meanwhile does not count.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return _timed(function, device, time.process_time if alone else time.perf_counter)
+
+
+def wall_seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """One call that waits for other processes, by the clock on the wall."""
+    return _timed(function, device, time.perf_counter)
+
+
+def _timed(function: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
+    synchronize(device)
+    start = clock()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    synchronize(device)
+    return clock() - start
 
 
 def compare(
     ours: Callable[[], Any], theirs: Callable[[], Any], device: torch.device, rounds: int = 7
 ) -> dict[str, float]:
-    """Medians in milliseconds over ``rounds`` alternations after a warm-up, and the median of their ratios."""
-    pairs = [(alone(ours, device, 1), alone(theirs, device, 1)) for _ in range(rounds)]
+    """Medians in milliseconds over ``rounds`` alternations after a warm-up of both, and the median of their ratios."""
+    seconds(ours, device), seconds(theirs, device)
+    pairs = [(seconds(ours, device), seconds(theirs, device)) for _ in range(rounds)]
     return {
-        "ours_ms": median(a for a, _ in pairs),
-        "theirs_ms": median(b for _, b in pairs),
+        "ours_ms": 1e3 * median(a for a, _ in pairs),
+        "theirs_ms": 1e3 * median(b for _, b in pairs),
         "ratio": median(b / a for a, b in pairs),
     }
 
 
 def alone(function: Callable[[], Any], device: torch.device, rounds: int = 7) -> float:
-    """The median time of ``function`` in milliseconds."""
-    _seconds(function, device)
-    return 1e3 * median(_seconds(function, device) for _ in range(rounds))
+    """The median time of ``function`` in milliseconds, after a warm-up."""
+    seconds(function, device)
+    return 1e3 * median(seconds(function, device) for _ in range(rounds))
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "system": platform.platform(),
-    }
+def alternating(functions: list[Callable[[], Any]], device: torch.device, rounds: int = 5) -> list[float]:
+    """The median time of each in milliseconds, after a warm-up of all, each round running them all once."""
+    for function in functions:
+        seconds(function, device)
+    times = [[seconds(function, device) for function in functions] for _ in range(rounds)]
+    return [1e3 * median(column) for column in zip(*times, strict=True)]

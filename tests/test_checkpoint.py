@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from surf_lightning import run_folder
 from surf_lightning.checkpoint import (
     KEY,
     AtomicCheckpointIO,
+    check_fits,
     describe,
     load_separator_checkpoint,
     read_checkpoint,
@@ -132,9 +134,9 @@ def test_our_part_and_the_weights_of_the_separator_alone_are_read() -> None:
 @pytest.mark.parametrize("unsafe", [None, False, True])
 def test_code_in_a_checkpoint_is_not_run(unsafe: bool | None) -> None:
     path = saved(valid() | {"callbacks": Touch()})
-    with pytest.raises(UserError, match="damaged, or holds code"):
+    with pytest.raises(UserError, match=r"some\.ckpt holds code \(.*\), which is not run: .* has not written it$"):
         read_checkpoint(path)
-    with pytest.raises(UserError, match="damaged, or holds code"):
+    with pytest.raises(UserError, match="holds code"):
         AtomicCheckpointIO().load_checkpoint(path, weights_only=unsafe)
     assert not Path("executed").exists()
     torch.load(path, weights_only=False)
@@ -146,8 +148,17 @@ def test_a_truncated_checkpoint_is_refused(kept: float) -> None:
     path = saved(valid())
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
-    with pytest.raises(UserError, match=r"some\.ckpt cannot be read as a checkpoint"):
+    with pytest.raises(UserError, match=r"^some\.ckpt is no checkpoint, or a damaged one$"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello\n", b"", b"seed_everything: 0\n", b"PK\x03\x04 and no zip", random.Random(0).randbytes(999)]
+)
+def test_a_file_of_another_kind_is_refused_in_one_sentence(content: bytes) -> None:
+    Path("a.ckpt").write_bytes(content)
+    with pytest.raises(UserError, match=r"^a\.ckpt is no checkpoint, or a damaged one$"):
+        read_checkpoint("a.ckpt")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -178,6 +189,16 @@ def test_a_missing_checkpoint_is_refused(path: str) -> None:
         read_checkpoint(path)
 
 
+def test_what_differs_from_the_network_of_a_checkpoint_is_named() -> None:
+    checkpoint = valid()
+    check_fits(checkpoint, RegressionSeparator(regression(), 2))
+    check_fits(checkpoint, RegressionSeparator(regression(dropout=0.5), 2))  # the weights are alike
+    with pytest.raises(UserError, match=r"of another network: network\.channels is 4 there, 8 here$"):
+        check_fits(checkpoint, RegressionSeparator(regression(channels=8), 2))
+    with pytest.raises(UserError, match=r"class is .*RegressionSeparator there, .*FlowSeparator here;"):
+        check_fits(checkpoint, FlowSeparator(velocity()))
+
+
 # -- writing --
 
 
@@ -202,6 +223,20 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyP
     io.save_checkpoint({KEY: {}, "global_step": 3}, path)
     assert io.load_checkpoint(path)["global_step"] == 3
     assert not path.with_name(".last.ckpt.partial").exists()
+
+
+def test_a_disk_that_is_full_is_named_and_keeps_the_old_checkpoint() -> None:
+    io, path = AtomicCheckpointIO(), Path("last.ckpt")
+    io.save_checkpoint({KEY: {}, "global_step": 1}, path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: 'last\.ckpt'"):
+            io.save_checkpoint({KEY: {}, "x": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert io.load_checkpoint(path)["global_step"] == 1
+    assert list(Path().iterdir()) == [path]  # no part of the new one takes up room
 
 
 def test_the_bytes_are_on_disk_before_the_name_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,8 @@ def test_help_comes_without_heavy_imports() -> None:
         (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--data.batch_size", "1"], "data.batch_size"),
         (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--data.batch_size", "0"], "at least 1"),
         (["report", "runs/nothing"], "surf test"),
+        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--seed_everything", "-1"], "--seed_everything: -1"),
+        (["report", ".", "--output", "/proc/report"], "is no run"),
         (["separete"], "separete"),
     ],
 )
@@ -96,6 +98,43 @@ def test_a_fresh_fit_moves_the_old_run_aside() -> None:
     assert Path("elsewhere/checkpoints/last.ckpt").is_file()
     assert main([*args, "--name", "other"]) == 0
     assert Path("runs/other/checkpoints/last.ckpt").is_file()
+
+
+SGD = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.init_args.lr", "0.1"]
+
+
+def test_a_run_that_cannot_go_on_as_configured_says_why(capfd: pytest.CaptureFixture[str]) -> None:
+    fit = arguments("digits_mixit", Path())
+    assert main(fit) == 0
+    wider = ["--model.network.init_args.channels", "8"]
+    for args, says in [
+        ([*fit, "--ckpt_path", "last", *wider], "network.channels is 4 there, 8 here"),
+        (["test", *fit[1:], *wider], "network.channels is 4 there, 8 here"),
+        ([*fit, "--ckpt_path", "last", "--trainer.max_steps", "4", *SGD], "optimizer is of another kind"),
+        (["report", "runs/digits_mixit", "--output", "/proc/report"], "/proc/report: No such file"),
+    ]:
+        capfd.readouterr()
+        assert main(args) == 2, args
+        captured = capfd.readouterr()
+        assert says in captured.err, args
+        assert "Traceback" not in captured.err + captured.out
+
+
+def test_help_offers_only_what_can_be_built(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "surf_lightning.methods.SURF"])
+    shown = capfd.readouterr().out
+    assert "surf_lightning.networks.SharedNCSNpp" in shown
+    assert "surf_lightning.networks.ConstantNoise" in shown
+    for base in ("networks.VelocityNetwork", "networks.PriorNoise"):
+        assert f"surf_lightning.{base}" not in shown
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    shown = capfd.readouterr().out
+    assert "surf_lightning.methods.SURF" in shown
+    assert "surf_lightning.data.Digits" in shown
+    for base in ("SeparationModule", "TeacherStudentModule", "SeparationData", "ImageMixtures", "AudioMixtures"):
+        assert f".{base}" not in shown
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import Namespace
+from torch import Tensor
 
 from surf_lightning.cli import main
+from surf_lightning.errors import UserError
+from surf_lightning.lightning_cli import _follow_torchrun
+from surf_lightning.methods.base import SeparationModule
+from surf_lightning.remixing import BatchRandomness, Ranks
 from tests.test_configs import arguments
 
 COMMAND = [sys.executable, "-m", "surf_lightning"]
@@ -41,3 +47,72 @@ def test_two_ranks_compute_what_one_does(method: str) -> None:
     assert one["state_dict"].keys() == two["state_dict"].keys()
     for name, value in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def one_process_as_two_ranks(module: Any, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    losses = [
+        module.loss({"mixtures": part}, BatchRandomness(module.seed, module.global_step, module.device, Ranks(rank, 2)))
+        for rank, part in enumerate(batch["mixtures"].chunk(2))
+    ]
+    return (losses[0] + losses[1]) / 2
+
+
+def test_remixing_within_the_ranks_is_reproducible_on_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit("digits_mixit", "runs/digits_mixit", 1)
+    options = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1", "--model.beta_steps", "2"]
+    two = fit("digits_surf_sr", "two", 2, *options, "--model.remix_over_ranks", "false")
+    over = fit("digits_surf_sr", "over", 1, *options)
+    monkeypatch.setattr(SeparationModule, "training_step", one_process_as_two_ranks)
+    one = fit("digits_surf_sr", "one", 1, *options, "--model.remix_over_ranks", "false")
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert any((over["state_dict"][name] - value).abs().max() > 1e-4 for name, value in one["state_dict"].items())
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_nodes", "become"),
+    [
+        ("auto", 1, (4, 2)),
+        (4, 2, (4, 2)),
+        ("4", 1, (4, 2)),
+        ([0, 1, 2, 3], 1, ([0, 1, 2, 3], 2)),
+        (2, 1, None),
+        (4, 3, None),
+    ],
+)
+def test_devices_and_nodes_are_torchruns(
+    devices: Any, num_nodes: int, become: tuple[Any, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    config = Namespace(devices=devices, num_nodes=num_nodes)
+    if become is None:
+        with pytest.raises(UserError, match="torchrun started 4 processes on each of 2 nodes, but"):
+            _follow_torchrun(config)
+    else:
+        _follow_torchrun(config)
+        assert (config.devices, config.num_nodes) == become
+
+
+@pytest.mark.slow
+def test_torchrun_says_how_many_processes_there_are() -> None:
+    """Its numbers need not be repeated; the run is that of Lightning's own processes."""
+    launched = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--master-port", "29631"]
+    launched += ["-m", "surf_lightning"]
+    args = [*arguments("digits_mixit", Path()), "--data.batch_size", "4", "--data.num_validation", "8"]
+    args += ["--model.network.init_args.dropout", "0.0"]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [*launched, *args, *more]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    done = run("--trainer.default_root_dir", "torchrun")
+    assert done.returncode == 0, done.stderr
+    found = torch.load("torchrun/checkpoints/last.ckpt", weights_only=True)
+    expected = fit("digits_mixit", "own", 2)
+    for name, value in expected["state_dict"].items():
+        torch.testing.assert_close(found["state_dict"][name], value, rtol=1e-5, atol=1e-7, msg=name)
+    refused = run("--trainer.devices", "1")
+    assert refused.returncode != 0
+    assert "torchrun started 2 processes on each of 1 nodes, but devices is 1" in refused.stderr

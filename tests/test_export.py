@@ -75,10 +75,17 @@ def test_the_hub_mixin_reads_the_folder_and_writes_one_that_is_read(
     loaded = HubSeparator.from_pretrained("exported")
     assert loaded.signal == AUDIO
     assert torch.equal(estimates(loaded), estimates(exported))
+    mixtures, noise = torch.randn(1, 3000), torch.randn(1, 2, 3000)
+    assert torch.equal(loaded.separate_from(mixtures, noise), exported.separate_from(mixtures, noise))
     loaded.save_pretrained("again")
     assert torch.equal(estimates(load_separator("again")), estimates(exported))
     assert json.loads(Path("again/config.json").read_text()) == json.loads(Path("exported/config.json").read_text())
     assert Path("again/README.md").read_text() == Path("exported/README.md").read_text()
+
+
+def test_the_files_have_the_rights_of_any_new_file(exported: Separator) -> None:
+    Path("other").write_text("")
+    assert {path.stat().st_mode for path in Path("exported").iterdir()} == {Path("other").stat().st_mode}
 
 
 def test_pickled_weights_of_a_repository_are_refused() -> None:
@@ -120,7 +127,7 @@ def test_an_export_replaces_nothing_and_is_complete_or_absent(
     def full(*args: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("surf_lightning.export.save_file", full)
+    monkeypatch.setattr("surf_lightning.export.save", full)
     assert main(["export", "--checkpoint", "a.ckpt", "--output", "new"]) == 2
     assert "No space" in capsys.readouterr().err
     assert sorted(path.name for path in Path().iterdir()) == ["a.ckpt", "exported"]

@@ -71,6 +71,16 @@ def test_estimates_of_a_flow_are_reproducible_by_a_generator() -> None:
     assert (separator.separate(m) - separator.separate(m)).abs().max() > 1e-3
 
 
+def test_a_flow_starts_from_the_noise_it_is_given_and_a_regression_has_no_use_for_it() -> None:
+    m = mixtures().float()
+    noise = torch.randn(5, 2, 1, 8, 8, generator=generator(1))
+    flow = FlowSeparator(velocity(), noise=ConstantNoise(0.7))
+    assert torch.equal(flow.separate_from(m, noise), flow.separate(m, generator(1)))
+    assert not flow.separate_from(m, noise).requires_grad
+    one = RegressionSeparator(regression(4), 2)
+    assert torch.equal(one.separate_from(m, noise), one.separate(m))
+
+
 def test_separate_keeps_no_gradients_and_forward_does() -> None:
     for separator in (FlowSeparator(velocity()), RegressionSeparator(regression(4), 2)):
         assert not separator.separate(mixtures().float()).requires_grad

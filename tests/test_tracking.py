@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import builtins
 import csv
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+import wandb as service
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import WandbLogger
 
-from surf_lightning.tracking import MetricsCSV, complete_loggers, remember, wandb_login_known
+from surf_lightning.errors import UserError
+from surf_lightning.tracking import (
+    ContinueTables,
+    MetricsCSV,
+    complete_loggers,
+    mend,
+    remember,
+    silence_adverts,
+    why_offline,
+)
 
 WANDB = "lightning.pytorch.loggers.WandbLogger"
 CSV = "surf_lightning.tracking.MetricsCSV"
 
 
 @pytest.fixture(autouse=True)
-def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("API_KEY", "MODE", "BASE_URL", "IDENTITY_TOKEN_FILE"):
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for name in ("API_KEY", "MODE", "BASE_URL", "IDENTITY_TOKEN_FILE", "CONFIG_DIR", "SERVICE"):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -29,6 +45,8 @@ def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise AssertionError("nobody is there to answer")
 
     monkeypatch.setattr(builtins, "input", refuse)
+    yield
+    service.teardown()
 
 
 # -- CSV --
@@ -75,37 +93,153 @@ def test_an_empty_file_of_a_run_that_died_at_once_is_no_hindrance() -> None:
     assert write("run", [(0, {"loss": 1.0})]) == [{"loss": "1.0", "step": "0"}]
 
 
+def test_a_header_is_rewritten_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = write("run", [(0, {"loss": 3.0})])
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(csv.DictWriter, "writerows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write("run", [(1, {"val/psnr": 20.0})])
+    with open("run/metrics.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == first
+    assert [path.name for path in Path("run").iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize("rest", ["", "0,3.25,2,", "0,3.25,1", "7,1.0,1,2,3,4\r\n", "\x00\xff\n"])
+def test_a_resumed_run_writes_what_one_that_was_never_killed_writes(rest: str) -> None:
+    rows = [(step, {"loss": 1 / (step + 1)} | ({"val/psnr": 9.0} if step % 2 else {})) for step in range(7)]
+    write("whole", rows)
+    write("parts", rows[:5])
+    with open("parts/metrics.csv", "a", newline="") as file:
+        file.write(rest)
+    logger = MetricsCSV("parts")
+    logger.keep_before(3)
+    for step, metrics in rows[3:]:
+        logger.log_metrics(metrics, step)
+    logger.finalize("success")
+    assert Path("parts/metrics.csv").read_bytes() == Path("whole/metrics.csv").read_bytes()
+
+
+def test_a_table_of_a_run_that_was_killed_in_its_header_begins_anew() -> None:
+    Path("run").mkdir()
+    Path("run/metrics.csv").write_text("loss,st")
+    logger = MetricsCSV("run")
+    logger.keep_before(0)
+    assert write("run", [(0, {"loss": 1.0})]) == [{"loss": "1.0", "step": "0"}]
+
+
+def test_a_run_is_resumed_from_the_trainers_step() -> None:
+    first = write("run", [(step, {"loss": 1.0}) for step in range(6)])
+    trainer = L.Trainer(logger=MetricsCSV("run"), enable_progress_bar=False, accelerator="cpu")
+    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 4
+    ContinueTables().on_train_start(trainer, L.LightningModule())
+    with open("run/metrics.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == first[:4]
+
+
 # -- W&B --
 
 
-@pytest.mark.parametrize(
-    ("environment", "netrc", "known"),
-    [
-        ({}, None, False),
-        ({"WANDB_API_KEY": "k" * 40}, None, True),
-        ({"WANDB_API_KEY": ""}, None, False),
-        ({"WANDB_IDENTITY_TOKEN_FILE": "token"}, None, True),
-        ({}, "machine api.wandb.ai login user password abc", True),
-        ({}, "machine api.wandb.ai login user", False),
-        ({}, "machine example.org login user password abc", False),
-        ({}, "machine without sense", False),
-        ({"WANDB_BASE_URL": "https://wandb.lab:8443"}, "machine wandb.lab:8443 login user password abc", True),
-        ({"WANDB_BASE_URL": "https://wandb.lab:8443"}, "machine api.wandb.ai login user password abc", False),
-    ],
-)
-def test_an_account_is_known_where_wandb_would_find_it(
-    environment: dict[str, str], netrc: str | None, known: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+class Account(BaseHTTPRequestHandler):
+    """Answers as W&B's server does to who has an account."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        person = {"id": "i", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
+        known = self.headers.get("Authorization") is not None
+        answer = json.dumps({"data": {"viewer": person if known else None}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Account) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{listening.server_port}"
+        listening.shutdown()
+
+
+def home(netrc: str | None = None, settings: str | None = None) -> None:
+    """What ``wandb login`` and ``wandb offline`` leave."""
+    if netrc is not None:
+        Path("~/.netrc").expanduser().write_text(netrc + "\n")
+    if settings is not None:
+        path = Path("~/.config/wandb/settings").expanduser()
+        path.parent.mkdir(parents=True)
+        path.write_text(f"[default]\n{settings}\n")
+
+
+KEY = "k" * 40
+
+
+def test_a_login_at_a_host_of_ones_own_is_found(server: str) -> None:
+    home(f"machine {server} login user password {KEY}", f"base_url = http://{server}")
+    assert why_offline() is None
+    service.teardown()
+    home(f"machine example.org login user password {KEY}")
+    assert why_offline() == "no account is logged in"
+
+
+def test_an_account_is_known_where_the_environment_names_it(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://{server}")
+    assert why_offline() == "no account is logged in"
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert why_offline() is None
+
+
+@pytest.mark.parametrize("netrc", [None, "machine api.wandb.ai login user", "machine without sense"])
+def test_without_an_account_nobody_is_asked(netrc: str | None) -> None:
+    home(netrc)
+    assert why_offline() == "no account is logged in"
+    assert service.run is None
+
+
+@pytest.mark.parametrize("mode", ["offline", "dryrun"])
+def test_offline_mode_may_be_chosen_by_the_environment_or_by_a_file(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    home(settings=f"mode = {mode}")
+    assert why_offline() == "offline mode is chosen"
+    home(settings=None)
+    Path("~/.config/wandb/settings").expanduser().unlink()
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert why_offline() == "offline mode is chosen"
+
+
+@pytest.mark.parametrize("mode", ["online", "disabled"])
+def test_another_mode_asked_for_by_name_is_left_to_wandb(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert why_offline() is None
+
+
+def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_its_time_out(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    if netrc is not None:
-        (tmp_path / "home" / ".netrc").write_text(netrc + "\n")
-    assert wandb_login_known() is known
-    if netrc is not None:
-        (tmp_path / "home" / ".netrc").rename("accounts")
-        assert wandb_login_known() is bool(environment.keys() & {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"})
-        monkeypatch.setenv("NETRC", "accounts")
-        assert wandb_login_known() is known
+    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    reason = why_offline()
+    assert reason is not None
+    assert reason.startswith("its server does not answer, or knows no such account (")
+    assert "http://127.0.0.1:9" in reason
+
+
+def test_a_key_that_cannot_be_one_is_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    assert "has 3" in str(why_offline())
+
+
+def test_a_mode_that_does_not_exist_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(UserError, match=r"(?s)W&B: .*mode.*'offline'.*sometimes"):
+        why_offline()
 
 
 def wandb(**given: Any) -> Namespace:
@@ -114,9 +248,9 @@ def wandb(**given: Any) -> Namespace:
     return Namespace(class_path=WANDB, init_args=arguments)
 
 
-def complete(logger: Any, folder: str = "runs/a", is_new: bool = False) -> list[Namespace]:
+def complete(logger: Any, folder: str = "runs/a", is_new: bool = False, subcommand: str = "fit") -> list[Namespace]:
     trainer = Namespace(logger=logger)
-    complete_loggers(trainer, Path(folder), is_new)
+    complete_loggers(trainer, Path(folder), subcommand, is_new)
     return trainer.logger
 
 
@@ -126,28 +260,30 @@ def test_without_an_account_a_run_is_tracked_offline_and_says_where(caplog: pyte
     arguments = tracked.init_args
     assert arguments.offline is True
     assert (arguments.save_dir, arguments.name) == ("runs/a", "a")
+    assert "no account is logged in" in caplog.text
     assert f"wandb sync runs/a/wandb/offline-run-*-{arguments.id}" in caplog.text
     assert (table.class_path, table.init_args.save_dir) == (CSV, "runs/a")
 
 
-@pytest.mark.parametrize(
-    ("environment", "given", "offline"),
-    [
-        ({"WANDB_API_KEY": "k" * 40}, {}, False),
-        ({"WANDB_API_KEY": "k" * 40}, {"offline": True}, True),
-        ({"WANDB_MODE": "online"}, {}, False),  # asked for by name
-        ({"WANDB_MODE": "disabled"}, {}, False),
-    ],
-)
-def test_who_has_an_account_or_a_wish_gets_it(
-    environment: dict[str, str], given: dict[str, Any], offline: bool, monkeypatch: pytest.MonkeyPatch
+def test_who_has_chosen_offline_is_told_of_no_account(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert complete([wandb(**given)])[0].init_args.offline is offline
+    with caplog.at_level("INFO"):
+        assert complete([wandb(offline=True)])[0].init_args.offline is True
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        assert complete([wandb()])[0].init_args.offline is True
+    assert caplog.text.count("W&B: offline mode is chosen, so run") == 2
+    assert "account" not in caplog.text
 
 
-def test_a_resumed_run_is_the_same_run_of_wandb() -> None:
+def test_who_can_be_tracked_online_is(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://{server}")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert complete([wandb()])[0].init_args.offline is False
+
+
+def test_a_resumed_run_is_the_same_run_of_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     first, other = complete([wandb()])[0].init_args, complete([wandb()], "runs/b")[0].init_args
     assert not Path("runs").exists()  # nothing is written before the fit begins
     remember([WandbLogger(id=first.id, save_dir="runs/a", offline=True)], Path("runs/a"))
@@ -167,7 +303,7 @@ def test_a_table_is_always_written(logger: Any) -> None:
 
 def test_no_logger_is_no_logger() -> None:
     trainer = Namespace(logger=False)
-    complete_loggers(trainer, Path("runs/a"), is_new=True)
+    complete_loggers(trainer, Path("runs/a"), "fit", is_new=True)
     assert trainer.logger is False
     assert not Path("runs").exists()
 
@@ -184,3 +320,39 @@ def test_other_loggers_write_into_the_run_unless_told_otherwise() -> None:
     own = Namespace(class_path=CSV, init_args=Namespace(save_dir=".", flush_logs_every_n_steps=1))
     (table,) = complete(own)
     assert table.init_args.save_dir == "runs/a"
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "predict"])
+def test_what_is_no_part_of_a_runs_course_is_not_logged(subcommand: str) -> None:
+    table = Namespace(class_path=CSV, init_args=Namespace(save_dir=".", flush_logs_every_n_steps=1))
+    assert complete([wandb(), table], subcommand=subcommand) is False
+
+
+def test_a_test_leaves_the_table_of_the_training_alone() -> None:
+    table = Namespace(class_path=CSV, init_args=Namespace(save_dir=".", flush_logs_every_n_steps=1))
+    assert [logger.class_path for logger in complete([wandb(offline=True), table], subcommand="test")] == [WANDB]
+    assert complete(None, subcommand="test") == []
+
+
+def test_adverts_are_not_shown_and_all_else_is(caplog: pytest.LogCaptureFixture) -> None:
+    silence_adverts()
+    with caplog.at_level("INFO"):
+        L.Trainer(logger=False, accelerator="cpu")
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").warning("TPU available: True, using: 8 TPU cores")
+    assert "GPU available" in caplog.text
+    assert "TPU available: False" not in caplog.text
+    assert "TPU available: True" in caplog.text
+    assert "litlogger" not in caplog.text
+
+
+def test_wandb_is_not_given_what_it_warns_of(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_SILENT")
+    logger = WandbLogger(save_dir="run", offline=True)
+    mend([logger])
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.experiment.finish()
+    shown = capfd.readouterr().err
+    assert "Run data is saved locally" in shown
+    assert "anonymous" not in shown

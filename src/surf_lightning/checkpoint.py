@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
+from surf_lightning.files import replacing
 
 KEY = "surf_lightning"  # our part of a Lightning checkpoint
 PREFIX = "separator."  # of the separator's weights in its state_dict
@@ -77,8 +79,12 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         raise UserError(f"there is no checkpoint {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # of any type: the unpickler stumbles over damaged bytes in every way
-        raise UserError(f"{path} cannot be read as a checkpoint; it is damaged, or holds code: {error}") from error
+        if code := re.search(r"Unsupported \w+: GLOBAL ([\w.]+)", str(error)):
+            raise UserError(f"{path} holds code ({code[1]}), which is not run: {PACKAGE} has not written it") from error
+        raise UserError(f"{path} is no checkpoint, or a damaged one") from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"{path} was not written by {PACKAGE}")
     return checkpoint
@@ -89,6 +95,32 @@ def load_separator_checkpoint(path: str | PathLike[str]) -> tuple[dict[str, Any]
     checkpoint = read_checkpoint(path)
     state = checkpoint["state_dict"].items()
     return checkpoint[KEY], {key[len(PREFIX) :]: value for key, value in state if key.startswith(PREFIX)}
+
+
+def check_fits(checkpoint: dict[str, Any], separator: nn.Module) -> None:
+    """Whether ``separator`` can take the weights that a checkpoint holds of one.
+
+    Raises:
+        UserError: it cannot; names the arguments that differ.
+    """
+    weights = {key: value.shape for key, value in checkpoint["state_dict"].items() if key.startswith(PREFIX)}
+    if weights != {f"{PREFIX}{key}": value.shape for key, value in separator.state_dict().items()}:
+        there, here = _flat(checkpoint[KEY]["separator"]), _flat(describe(separator))
+        differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        raise UserError(
+            "the checkpoint is of another network: "
+            + "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in differing)
+        )
+
+
+def _flat(description: Any, name: str = "") -> dict[str, Any]:
+    """A description's plain values by their dotted names."""
+    if not isinstance(description, dict):
+        return {name: description}
+    values = {f"{name}.class" if name else "class": description["class_path"]}
+    for key, value in description["init_args"].items():
+        values |= _flat(value, f"{name}.{key}" if name else key)
+    return values
 
 
 def record_of(module: Any) -> dict[str, Any]:
@@ -110,12 +142,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        with open(partial, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+        with replacing(target) as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # raised while it closed a file that could not be written
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = True) -> Any:
         return read_checkpoint(path)

@@ -67,6 +67,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"surf {command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:  # no file of the user's
+            raise
+        print(f"surf {command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

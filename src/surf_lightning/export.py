@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from surf_lightning.checkpoint import PREFIX, load_separator_checkpoint, rebuild
@@ -93,7 +93,8 @@ def export(checkpoint: str | PathLike[str], output: Path, trust: bool = False) -
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_file({PREFIX + key: value.clone().contiguous() for key, value in state.items()}, partial / WEIGHTS)
+        weights = {PREFIX + key: value.clone().contiguous() for key, value in state.items()}
+        (partial / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner alone
         config = {key: record[key] for key in RECORD}
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         parameters = sum(parameter.numel() for parameter in separator.parameters())

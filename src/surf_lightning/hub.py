@@ -30,6 +30,9 @@ class HubSeparator(Separator, PyTorchModelHubMixin):
     def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.separator(mixtures, generator)
 
+    def separate_from(self, mixtures: Tensor, noise: Tensor) -> Tensor:
+        return self.separator.separate_from(mixtures, noise)
+
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         return ModelCard(model_card(self.record, sum(parameter.numel() for parameter in self.parameters())))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,16 +13,20 @@ from typing import Any
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from surf_lightning import run_folder, tracking
 from surf_lightning.callbacks.bookkeeping import SaveConfig, standard_callbacks
+from surf_lightning.callbacks.checkpoints import LastCheckpoint
+from surf_lightning.callbacks.progress import Progress
 from surf_lightning.checkpoint import AtomicCheckpointIO
 from surf_lightning.data.base import SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.methods.base import SeparationModule
+from surf_lightning.training import TRAINER_DEFAULTS, keep_quiet
 
 
 class SurfCLI(LightningCLI):
@@ -31,11 +36,18 @@ class SurfCLI(LightningCLI):
         parser.add_argument(
             "--name", type=str | None, help="Name of the run's folder in runs/ (default: the config's)."
         )
+        parser.add_class_arguments(LastCheckpoint, "checkpoints", skip={"folder"}, instantiate=False)
         for part in ("model", "data"):
             parser.link_arguments("seed_everything", f"{part}.init_args.seed")
 
     def _parse_ckpt_path(self) -> None:
         """Not Lightning's way, which lets the hyper-parameters of a checkpoint override the configuration."""
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"--seed_everything: {error}") from error
 
     def before_instantiate_classes(self) -> None:
         subcommand = str(self.subcommand)
@@ -43,10 +55,12 @@ class SurfCLI(LightningCLI):
         given = config.trainer.default_root_dir
         self.folder = Path(given) if given else run_folder.default_folder(config.name, _first_config(config))
         config.trainer.default_root_dir = str(self.folder)
+        if TorchElasticEnvironment.detect():
+            _follow_torchrun(config.trainer)
         self.is_new = subcommand == "fit" and config.ckpt_path is None
         find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
         config.ckpt_path = find(self.folder, config.ckpt_path)
-        tracking.complete_loggers(config.trainer, self.folder, self.is_new)
+        tracking.complete_loggers(config.trainer, self.folder, subcommand, self.is_new)
 
     def instantiate_classes(self) -> None:
         try:
@@ -67,11 +81,39 @@ class SurfCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
-        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        plugins = _list(config.plugins)
+        checkpoints = self._get(self.config_init, "checkpoints")
+        standard = standard_callbacks(self.folder, str(self.subcommand), bool(config.logger), **checkpoints)
+        own_bar = any(isinstance(callback, ProgressBar) for callback in _list(config.callbacks))
+        if config.enable_progress_bar is not False and not own_bar:
+            standard.append(Progress())
         if SLURMEnvironment.detect():  # LastCheckpoint requeues, after writing between two steps
             plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
-        self.trainer_defaults["callbacks"] = standard_callbacks(self.folder, str(self.subcommand), bool(config.logger))
-        return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+        self.trainer_defaults["callbacks"] = standard
+        trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+        tracking.mend(trainer.loggers)
+        return trainer
+
+
+def _list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given] if given else []
+
+
+def _follow_torchrun(trainer: Namespace) -> None:
+    """The processes are those that torchrun started; ``devices`` and ``num_nodes`` need not say so again.
+
+    Raises:
+        UserError: they say otherwise.
+    """
+    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    started = {"devices": ("auto", local), "num_nodes": (1, world // local)}
+    for name, (default, count) in started.items():
+        given = trainer[name]
+        if str(len(given) if isinstance(given, list) else given) not in (str(default), str(count)):
+            raise UserError(
+                f"torchrun started {local} processes on each of {world // local} nodes, but {name} is {given}"
+            )
+        trainer[name] = given if isinstance(given, list) else count
 
 
 def _first_config(config: Namespace) -> str | None:
@@ -93,9 +135,9 @@ def run_lightning(args: Sequence[str]) -> None:
     Raises:
         UserError: for whatever the user can mend.
     """
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are drawn in microseconds
-    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode.*")  # the teacher and the anchor, as they must be
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    keep_quiet()
+    if args[0] != "fit":
+        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # they are those of fit
     argv, sys.argv = sys.argv, [sys.argv[0], *args]  # DDP starts the other processes by sys.argv
     strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
@@ -109,19 +151,17 @@ def run_lightning(args: Sequence[str]) -> None:
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             parser_kwargs={**strict, **{name: dict(strict) for name in SurfCLI.subcommands()}},
-            trainer_defaults={
-                "use_distributed_sampler": False,  # the DataModules share out their batches themselves
-                "max_epochs": -1,
-                "num_sanity_val_steps": 0,
-            },
+            trainer_defaults=dict(TRAINER_DEFAULTS),
         )
+    except KeyboardInterrupt:  # while there was nothing to save yet
+        raise SystemExit(128 + signal.SIGINT) from None
     except ArgumentError as error:
         raise UserError(_readable(str(error))) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except OSError as error:
-        if error.filename is None:  # no file of the user's
-            raise
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+    except Exception as error:
+        if tracking.is_wandb_error(error):
+            raise UserError(f"W&B: {error}") from error
+        raise
     finally:
         sys.argv = argv

@@ -25,6 +25,11 @@ class Remix:
 def remix(sources: Tensor, generator: torch.Generator | None = None) -> Remix:
     """Shuffle all B*K rows of ``sources [B,K,*S]`` by one permutation drawn uniformly from S_BK and sum each K."""
     order = torch.randperm(sources.shape[0] * sources.shape[1], generator=generator, device=sources.device)
+    return deal(sources, order)
+
+
+def deal(sources: Tensor, order: Tensor) -> Remix:
+    """The rows of ``sources [B,K,*S]`` in the given ``order [B*K]``, and the sums of each K."""
     shuffled = sources.flatten(0, 1)[order].view_as(sources)
     return Remix(shuffled, shuffled.sum(1), order)
 
@@ -79,6 +84,11 @@ class BatchRandomness:
     def uniform(self, count: int) -> Tensor:
         """This rank's ``[count]`` of the numbers drawn uniformly from [0, 1)."""
         return self.ranks.local(torch.rand(count * self.ranks.world_size, generator=self.generator, device=self.device))
+
+    def permutation(self, size: int) -> Tensor:
+        """This rank's own permutation ``[size]``, one of as many as there are ranks."""
+        draws = range(self.ranks.world_size)
+        return [torch.randperm(size, generator=self.generator, device=self.device) for _ in draws][self.ranks.rank]
 
 
 def mix_seed(*keys: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from os import PathLike
 from typing import Any
 
@@ -21,7 +21,7 @@ from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork
 from surf_lightning.remixing import BatchRandomness
 
 
-class Separator(nn.Module):
+class Separator(nn.Module, ABC):
     """A network with all that turns its output into sources."""
 
     network: nn.Module
@@ -43,6 +43,11 @@ class Separator(nn.Module):
             ``estimates [B,K,*S]``, which sum to the mixtures.
         """
         return self(mixtures, generator)
+
+    @torch.no_grad()
+    def separate_from(self, mixtures: Tensor, noise: Tensor) -> Tensor:
+        """As ``separate``; a flow starts from this standard normal ``noise [B,K,*S]``, others have no use for it."""
+        return self(mixtures)
 
 
 @recorded
@@ -71,13 +76,19 @@ class FlowSeparator(Separator):
 
     def prior(self, mixtures: Tensor, random: BatchRandomness) -> Tensor:
         """x0 ``[B,K,*S]`` for this rank's rows of a training batch, Eq. (4)."""
-        noise = random.normal((len(mixtures), self.num_sources, *mixtures.shape[1:]))
-        return prior_from_noise(mixtures, self.noise(mixtures, self.num_sources) * noise)
+        return self._start(mixtures, random.normal((len(mixtures), self.num_sources, *mixtures.shape[1:])))
 
     def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         scale = self.noise(mixtures, self.num_sources)
         x0 = sample_prior(mixtures, self.num_sources, scale, generator)
         return euler(self.network, x0, mixtures, self.num_steps)
+
+    @torch.no_grad()
+    def separate_from(self, mixtures: Tensor, noise: Tensor) -> Tensor:
+        return euler(self.network, self._start(mixtures, noise), mixtures, self.num_steps)
+
+    def _start(self, mixtures: Tensor, noise: Tensor) -> Tensor:
+        return prior_from_noise(mixtures, self.noise(mixtures, self.num_sources) * noise)
 
 
 def load_separator(

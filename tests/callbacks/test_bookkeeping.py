@@ -25,10 +25,12 @@ from surf_lightning.callbacks.bookkeeping import (
     standard_callbacks,
 )
 from surf_lightning.callbacks.media import Media
+from surf_lightning.callbacks.results import PrintedResult
 from surf_lightning.methods import MixIT
 from surf_lightning.metrics.evaluation import ImageEvaluation
 from surf_lightning.metrics.images import PSNR, ImageMean, ImageMetrics
 from surf_lightning.provenance import hardware
+from surf_lightning.tracking import ContinueTables
 from tests.tiny import adam, digits, regression, trainer
 
 NAN = float("nan")
@@ -181,10 +183,10 @@ def test_each_command_has_its_callbacks() -> None:
     def types(subcommand: str, has_loggers: bool) -> list[type]:
         return [type(callback) for callback in standard_callbacks(Path("run"), subcommand, has_loggers)]
 
-    assert types("fit", True) == [LearningRateMonitor, Media, BestCheckpoint, LastCheckpoint]
+    assert types("fit", True) == [LearningRateMonitor, ContinueTables, Media, BestCheckpoint, LastCheckpoint]
     assert types("fit", False) == [Media, BestCheckpoint, LastCheckpoint]
-    assert types("test", True) == [bookkeeping.TestRecord]
-    assert types("validate", True) == types("predict", True) == []
+    assert types("test", True) == [bookkeeping.TestRecord, PrintedResult]
+    assert types("validate", True) == types("predict", True) == [PrintedResult]
 
 
 class Unmeasurable(ImageMean):

@@ -109,6 +109,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "silent.flac": (lambda path: write(path, np.zeros((RATE, 2))), "silent"),
     "short.wav": (lambda path: write(path, noise(0.05, 5)), "shorter than 0.5 s: 0.050 s"),
     "endless.flac": (lambda path: (write(path, noise(1.0, 6)), _without_length(path)), "how long it is"),
+    "loud.wav": (lambda path: write(path, 1e20 * noise(1.0, 9), subtype="FLOAT"), "times full scale"),
     "slow.wav": (lambda path: write(path, noise(1.0, 8), 100), "sample rate of 100 Hz"),
 }
 

@@ -158,9 +158,16 @@ def test_names_need_not_be_utf8(tmp_path: Path, examined: list[str]) -> None:
     assert examined == [name]
 
 
-def test_the_progress_bar_counts_what_is_examined(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_bar_counts_what_is_examined(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(3):
         write(tmp_path / f"{number}.wav", noise(1.0, number))
+    index_audio(tmp_path, audio_under(tmp_path))
+    assert not capfd.readouterr().err, "it was done at once"
+    monkeypatch.setattr(audio_index, "BAR_DELAY", 0)
+    for number in range(3):
+        write(tmp_path / f"{number}.wav", noise(1.5, number))
     index_audio(tmp_path, audio_under(tmp_path))
     assert "3/3" in capfd.readouterr().err
     index_audio(tmp_path, audio_under(tmp_path))

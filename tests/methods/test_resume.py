@@ -92,6 +92,36 @@ def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_bit_for_bit() ->
     assert_same(whole["state_dict"], parts["state_dict"])
 
 
+KILLED = """
+import os, sys
+from surf_lightning.callbacks.media import Media
+from surf_lightning.cli import main
+Media.on_train_batch_start = lambda self, trainer, *_: trainer.global_step == 6 and os._exit(9)
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_that_was_killed_and_resumed_leaves_the_table_of_one_that_was_not() -> None:
+    options = ["--trainer.max_steps", "9"]
+    fit("digits_mixit", "whole", *options)
+    args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "parts", "--data.batches_per_epoch", "4"]
+    args += ["--trainer.logger", "surf_lightning.tracking.MetricsCSV", *options]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *args], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 9
+    assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    whole = Path("whole/metrics.csv").read_bytes()
+    with open("parts/metrics.csv", newline="") as file:
+        assert max(int(row["step"]) for row in csv.DictReader(file)) == 5  # beyond the checkpoint
+    fit("digits_mixit", "parts", *options, "--ckpt_path", "last")
+    assert Path("parts/metrics.csv").read_bytes() == whole
+    args[0] = "test"
+    assert main(args) == 0
+    assert main(["validate", *args[1:]]) == 0
+    assert Path("parts/metrics.csv").read_bytes() == whole
+
+
 def test_a_moved_run_still_knows_its_best_score() -> None:
     first = fit("digits_mixit", "before", "--trainer.max_steps", "8")
     Path("before").rename("after")

@@ -191,6 +191,38 @@ def test_two_ranks_compute_what_one_computes_of_their_batches_together(objective
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
+def test_remixing_within_the_rank_is_one_shuffle_a_rank_and_needs_no_other_process(objective: RemixingLoss) -> None:
+    """Together the ranks compute what one does whose permutation keeps each half of the batch to itself."""
+    module, m = surf(objective, remix_over_ranks=False), mixtures(6)
+    module.beta = 0.5
+    losses = [
+        module.loss({"mixtures": part}, BatchRandomness(SEED, BATCH, CPU, Ranks(rank, 2)))
+        for rank, part in enumerate(m.chunk(2))
+    ]
+    ((losses[0] + losses[1]) / 2).backward()
+    found = gradients(module)
+
+    class Halves(listing.Draws):
+        def order(self, size: int) -> list[int]:
+            first, second = (torch.randperm(size // 2, generator=self.generator).tolist() for _ in range(2))
+            return first + [size // 2 + row for row in second]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "Draws", Halves)
+        expected = listed(module, m, isinstance(objective, SelfRemixingLoss))
+    expected.backward()
+    torch.testing.assert_close((losses[0] + losses[1]) / 2, expected, rtol=1e-5, atol=0)
+    for name, gradient in gradients(module).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
+def test_on_one_process_it_makes_no_difference_where_remixing_ends(objective: RemixingLoss) -> None:
+    losses = [surf(objective, remix_over_ranks=over).loss({"mixtures": mixtures()}, random()) for over in (True, False)]
+    assert torch.equal(*losses)
+
+
 def test_the_teacher_starts_as_the_student_and_follows_it_alone(tmp_path: Path) -> None:
     checkpoint = mixit_checkpoint(tmp_path / "mixit")
     module = SURF(velocity(dropout=0.3), SelfRemixingLoss(), mixit_checkpoint=checkpoint, ema_decay=0.9, optimizer=adam)

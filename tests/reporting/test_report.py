@@ -100,8 +100,8 @@ def test_the_page_has_the_table(two_runs: tuple[Page, str, Path]) -> None:
     assert page.tables[0] == [
         ["method", "PSNR (dB) ↑", "SSIM ↑", "steps", "minutes"],
         ["Average (m/K)", "13.46", "0.511", "", ""],
-        ["MixIT", "18.00", "0.800", "4000", "1.5"],
-        ["SURF <R&M>", "20.12", "0.912", "12000", "1.5"],
+        ["MixIT", "18.00", "0.800", "4,000", "1.5"],
+        ["SURF <R&M>", "20.12", "0.912", "12,000", "1.5"],
     ]
     assert page.marked == {"b": ["20.12", "0.912"], "u": ["18.00", "0.800"]}
     assert page.headings == ["Separation of Digits", "Learning curves", "Examples", "What was run"]
@@ -130,13 +130,13 @@ def test_the_page_says_what_was_run(two_runs: tuple[Page, str, Path]) -> None:
         "run": "runs/digits_surf_rm",
         "method": "SURF <R&M>",
         "seed": "7",
-        "steps": "12000",
+        "steps": "12,000",
         "minutes": "1.5",
-        "hardware": "one fast <GPU>",
-        "commit": "0123456789 with changes",
-        "version": "0.1.0",
-        "checkpoint": "runs/x/checkpoints/best.ckpt",
     }
+    assert (
+        "Of all runs: hardware one fast <GPU> · commit 0123456789 with changes · version 0.1.0 · "
+        "checkpoint runs/x/checkpoints/best.ckpt."
+    ) in page.text
     assert page.text.count("class_path: surf_lightning.data.Digits") == 2
     assert "runs/digits_mixit/config.yaml" in page.text
 
@@ -154,27 +154,43 @@ def test_the_page_holds_its_pictures(two_runs: tuple[Page, str, Path]) -> None:
 def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(two_runs: tuple[Page, str, Path]) -> None:
     _, text, folder = two_runs
     assert text.startswith("# Separation of Digits\n")
-    assert "| SURF <R&M> | **20.12** | **0.912** | 12000 | 1.5 |\n" in text
+    assert "| SURF <R&M> | **20.12** | **0.912** | 12,000 | 1.5 |\n" in text
     assert "1,000 mixtures of 2 digits." in text
     pictures = re.findall(r"!\[.*\]\((.*)\)", text)
     assert pictures == ["report.png", "report_curves.png"]
     assert all(Image.open(folder / name).width > 300 for name in pictures)
-    assert "| runs/digits_mixit | MixIT | 7 | 4000 |" in text
+    assert "| runs/digits_mixit | MixIT | 7 | 4,000 | 1.5 |\n" in text
+    assert "\nOf all runs: hardware one fast <GPU> · commit 0123456789abcdef" in text
     assert {path.name for path in folder.iterdir()} == {"report.html", "report.md", *pictures}
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     run_report([write("a", record("MixIT", {"psnr": 18.0, "ssim": 0.8}), None, config=""), "--output", "out"])
     printed = capsys.readouterr().out
-    assert "| MixIT | **18.00** | **0.800** | 4000 | 1.5 |" in printed
+    assert "| MixIT | **18.00** | **0.800** | 4,000 | 1.5 |" in printed
     assert "written to out/report.html" in printed
+
+
+def test_a_run_that_is_named_twice_is_reported_once() -> None:
+    folder = write("a", record("MixIT", {"psnr": 18.0}), image_examples(2), config="")
+    page, _ = report(folder, f"./{folder}/", str(Path(folder).resolve()))
+    assert [row[0] for row in page.tables[0]] == ["method", "Average (m/K)", "MixIT"]
+
+
+def test_runs_of_one_method_are_told_apart_everywhere() -> None:
+    metrics: dict[str, float | None] = {"psnr": 18.0}
+    folders = [write(name, record("MixIT", metrics), image_examples(2), config="") for name in "ab"]
+    (section,) = sections(*folders)
+    assert [row.label for row in section.tables[0].rows[1:]] == ["MixIT, a", "MixIT, b"]
+    titles = [axes.get_title() for axes in section.images.axes[:4]]
+    assert titles == ["mixture", "MixIT,\na", "MixIT,\nb", "truth"]
 
 
 def test_a_run_with_missing_pieces_still_reports_the_rest() -> None:
     bare = write("bare", record("MixIT", {"psnr": 18.0, "ssim": 0.8}), None, config="")
     trained = write("trained", None, None)
     page, text = report(bare, trained)
-    assert page.tables[0][-1] == ["MixIT", "18.00", "0.800", "4000", "1.5"]
+    assert page.tables[0][-1] == ["MixIT", "18.00", "0.800", "4,000", "1.5"]
     assert page.headings == ["Separation of Digits", "Learning curves", "What is missing", "What was run"]
     expected = [
         "runs/bare: no test_examples.pt: surf test writes it; no config.yaml: surf fit writes it; "

@@ -21,7 +21,7 @@ def test_a_whole_run_misses_nothing() -> None:
     assert (whole.label, whole.data, whole.name, whole.is_repetition) == ("MixIT", "Digits", "digits_mixit", False)
     assert whole.facts == {
         "seed": "7",  # the one it was trained from, whatever the test was told
-        "steps": "4000",
+        "steps": "4,000",
         "minutes": "1.5",
         "hardware": "one fast <GPU>",
         "commit": "0123456789abcdef0123456789abcdef01234567 with changes",

@@ -40,9 +40,9 @@ def test_runs_stand_side_by_side_the_supervised_apart_and_unranked() -> None:
         "| method | PSNR (dB) ↑ | SSIM ↑ | steps | minutes |",
         "|---|---:|---:|---:|---:|",
         "| Average (m/K) | 13.46 | 0.511 |  |  |",
-        "| MixIT | <u>18.00</u> | <u>0.800</u> | 4000 | 1.5 |",
-        "| SURF (ReMixIT) | **20.12** | **0.912** | 12000 | 6.0 |",
-        "| *Supervised Flow* | 30.00 | 0.990 | 4000 | 1.5 |",
+        "| MixIT | <u>18.00</u> | <u>0.800</u> | 4,000 | 1.5 |",
+        "| SURF (ReMixIT) | **20.12** | **0.912** | 12,000 | 6.0 |",
+        "| *Supervised Flow* | 30.00 | 0.990 | 4,000 | 1.5 |",
     ]
 
 
@@ -50,7 +50,7 @@ def test_where_nothing_was_learnt_the_average_is_best() -> None:
     table = rows(measured("MixIT", {"psnr": 11.0, "ssim": 0.6}))
     assert table[2:] == [
         "| Average (m/K) | **13.46** | <u>0.511</u> |  |  |",
-        "| MixIT | <u>11.00</u> | **0.600** | 4000 | 1.5 |",
+        "| MixIT | <u>11.00</u> | **0.600** | 4,000 | 1.5 |",
     ]
 
 
@@ -80,7 +80,7 @@ def test_columns_are_the_papers_in_its_order_and_unknown_ones_come_last_unranked
     }
     table = rows(measured("MixIT", values, average={}))
     assert table[0] == "| method | 1S (dB) ↑ | Under ↓ | Over ↓ | SI-SDR (dB) ↑ | DNSMOS ↑ | zeta | steps | minutes |"
-    assert table[2] == "| MixIT | **30.00** | **0.200** | **0.100** | **12.00** | **2.50** | 1.000 | 4000 | 1.5 |"
+    assert table[2] == "| MixIT | **30.00** | **0.200** | **0.100** | **12.00** | **2.50** | 1.000 | 4,000 | 1.5 |"
 
 
 def test_runs_of_one_method_are_told_apart_by_their_folders() -> None:
@@ -193,7 +193,7 @@ def test_a_surf_that_has_not_overtaken_its_teacher_says_so_and_what_to_do(psnr: 
     assert bool(told) == below
     if below:
         assert told[0] == (
-            "SURF (ReMixIT) has not overtaken its MixIT teacher after 12000 steps. It needs longer training. "
+            "SURF (ReMixIT) has not overtaken its MixIT teacher after 12,000 steps. It needs longer training. "
             "`make digits` gives it that."
         )
         assert "make digits" not in notes(mixit(18.0, data="MNIST"), surf(psnr, data="MNIST"))[0]

@@ -76,6 +76,9 @@ class LocalVelocity(VelocityNetwork):
         raw = torch.tanh(3 * smooth + mixtures[:, None]) * (1 + t[:, None, None])
         return raw - raw.mean(1, keepdim=True)
 
+    def residual_weight(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
 
 def joined(chunks: Iterable[Chunk]) -> Tensor:
     parts = list(chunks)
@@ -165,6 +168,30 @@ def test_swapped_windows_are_put_in_order_again() -> None:
     estimates = joined(separate_stream(swapping, [mixtures], SHORT))
     assert swapping.calls > 10
     torch.testing.assert_close(estimates, Filters().separate(mixtures), atol=1e-6, rtol=0)
+
+
+class Signs(Separator):
+    """Source 1 is what is positive, source 2 what is negative; swaps them on every second call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_sources, self.signal, self.calls = 2, {"kind": "audio", "sample_rate": RATE}, 0
+
+    def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        self.calls += 1
+        sources = torch.stack([mixtures.clamp_min(0), mixtures.clamp_max(0)], 1)
+        return sources.flip(1) if self.calls % 2 == 0 else sources
+
+
+def test_a_source_that_is_silent_where_windows_overlap_is_known_by_the_other_one() -> None:
+    mixtures, windows = sound(6), SHORT.samples(RATE)
+    for seam in range(windows.hop, mixtures.shape[1], windows.hop):
+        mixtures[:, seam : seam + windows.overlap].abs_()
+    separator = Signs()
+    found = joined(separate_stream(separator, [mixtures], SHORT))
+    assert separator.calls > 5
+    expected = torch.stack([mixtures.clamp_min(0), mixtures.clamp_max(0)], 1)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_channels_agree_on_the_order_though_one_is_in_opposite_phase_and_one_was_silent() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import torch
 
 
 class BetaSchedule(L.Callback):
@@ -29,4 +30,5 @@ class BetaSchedule(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         pl_module.beta = self.beta(trainer.global_step)
-        pl_module.log("beta", pl_module.beta)
+        # Filled on the device: a number of the host's would be copied there, and the host wait for the copy.
+        pl_module.log("beta", torch.full((), pl_module.beta, device=pl_module.device))

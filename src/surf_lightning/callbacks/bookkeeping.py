@@ -16,8 +16,10 @@ from torch import Tensor
 
 from surf_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.callbacks.media import Media
+from surf_lightning.callbacks.results import PrintedResult
 from surf_lightning.metrics.availability import unavailable_columns
 from surf_lightning.provenance import provenance
+from surf_lightning.tracking import ContinueTables
 
 EXAMPLES = {"image": 8, "audio": 3}  # test mixtures whose estimates are kept for reports
 NOTHING = "no number came out: a mean over no example, or estimates that are not finite"
@@ -76,13 +78,15 @@ class TestRecord(L.Callback):
             if name.startswith("test/")
         }
         nothing = {name: NOTHING for name, value in measured.items() if not math.isfinite(value)}
+        loader: Any = trainer.test_dataloaders
+        complete = trainer.num_test_batches == [len(loader)]
         record = {
             "metrics": _without_nan(measured),
             "unavailable": nothing | unavailable_columns(pl_module.test_metrics),
             "average": _without_nan(average),
             "mixtures": count,
-            "protocol": data.protocol(),
-            "published": data.published(),
+            "protocol": data.protocol() if complete else f"Only the first {count:,} of: {data.protocol()}",
+            "published": data.published() if complete else None,
             "method": type(pl_module).__name__,
             "label": pl_module.label,
             "data": type(data).__name__,
@@ -109,11 +113,11 @@ def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def standard_callbacks(folder: Path, subcommand: str, has_loggers: bool) -> list[L.Callback]:
-    """The callbacks that every run of ``subcommand`` has."""
+def standard_callbacks(folder: Path, subcommand: str, has_loggers: bool, **checkpoints: Any) -> list[L.Callback]:
+    """The callbacks that every run of ``subcommand`` has; ``checkpoints`` are arguments of ``LastCheckpoint``."""
     if subcommand == "test":
-        return [TestRecord(folder)]
+        return [TestRecord(folder), PrintedResult(folder)]
     if subcommand != "fit":
-        return []
-    monitor: list[L.Callback] = [LearningRateMonitor("step")] if has_loggers else []
-    return [*monitor, Media(folder), BestCheckpoint(folder), LastCheckpoint(folder)]
+        return [PrintedResult(folder)]
+    monitor: list[L.Callback] = [LearningRateMonitor("step"), ContinueTables()] if has_loggers else []
+    return [*monitor, Media(folder), BestCheckpoint(folder), LastCheckpoint(folder, **checkpoints)]

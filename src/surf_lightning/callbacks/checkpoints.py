@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -17,22 +18,30 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from surf_lightning.run_folder import CHECKPOINTS
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 AGREE_EVERY = 20  # optimizer steps; the ranks' agreement is a collective and a synchronisation
-STOPPED = 128 + signal.SIGTERM
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt`` after every validation, every ``minutes``, at the end, and on SIGTERM or SIGUSR1.
+    """``last.ckpt`` after every validation, when time has passed, at the end, and on SIGTERM, SIGUSR1 or Ctrl-C.
 
     A signal only sets a flag: the checkpoint is written between two optimizer steps, after the EMA, so that
-    ``--ckpt_path last`` continues bit for bit. The process then ends with status 143; a SLURM job requeues itself.
+    ``--ckpt_path last`` continues bit for bit. The process then ends with status 143 and a SLURM job requeues itself;
+    after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once.
+
+    Args:
+        folder: the run's.
+        every_minutes: the longest time between two checkpoints.
+        keep: how many checkpoints are kept. Where more than one, they are named by their steps, and ``last.ckpt`` is
+            another name of the newest.
     """
 
-    def __init__(self, folder: Path, minutes: float = 10.0) -> None:
+    def __init__(self, folder: Path, every_minutes: float = 10.0, keep: int = 1) -> None:
+        if every_minutes <= 0 or keep < 1:
+            raise ValueError(f"checkpoints.every_minutes ({every_minutes}) must be positive, keep ({keep}) at least 1")
         super().__init__(folder / CHECKPOINTS, "last", enable_version_counter=False, save_on_train_epoch_end=False)
-        self.minutes = minutes
-        self._signalled = False
+        self.every_minutes, self.keep = every_minutes, keep
+        self._signal = 0
         self._saved = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -42,13 +51,21 @@ class LastCheckpoint(ModelCheckpoint):
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if self.keep > 1 and trainer.is_global_zero:
+            keep_newest(Path(filepath), trainer.global_step, self.keep)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._saved = time.monotonic()
         self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+        self._signal = number
+        if number == signal.SIGINT:
+            rank_zero_info("Stopping after this step; Ctrl-C again stops at once.")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,13 +73,15 @@ class LastCheckpoint(ModelCheckpoint):
         # Gradients that are accumulated but not used yet are in no checkpoint.
         if trainer.fit_loop._should_accumulate() or (trainer.world_size > 1 and trainer.global_step % AGREE_EVERY):
             return
-        signalled = self._on_any_rank(trainer, self._signalled)
-        if signalled or self._on_any_rank(trainer, time.monotonic() - self._saved > 60 * self.minutes):
+        signalled = self._on_any_rank(trainer, self._signal != 0)
+        if signalled or self._on_any_rank(trainer, time.monotonic() - self._saved > 60 * self.every_minutes):
             self.save(trainer)
         if signalled:
-            rank_zero_info(f"Stopped by a signal after step {trainer.global_step}: --ckpt_path last continues.")
+            rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
+            if self._signal == signal.SIGINT:
+                raise SystemExit(128 + signal.SIGINT)
             _requeue()
-            raise SystemExit(STOPPED)
+            raise SystemExit(128 + signal.SIGTERM)
 
     def _on_any_rank(self, trainer: L.Trainer, here: bool) -> bool:
         return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)
@@ -72,9 +91,30 @@ class LastCheckpoint(ModelCheckpoint):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
+        self._restore_handlers()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def keep_newest(last: Path, step: int, keep: int) -> None:
+    """Name ``last`` by its ``step`` as well, and remove the oldest files so named beyond ``keep``."""
+    named = last.with_name(f"step_{step:07d}.ckpt")
+    named.unlink(missing_ok=True)
+    try:
+        os.link(last, named)  # no second copy: the next last.ckpt takes the place of the name, not of the file
+    except OSError:  # a file system without links
+        partial = last.with_name(f".{named.name}.partial")
+        shutil.copyfile(last, partial)
+        os.replace(partial, named)
+    for old in sorted(last.parent.glob("step_*.ckpt"), key=lambda path: path.stat().st_mtime_ns)[:-keep]:
+        old.unlink()
 
 
 @rank_zero_only

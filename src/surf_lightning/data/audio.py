@@ -63,7 +63,7 @@ def speech_columns(sample_rate: int, weights: str | None = None) -> MetricCollec
     )
 
 
-def find_folder(root: str, places: Sequence[str], contents: str, what: str) -> Path:
+def find_folder(root: str, places: Sequence[str], contents: str, what: str, option: str = "--data.root FOLDER") -> Path:
     """The first of ``root`` and ``places`` in it that holds ``contents``; raises UserError, which says what to do."""
     folders = [Path(root).expanduser(), *(Path(root).expanduser() / place for place in places)]
     for folder in folders:
@@ -71,8 +71,7 @@ def find_folder(root: str, places: Sequence[str], contents: str, what: str) -> P
             return folder
     looked_for = ", ".join(str(folder / contents) for folder in folders)
     raise UserError(
-        f"{what} is not in {root}: there is no {looked_for}. Put it there, or name the folder that holds it, e.g. "
-        "--data.root FOLDER"
+        f"{what} is not in {root}: there is no {looked_for}. Put it there, or name the folder that holds it: {option}"
     )
 
 

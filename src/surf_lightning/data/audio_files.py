@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
-from fractions import Fraction
 from pathlib import Path
 
 import soundfile
+import soxr
 import torch
 from torch import Tensor
-from torchaudio.transforms import Resample
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 
-SINC_ZEROS = 32  # zero crossings of the resampling filter: flat up to 0.94 of the band, aliases of its edge at -44 dB
-MAX_PHASES = 1000  # of the resampling filter: 16 kHz from 44.1 kHz takes 160, from 44,101 Hz it would take 16,000
+MARGIN = 192  # samples at the lower of two rates: beyond them the resampling filter's response is below -120 dB
 PREROLL = {"MP3": 11520}  # frames: ten blocks, after which its decoder has forgotten where it was entered
 UNRECOGNISED_FORMAT = 1  # libsndfile's error code
 
@@ -69,31 +68,31 @@ def read_frames(file: soundfile.SoundFile, start: int, count: int) -> Tensor:
 
 
 class Resampler:
-    """From ``rate`` to ``sample_rate`` by a windowed sinc, a signal as a whole or the parts that a stretch of it needs.
+    """From ``rate`` to ``sample_rate`` by soxr, a signal as a whole or the parts that a stretch of it needs.
 
-    A ratio of the rates that would take a filter of very many phases is replaced by one within a millionth of it.
+    The same samples as those of a stream (``separation.audio_io``): models are trained on what they will separate.
     """
 
     def __init__(self, rate: int, sample_rate: int) -> None:
-        ratio = Fraction(rate, sample_rate).limit_denominator(MAX_PHASES)
-        self.old, self.new = ratio.numerator, ratio.denominator
-        self.filter = Resample(self.old, self.new, lowpass_filter_width=SINC_ZEROS)
-        reach = 0 if self.old == self.new else self.filter.width
-        self.margin = -(-reach // self.old)  # periods of the filter, of `old` samples each
+        common = math.gcd(rate, sample_rate)
+        self.old, self.new = rate // common, sample_rate // common  # so many frames become so many samples, at most 1 s
+        self.margin = 0 if self.old == self.new else math.ceil(MARGIN * max(1, self.old / self.new))
 
     def length(self, frames: int) -> int:
-        """Samples that ``frames`` become."""
-        return -(-frames * self.new // self.old)
+        """Samples that ``frames`` become: rounded, halves upwards."""
+        return (2 * frames * self.new + self.old) // (2 * self.old)
 
     def __call__(self, signal: Tensor) -> Tensor:
         """``[T]`` at the old rate -> ``[length(T)]`` at the new."""
-        return self.filter(signal)
+        if self.old == self.new:
+            return signal
+        return torch.from_numpy(soxr.resample(signal.numpy(), self.old, self.new))
 
     def part(self, file: soundfile.SoundFile, start: int, count: int) -> Tensor:
         """Samples ``[start, start + count)`` of the resampled file, as far as it goes, from the frames they need."""
-        period = max(start // self.new - self.margin, 0)
+        period = max(start * self.old // self.new - self.margin, 0) // self.old  # both grids share its first point
         first = period * self.old
-        last = min((-(-(start + count) // self.new) + self.margin) * self.old, file.frames)
+        last = min(-(-(start + count) * self.old // self.new) + self.margin, file.frames)
         if first >= last:
             return torch.empty(0)
         begin = start - period * self.new

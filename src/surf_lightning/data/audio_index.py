@@ -20,7 +20,7 @@ from tqdm import tqdm
 from surf_lightning.data.audio_files import EXTENSIONS, BadAudio, open_audio, read_frames
 
 CACHE_NAME = ".surf-audio-index.npz"
-VERSION = 1  # of the cache: a change in what is examined makes old ones void
+VERSION = 2  # of the cache: a change in what is examined makes old ones void
 THREADS = min(32, 4 * (os.cpu_count() or 1))  # they wait for the disk, or decode without holding Python's lock
 CHUNK = 64  # files a task
 BLOCK = 1 << 16  # frames decoded at a time
@@ -29,8 +29,10 @@ RATES = range(1000, 10_000_001)  # Hz
 UNKNOWN_LENGTH = 1 << 40  # frames: libsndfile's way of saying that the header gives none
 STREAM_SIZE = 0x7FFFF000  # bytes: what programs that write to a pipe claim, or more
 SILENCE = 1e-8
+LOUDEST = 1e6  # of full scale, 120 dB: far more is no sound, and its square soon no float32
 SILENT = "silent"
 MAX_LISTED = 50
+BAR_DELAY = 2.0  # seconds: what is done sooner needs no progress bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -100,7 +102,7 @@ def examine(path: str | Path) -> tuple[int, int]:
         if frames < MIN_SECONDS * rate:
             raise BadAudio(f"shorter than {MIN_SECONDS} s: {frames / rate:.3f} s")
         _look_for_truncation(path, file)
-        _look_for_silence(file)
+        _look_at_levels(file)
     return frames, rate
 
 
@@ -121,15 +123,17 @@ def _look_for_truncation(path: str | Path, file: soundfile.SoundFile) -> None:
         raise BadAudio("truncated: the file ends before its audio does")
 
 
-def _look_for_silence(file: soundfile.SoundFile) -> None:
-    decode_all = file.subtype in ("FLOAT", "DOUBLE")  # only these can hold NaN
-    silent = True
+def _look_at_levels(file: soundfile.SoundFile) -> None:
+    decode_all = file.subtype in ("FLOAT", "DOUBLE")  # only these can hold NaN, or what is far beyond full scale
+    loudest = 0.0
     for start in range(0, file.frames, BLOCK):
-        silent = bool(read_frames(file, start, BLOCK).abs().max() <= SILENCE) and silent
-        if not silent and not decode_all:
+        loudest = max(loudest, float(read_frames(file, start, BLOCK).abs().max()))
+        if loudest > SILENCE and not decode_all:
             return
-    if silent:
+    if loudest <= SILENCE:
         raise BadAudio(SILENT)
+    if loudest > LOUDEST:
+        raise BadAudio(f"no sound: it reaches {loudest:.0e} times full scale")
 
 
 def _wav_is_truncated(path: str | Path) -> bool:
@@ -166,7 +170,7 @@ def index_audio(root: Path, paths: Sequence[str]) -> AudioIndex:
     states = _in_parallel(lambda path: _state(root, path), paths)
     files = [known.get(path, MISSING) for path in paths]
     changed = [i for i, state in enumerate(states) if state is not None and files[i][:2] != state]
-    bar = tqdm(total=len(changed), desc=f"Indexing {root}", unit="file", disable=not changed)
+    bar = tqdm(total=len(changed), desc=f"Indexing {root}", unit="file", delay=BAR_DELAY, disable=not changed)
     with bar:
         examined = _in_parallel(lambda i: _examined(root, paths[i], states[i]), changed, bar.update)
     for i, result in zip(changed, examined, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +50,7 @@ class ResumableLoader(DataLoader[dict[str, Tensor]]):
         pass
 
 
-class SeparationData(L.LightningDataModule):
+class SeparationData(L.LightningDataModule, ABC):
     """Batches of ``mixtures [B,*S]`` and, where there is truth, ``sources [B,K,*S]``.
 
     Args:

@@ -20,7 +20,8 @@ LISTS: dict[Part, str] = {"train": "train", "validation": "validation", "test": 
 def fuss_folder(root: str, part: Part) -> Path:
     """The folder that holds the list of ``part``: ``root``, or ssdata in it. Raises UserError."""
     contents = f"{LISTS[part]}_example_list.txt"
-    return find_folder(root, ("ssdata", "FUSS/ssdata"), contents, f"FUSS's {LISTS[part]} list")
+    option = "--data.root FOLDER (--data.fuss_root FOLDER beside another set)"
+    return find_folder(root, ("ssdata", "FUSS/ssdata"), contents, f"FUSS's {LISTS[part]} list", option)
 
 
 def fuss_rows(folder: Path, part: Part) -> list[list[str]]:

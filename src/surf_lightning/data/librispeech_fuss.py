@@ -100,7 +100,8 @@ class LibriSpeechFUSS(AudioMixtures):
     @cached_property
     def noisy_speech(self) -> NoisySpeech:
         """The whole set, indexed."""
-        base = find_folder(self.librispeech_root, ("LibriSpeech",), SPEECH, f"LibriSpeech's {SPEECH}")
+        what, option = f"LibriSpeech's {SPEECH}", "--data.librispeech_root FOLDER"
+        base = find_folder(self.librispeech_root, ("LibriSpeech",), SPEECH, what, option)
         utterances = [[path] for path in audio_under(base / SPEECH)]
         if not utterances:
             raise UserError(f"{base / SPEECH} holds no recordings")

@@ -5,6 +5,7 @@ Axes: B batch, K sources, N = B*K images, C H W the image.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -26,15 +27,16 @@ from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import Separator
 
 
-class LangevinUpdate(nn.Module):
+class LangevinUpdate(nn.Module, ABC):
     """A ``langevin.Update`` that a checkpoint can name."""
 
     # Written out so that @recorded sees a signature without *args.
     def __init__(self) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(self, x: Tensor, moves: Tensor, mixtures: Tensor, weight: float) -> Tensor:
-        raise NotImplementedError
+        """As ``langevin.Update``."""
 
 
 @recorded

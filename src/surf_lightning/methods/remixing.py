@@ -14,7 +14,7 @@ from surf_lightning.methods.objectives import RemixingLoss
 from surf_lightning.methods.teaching import TeacherStudentModule
 from surf_lightning.networks.protocols import RegressionNetwork
 from surf_lightning.permutation import permute
-from surf_lightning.remixing import BatchRandomness, remix
+from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import RegressionSeparator
 
 
@@ -45,10 +45,9 @@ class Remixing(TeacherStudentModule):
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         teacher = self.anchor if self.global_step < self.teacher_steps else self.separator
         with torch.no_grad():
-            pseudo_sources = random.ranks.gather(in_micro_batches(teacher, self.micro_batch, batch["mixtures"]))
-        remixed = remix(pseudo_sources, random.generator)
-        sources, mixtures = random.ranks.local(remixed.sources), random.ranks.local(remixed.mixtures)
-        estimates = in_micro_batches(self.student, self.micro_batch, mixtures)
-        order = pit_order(estimates, sources)
-        residual = estimates - permute(sources, order)
-        return self.objective(residual, order, remixed.order, random.ranks).mean()
+            pseudo_sources = in_micro_batches(teacher, self.micro_batch, batch["mixtures"])
+        remixed, ranks = self.remix(pseudo_sources, random)
+        estimates = in_micro_batches(self.student, self.micro_batch, remixed.mixtures)
+        order = pit_order(estimates, remixed.sources)
+        residual = estimates - permute(remixed.sources, order)
+        return self.objective(residual, order, remixed.order, ranks).mean()

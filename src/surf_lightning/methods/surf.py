@@ -17,7 +17,7 @@ from surf_lightning.methods.objectives import RemixingLoss
 from surf_lightning.methods.teaching import TeacherStudentModule
 from surf_lightning.networks.noise import PriorNoise
 from surf_lightning.networks.protocols import VelocityNetwork
-from surf_lightning.remixing import BatchRandomness, remix
+from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import FlowSeparator
 
 
@@ -70,8 +70,6 @@ class SURF(TeacherStudentModule):
         return in_micro_batches(sample, self.micro_batch, self.separator.prior(mixtures, random), mixtures)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        pseudo_sources = random.ranks.gather(self.teacher_estimates(batch["mixtures"], random))
-        remixed = remix(pseudo_sources, random.generator)
-        sources, mixtures = random.ranks.local(remixed.sources), random.ranks.local(remixed.mixtures)
-        flow = flow_residual(self.student, sources, mixtures, random, self.micro_batch)
-        return self.objective(flow.residual, flow.pit_order, remixed.order, random.ranks).mean()
+        remixed, ranks = self.remix(self.teacher_estimates(batch["mixtures"], random), random)
+        flow = flow_residual(self.student, remixed.sources, remixed.mixtures, random, self.micro_batch)
+        return self.objective(flow.residual, flow.pit_order, remixed.order, ranks).mean()

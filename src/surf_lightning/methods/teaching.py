@@ -7,11 +7,13 @@ import os
 from typing import Any
 
 from lightning.pytorch import Callback
+from torch import Tensor
 
 from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.checkpoint import KEY, describe, rebuild
 from surf_lightning.errors import UserError
 from surf_lightning.methods.base import SeparationModule
+from surf_lightning.remixing import BatchRandomness, Ranks, Remix, deal, remix
 from surf_lightning.separator import RegressionSeparator, Separator, load_separator
 
 
@@ -22,6 +24,8 @@ class TeacherStudentModule(SeparationModule):
         student: what is trained.
         mixit_checkpoint: a checkpoint of the MixIT stage; read only when a fit starts from the beginning.
         ema_decay: alpha, see ``callbacks.EMATeacher``.
+        remix_over_ranks: shuffle the teacher's estimates over the batches of all processes, as if they were one. False:
+            each process shuffles its own batch, and exchanges nothing but gradients.
         trust_checkpoint: allow networks from outside this package, imported by the checkpoint, such as your own.
 
     The other arguments are those of ``SeparationModule``.
@@ -34,17 +38,32 @@ class TeacherStudentModule(SeparationModule):
         student: Separator,
         mixit_checkpoint: str,
         ema_decay: float = 0.999,
+        remix_over_ranks: bool = True,
         trust_checkpoint: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(copy.deepcopy(student).requires_grad_(False).eval(), **options)
         self.student, self.trust_checkpoint = student, trust_checkpoint
         self.mixit_checkpoint, self.follower = mixit_checkpoint, EMATeacher(ema_decay)
+        self.remix_over_ranks = remix_over_ranks
+
+    def remix(self, estimates: Tensor, random: BatchRandomness) -> tuple[Remix, Ranks]:
+        """Shuffle this rank's teacher ``estimates [B,K,*S]``, Eq. (14)-(15).
+
+        Returns:
+            This rank's part of the remixed batch, its ``order`` that of the whole, and the ranks that share it.
+        """
+        if not self.remix_over_ranks:
+            return deal(estimates, random.permutation(len(estimates) * estimates.shape[1])), Ranks()
+        whole = remix(random.ranks.gather(estimates), random.generator)
+        return Remix(random.ranks.local(whole.sources), random.ranks.local(whole.mixtures), whole.order), random.ranks
 
     def on_fit_start(self) -> None:
         if not hasattr(self, "anchor"):  # a resumed fit has that of its checkpoint
             self._take_over(self.mixit_checkpoint)
             self.anchor.to(self.device, self.dtype)  # type: ignore[arg-type]
+        self.lay_out(self.anchor)
+        super().on_fit_start()
 
     def check_earlier_stage(self) -> None:
         self._earlier_stage(self.mixit_checkpoint)

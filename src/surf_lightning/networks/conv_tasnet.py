@@ -6,6 +6,7 @@ Axes: B batch, M outputs, T samples, N frames, E filters of the encoder, C chann
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -103,12 +104,12 @@ class TemporalNetwork(nn.Module):
         return x
 
 
-class ConsistencyWeights(nn.Module):
+class ConsistencyWeights(nn.Module, ABC):
     """The shares of the mixture's residual that the estimates get; they sum to one."""
 
+    @abstractmethod
     def forward(self, estimates: Tensor, features: Tensor) -> Tensor:
         """``estimates [B,M,T]``, TCN output ``features [B,C,N]`` -> ``weights [B,M]``."""
-        raise NotImplementedError
 
 
 @recorded

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -9,16 +11,16 @@ from surf_lightning.flow import project_zero_sum, rows_like
 from surf_lightning.networks.protocols import recorded
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Turns a raw network output into a velocity that sums to zero over the sources."""
 
+    @abstractmethod
     def forward(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """``raw [B,K,*S]``, ``x_t [B,K,*S]``, ``t [B]`` in [0,1] -> ``velocity [B,K,*S]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def residual_weight(self, t: Tensor) -> Tensor:
         """Weight ``[B]`` of the training residual at times ``t [B]``."""
-        raise NotImplementedError
 
 
 @recorded

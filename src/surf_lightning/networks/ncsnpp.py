@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -120,12 +121,12 @@ class NCSNpp(nn.Module):
         return output
 
 
-class TimeConditioning(nn.Module):
+class TimeConditioning(nn.Module, ABC):
     """The value by which a flow's time conditions a network."""
 
+    @abstractmethod
     def forward(self, t: Tensor) -> Tensor:
         """``t [B]`` in [0,1] -> conditioning value ``[B]``."""
-        raise NotImplementedError
 
 
 @recorded

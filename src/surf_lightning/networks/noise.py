@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +14,12 @@ from surf_lightning.networks.stft import at_least_float32, full_precision, level
 ENVELOPE_SECONDS = 1024 / 44100  # the first to the last of the 1025 taps at 44.1 kHz of Scheibler et al. (2025)
 
 
-class PriorNoise(nn.Module):
+class PriorNoise(nn.Module, ABC):
     """Gives the deviation of the noise, the same for all sources, so that the prior stays exchangeable."""
 
+    @abstractmethod
     def forward(self, mixtures: Tensor, num_sources: int) -> Tensor | float:
         """``mixtures [B,*S]`` -> a number, or a tensor that broadcasts against ``[B,K,*S]``."""
-        raise NotImplementedError
 
 
 @recorded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -32,26 +33,26 @@ def recorded(cls: Class) -> Class:
     return cls
 
 
-class RegressionNetwork(nn.Module):
+class RegressionNetwork(nn.Module, ABC):
     """Maps mixtures to estimates. Subclasses set ``num_outputs`` (M) and keep the estimates mixture-consistent."""
 
     num_outputs: int
 
+    @abstractmethod
     def forward(self, mixtures: Tensor) -> Tensor:
         """``mixtures [B,*S]`` (sums of sources) -> ``estimates [B,M,*S]``, which sum to the mixtures."""
-        raise NotImplementedError
 
 
-class VelocityNetwork(nn.Module):
+class VelocityNetwork(nn.Module, ABC):
     """The velocity field v(x_t, t, m) of a flow separator, zero-sum over the sources at every t."""
 
     num_sources: int
 
+    @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
         """``x_t [B,K,*S]``, ``t [B]`` in [0,1], ``mixtures [B,*S]`` (sums of sources) -> ``velocity [B,K,*S]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def residual_weight(self, t: Tensor) -> Tensor:
         """Weight ``[B]`` of the residual R_t in the training loss: 1 for a network that predicts the velocity,
         1 - t, as in Eq. (29), for one that predicts the sources."""
-        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -12,12 +13,12 @@ from surf_lightning.networks.ncsnpp import NCSNpp
 from surf_lightning.networks.protocols import recorded
 
 
-class ScoreNetwork(nn.Module):
+class ScoreNetwork(nn.Module, ABC):
     """The gradient of log p_sigma, p_sigma being the density of single clean signals blurred by sigma."""
 
+    @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Noisy signals ``x [N,*S]``, noise levels ``sigma [N]`` in the units of x -> ``score [N,*S]``."""
-        raise NotImplementedError
 
 
 @recorded

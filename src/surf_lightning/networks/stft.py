@@ -84,6 +84,14 @@ class STFT(nn.Module):
         """``spectrum [*,N,J,2]`` -> the signals ``[*,length]`` whose spectra are nearest to it in the square sense."""
         with full_precision(spectrum):
             spectrum = at_least_float32(spectrum)
-            rows = torch.view_as_complex(spectrum.flatten(0, -4).contiguous()).transpose(1, 2)
-            signals = torch.istft(rows, self.n_fft, self.hop, window=self.window.to(spectrum.dtype), length=length)
-            return signals.unflatten(0, spectrum.shape[:-3])
+            rows = torch.view_as_complex(spectrum.flatten(0, -4).contiguous())
+            window, inside = self.window.to(spectrum.dtype), slice(self.n_fft // 2, self.n_fft // 2 + length)
+            signals = self._overlap_add(torch.fft.irfft(rows, self.n_fft) * window)[:, inside]
+            energy = self._overlap_add(window.square().expand(1, rows.shape[1], -1))[:, inside]
+            return (signals / energy).unflatten(0, spectrum.shape[:-3])
+
+    # torch.istft does the same, but waits for the device to learn whether its windows overlap.
+    def _overlap_add(self, frames: Tensor) -> Tensor:
+        """``frames [R,N,n_fft]``, each ``hop`` after the one before -> their sum ``[R,(N-1)*hop+n_fft]``."""
+        samples = (frames.shape[1] - 1) * self.hop + self.n_fft
+        return F.fold(frames.mT, (1, samples), (1, self.n_fft), stride=(1, self.hop))[:, 0, 0]

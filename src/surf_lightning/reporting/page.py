@@ -9,13 +9,17 @@ from pathlib import Path
 
 from surf_lightning import __version__
 from surf_lightning.reporting.pictures import save
-from surf_lightning.reporting.runs import Run
+from surf_lightning.reporting.runs import Run, facts_in_common
 from surf_lightning.reporting.sections import Section
 from surf_lightning.reporting.sounds import Sound, SoundExample, as_flac
 from surf_lightning.reporting.style import POLICY, STYLE
 from surf_lightning.reporting.tables import Cell, Row, Table
 
 CAPTION = "Each row: a test mixture, what each method makes of it, and its true sources."
+SOUNDS = (
+    "Each column: a source, in the order of the truth. All sounds of a mixture play at one gain; its spectrograms go "
+    "up to half the sample rate, and from the mixture's loudest bin down to 80 dB below, which is black."
+)
 
 
 def html_page(title: str, sections: Sequence[Section]) -> str:
@@ -55,8 +59,12 @@ def _section(section: Section, headed: bool) -> str:
     if section.images:
         parts += ["<h3>Examples</h3>", _image(save(section.images, "png"), "png", "examples", CAPTION, CAPTION)]
     if section.sounds:
-        parts.append("<h3>Examples</h3>")
+        parts += ["<h3>Examples</h3>", f'<p class="quiet">{SOUNDS}</p>']
         parts += [_sounds(number, example) for number, example in enumerate(section.sounds, 1)]
+    for sweep in section.sweeps:
+        parts += [f"<h3>{escape(sweep.title)}</h3>", *map(_table, sweep.tables)]
+        if sweep.curves:
+            parts.append(_image(save(sweep.curves, "svg"), "svg+xml", "curves", f"Learning curves: {sweep.title}"))
     parts += [_validation(run) for run in section.runs if not run.examples and run.media]
     if section.missing:
         items = "".join(f"<li>{escape(item)}</li>" for item in section.missing)
@@ -76,10 +84,12 @@ def _table(table: Table) -> str:
         seen_supervised |= row.kind == "supervised"
         rows.append(_row(row, f"{row.kind} first-supervised" if first else row.kind))
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    protocol = f"<p>{escape(table.protocol)}</p>" if table.protocol else ""
     legend = "Best in bold, second underlined"
+    legend = f"Of each setting, {legend.lower()}" if any(row.kind == "group" for row in table.rows) else legend
     legend += "; methods that need clean sources stand below the line, unranked." if seen_supervised else "."
     return (
-        f'<p>{escape(table.protocol)}</p><div class="scroll"><table class="values"><thead><tr>{head}</tr></thead>'
+        f'{protocol}<div class="scroll"><table class="values"><thead><tr>{head}</tr></thead>'
         f'<tbody>{"".join(rows)}</tbody></table></div><p class="quiet">{legend}</p>'
         + (f'<ul class="notes">{notes}</ul>' if notes else "")
     )
@@ -91,13 +101,17 @@ def _row(row: Row, kind: str) -> str:
     def cell(value: Cell) -> str:
         return f"<td>{wrap[value.mark].format(escape(value.text))}</td>"
 
+    if row.kind == "group":
+        return f'<tr class="group"><th scope="rowgroup" colspan="{len(row.cells) + 3}">{escape(row.label)}</th></tr>'
     cost = "".join(f'<td class="cost">{escape(value)}</td>' for value in (row.steps, row.minutes))
     cells = "".join(map(cell, row.cells))
     return f'<tr class="{kind}"><th scope="row">{escape(row.label)}</th>{cells}{cost}</tr>'
 
 
 def _what_was_run(runs: Sequence[Run]) -> str:
-    names = [name for name in runs[0].facts if any(run.facts[name] for run in runs)]
+    common, names = facts_in_common(runs)
+    said = " · ".join(f"{name} {_short(name, value)}" for name, value in common.items())
+    said = f'<p class="quiet">Of all runs: {escape(said)}.</p>' if said else ""
     head = "".join(f'<th scope="col">{name}</th>' for name in ["run", "method", *names])
     rows = ""
     for run in runs:
@@ -109,7 +123,7 @@ def _what_was_run(runs: Sequence[Run]) -> str:
         if run.config
     )
     return (
-        f'<h3>What was run</h3><div class="scroll"><table class="facts"><thead><tr>{head}</tr></thead>'
+        f'<h3>What was run</h3>{said}<div class="scroll"><table class="facts"><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{configs}"
     )
 
@@ -143,10 +157,7 @@ def _sounds(number: int, example: SoundExample) -> str:
     rows = f"<tr><th>mixture</th>{cell(example.mixture)}</tr>"
     for name, sounds in example.rows.items():
         rows += f'<tr><th scope="row">{escape(name)}</th>{"".join(map(cell, sounds))}</tr>'
-    return (
-        f'<p class="quiet">Mixture {number}: a column a source.</p>'
-        f'<div class="scroll"><table class="sounds">{rows}</table></div>'
-    )
+    return f'<p class="quiet">Mixture {number}</p><div class="scroll"><table class="sounds">{rows}</table></div>'
 
 
 def _validation(run: Run) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from surf_lightning.metrics.images import align, to_unit_range
-from surf_lightning.reporting.runs import Run
+from surf_lightning.reporting.runs import Run, names_of
 
 POINTS = 300  # of a curve: more cannot be told apart
 PANELS = 4  # in a row
@@ -72,44 +72,70 @@ def curves(runs: Sequence[Run], repetitions: Sequence[Run]) -> Figure | None:
     if not watched and not trained:
         return None
     colours = {run.name: COLOURS[place % len(COLOURS)] for place, run in enumerate(runs)}  # repetitions share theirs
+    shown = {run.folder: name for run, name in zip(runs, names_of(runs), strict=True)}
     rows = math.ceil(len(trained) / PANELS)
     heights = ([2.6] if watched else []) + ([1.5 * rows] if trained else [])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, sum(heights) + 0.4), layout="constrained")
         parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.06, squeeze=False).flat)
         if watched:
-            panels = parts.pop(0).subplots(1, len(watched), squeeze=False)[0]
-            for panel, name in zip(panels, watched, strict=True):
-                _held_out(panel, name, runs, repetitions, colours)
+            panels = parts.pop(0).subplots(1, 2, squeeze=False)[0]
+            for panel in panels[len(watched) :]:
+                panel.set_axis_off()
+            for panel, name in zip(panels, watched, strict=False):
+                for run in repetitions:
+                    _line(panel, run, name, color=colours.get(run.name, "#444444"), alpha=0.45, linewidth=0.8)
+                for run in runs:
+                    _line(panel, run, name, color=colours[run.name], label=shown[run.folder], linewidth=1.4)
+                panel.set_title(f"Held-out mixtures: {WATCHED[name]}")
+                _steps(panel)
             panels[0].legend(fontsize=7.5, frameon=False, ncols=2 if len(runs) > 4 else 1)
         if trained:
             grid = list(parts.pop(0).subplots(rows, PANELS, squeeze=False).flat)
             for panel in grid[len(trained) :]:
                 panel.set_axis_off()
             for panel, run in zip(grid, trained, strict=False):
-                _loss(panel, run, colours[run.name])
+                _loss(panel, run, colours[run.name], shown[run.folder])
     return figure
 
 
-def _held_out(panel: Axes, name: str, runs: Sequence[Run], repetitions: Sequence[Run], colours: dict[str, str]) -> None:
-    for run in [*repetitions, *runs]:
-        if name in run.curves:
-            thin = {"alpha": 0.45, "linewidth": 0.8} if run in repetitions else {"label": run.label, "linewidth": 1.4}
-            panel.plot(*thinned(run.curves[name]), color=colours.get(run.name, "#444444"), **thin)
-    panel.set_title(f"Held-out mixtures: {WATCHED[name]}")
-    _steps(panel)
+def _line(panel: Axes, run: Run, name: str, **looks: Any) -> None:
+    if name in run.curves:
+        panel.plot(*thinned(run.curves[name]), **looks)
 
 
-def _loss(panel: Axes, run: Run, colour: str) -> None:
+def _loss(panel: Axes, run: Run, colour: str, name: str) -> None:
     if beta := run.curves.get("beta"):
         shade = panel.twinx()
         shade.fill_between(*thinned(beta), color="#000000", alpha=0.07, linewidth=0)
         shade.set_ylim(0, 1)
         shade.set_axis_off()
     panel.plot(*thinned(run.curves["loss"]), color=colour, linewidth=1)
-    panel.set_title(f"{run.label}: loss", fontsize=8)
+    panel.set_title(f"{name}: loss", fontsize=8)
     panel.tick_params(labelsize=7)
     _steps(panel)
+
+
+def sweep_curves(groups: dict[str, dict[str, Run]]) -> Figure | None:
+    """A panel a setting, a line a value, on held-out mixtures; None where nothing was logged."""
+    runs = [run for group in groups.values() for run in group.values()]
+    name = next((name for name in WATCHED if any(name in run.curves for run in runs)), None)
+    if name is None:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+        panels = figure.subplots(1, max(3, len(groups)), sharey=True, squeeze=False)[0]
+        for panel in panels[len(groups) :]:
+            panel.set_axis_off()
+        for panel, (title, group) in zip(panels, groups.items(), strict=False):
+            shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(group)))
+            for (value, run), shade in zip(group.items(), shades, strict=True):
+                _line(panel, run, name, color=shade, linewidth=1.4, label=value)
+            panel.set_title(title)
+            panel.legend(fontsize=7.5, frameon=False)
+            _steps(panel)
+        panels[0].set_ylabel(f"held-out {WATCHED[name]}")
+    return figure
 
 
 def _steps(panel: Axes) -> None:
@@ -124,7 +150,8 @@ def image_examples(runs: Sequence[Run]) -> Figure:
     """A row an example; columns: mixture, the estimates of each run, truth. ``runs`` have the same mixtures."""
     mixtures, sources = (_stack(runs[0].examples[name]) for name in ("mixtures", "sources"))
     columns = [("mixture", (mixtures / sources.shape[1]).unsqueeze(1))]
-    columns += [(run.label, align(_stack(run.examples["estimates"]), sources)) for run in runs]
+    for name, run in zip(names_of(runs), runs, strict=True):
+        columns.append((name, align(_stack(run.examples["estimates"]), sources)))
     columns.append(("truth", sources))
     with matplotlib.rc_context({**STYLE, "axes.titlelocation": "center"}):
         widths = [images.shape[1] for _, images in columns]
@@ -142,7 +169,9 @@ def image_examples(runs: Sequence[Run]) -> Figure:
                 beside = apart.permute(2, 0, 3, 1).flatten(1, 2)[:, :-gap]  # [K,C,H,W] -> [H,K*W,C]
                 grid[row, column].imshow(beside, interpolation="nearest")
                 grid[row, column].axis("off")
-            grid[0, column].set_title(title.replace(" (", "\n("), fontsize=7.5)
+            for space in ("Supervised ", " (", ", "):
+                title = title.replace(space, space.replace(" ", "\n"))
+            grid[0, column].set_title(title, fontsize=7.5)
     return figure
 
 

@@ -7,8 +7,10 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from surf_lightning.errors import UserError
 
 Value = TypeVar("Value")
 SEED = re.compile(r"_seed\d+$")  # runs/digits_mixit_seed1 repeats runs/digits_mixit
+LONG = ("hardware", "commit", "version", "checkpoint")
 RECORDS = ("metrics", "metrics_samples")
 Curves = dict[str, dict[int, float]]
 """Values by step, by name."""
@@ -92,7 +95,7 @@ class Run:
             return str(record["data"])
         return str(self.settings.get("data", {}).get("class_path", "unknown data")).rpartition(".")[2]
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration as nested dicts."""
         try:
@@ -109,7 +112,7 @@ class Run:
         last_step = max((max(curve) for curve in self.curves.values()), default=-1) + 1
         known = {
             "seed": self.settings.get("seed_everything", record.get("seed")),
-            "steps": record.get("steps", last_step or None),
+            "steps": f"{steps:,}" if (steps := record.get("steps", last_step)) else None,
             "minutes": f"{record['seconds'] / 60:.1f}" if "seconds" in record else None,
             "hardware": header.get("hardware", record.get("hardware")),
             "commit": header.get("commit", record.get("commit")),
@@ -117,6 +120,20 @@ class Run:
             "checkpoint": str(record.get("checkpoint", "")).removeprefix(f"{self.folder}/"),
         }
         return {name: "" if value is None else str(value) for name, value in known.items()}
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """What tells ``runs`` apart: their labels, and their folders where labels are alike."""
+    labels = Counter(run.label for run in runs)
+    return [f"{run.label}, {run.folder.name}" if labels[run.label] > 1 else run.label for run in runs]
+
+
+def facts_in_common(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
+    """What holds for all of ``runs``, and the names of the facts that are to be said of each."""
+    facts = [run.facts for run in runs]
+    names = [name for name in facts[0] if any(each[name] for each in facts)]
+    common = {name: facts[0][name] for name in names if name in LONG and len({each[name] for each in facts}) == 1}
+    return (common if len(runs) > 1 else {}), [name for name in names if name not in common or len(runs) == 1]
 
 
 def _latest(media: Path) -> tuple[Path, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from surf_lightning.metrics.audio import align_by_si_sdr, is_active
 from surf_lightning.reporting.pictures import levels, spectrogram
-from surf_lightning.reporting.runs import Run
+from surf_lightning.reporting.runs import Run, names_of
 
 SECONDS = 10
 PEAK = 0.99
@@ -42,10 +42,10 @@ def sound_examples(runs: Sequence[Run]) -> list[SoundExample]:
     for number, (mixture, sources) in enumerate(zip(first["mixtures"], first["sources"], strict=True)):
         truth = sources[is_active(sources)]
         rows = {"truth": truth}
-        for run in runs:
+        for name, run in zip(names_of(runs), runs, strict=True):
             estimates = run.examples["estimates"][number]
             if estimates.isfinite().all():  # a separator that has diverged has nothing to listen to
-                rows[run.label] = align_by_si_sdr(estimates[None].float(), truth[None].float())[0]
+                rows[name] = align_by_si_sdr(estimates[None].float(), truth[None].float())[0]
         found.append(_example(mixture, rows, rate))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 STYLE = """
-:root { --ink: #1d1d1f; --quiet: #6b6b70; --line: #d9d9de; --faint: #f6f6f8; --accent: #0072b2; }
+:root { color-scheme: light; --ink: #1d1d1f; --quiet: #6b6b70; --line: #d9d9de; --faint: #f6f6f8; --accent: #0072b2; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 68rem; color: var(--ink); background: #fff;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -27,6 +27,9 @@ th, td { padding: .36rem .9rem .36rem 0; vertical-align: baseline; }
 .values tbody th { font-weight: 400; }
 .values tr.published th, .values tr.published td { color: var(--quiet); font-size: .85rem; padding-top: 0; }
 .values tr.published th { padding-left: 1.1rem; }
+.values tr.group th { font-weight: 600; padding-top: .9rem; }
+.values tr.group ~ tr:not(.group) th { padding-left: 1.1rem; }
+.values tr.group ~ tr.published th { padding-left: 2.2rem; }
 .values tr.first-supervised th, .values tr.first-supervised td { border-top: 1px solid var(--line); }
 .values tr.supervised th { font-style: italic; }
 .values td b { font-weight: 700; } .values td u { text-underline-offset: 3px; }
@@ -36,8 +39,10 @@ th, td { padding: .36rem .9rem .36rem 0; vertical-align: baseline; }
 ul { padding-left: 1.1rem; margin: .6rem 0; max-width: 52rem; } li { margin: .2rem 0; }
 ul.notes { font-size: .9rem; }
 ul.missing li { color: #8a4b00; }
-figure { margin: .8rem 0; } figure.curves img { width: 100%; }
+figure { margin: .8rem 0; }
 figure img { max-width: 100%; height: auto; display: block; }
+figure.curves img { width: 100%; min-width: 44rem; }
+@media (max-width: 44rem) { figure.examples img { max-width: none; width: 48rem; } body { padding: 1.5rem 1rem 3rem; } }
 figcaption { color: var(--quiet); font-size: .85rem; margin-top: .3rem; }
 .sounds th { font-weight: 400; font-size: .88rem; padding-right: 1.2rem; vertical-align: middle; }
 .sounds td { padding: .3rem .8rem .3rem 0; }

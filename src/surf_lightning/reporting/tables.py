@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any, Literal
 
 from surf_lightning.reporting.published import SUPERVISED, TABLES
-from surf_lightning.reporting.runs import Run
+from surf_lightning.reporting.runs import Run, names_of
 
 Mark = Literal["", "best", "second"]
-Kind = Literal["average", "unsupervised", "supervised", "published"]
+Kind = Literal["average", "unsupervised", "supervised", "published", "group"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """A row before it is ranked."""
 
     label: str
@@ -79,8 +78,9 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """Runs measured alike: the same data and protocol."""
+    """Runs measured alike: the same data and protocol. ``subject`` is the heading of the rows' labels."""
 
+    subject: str
     protocol: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -88,56 +88,68 @@ class Table:
 
     @property
     def headings(self) -> list[str]:
-        return ["method", *(column.heading for column in self.columns), "steps", "minutes"]
+        return [self.subject, *(column.heading for column in self.columns), "steps", "minutes"]
+
+
+def columns_of(records: Sequence[dict[str, Any]]) -> list[Column]:
+    """What was measured: the papers' columns in their order, then those unknown to them."""
+    keys = {key for record in records for key in record["metrics"]}
+    columns = [column for column in COLUMNS if column.key in keys]
+    unknown = sorted(keys - {column.key for column in columns} - BESIDE)
+    return [*columns, *(Column(key, key, None, 3) for key in unknown)]
 
 
 def make_table(name: str, runs: Sequence[Run], repetitions: Sequence[Run]) -> Table:
     """The table of the records ``name`` of ``runs``, which are alike in data and protocol."""
     records = [run.records[name] for run in runs]
-    keys = {key for record in records for key in record["metrics"]}
-    columns = [column for column in COLUMNS if column.key in keys]
-    unknown = sorted(keys - {column.key for column in columns} - BESIDE)
-    columns += [Column(key, key, None, 3) for key in unknown]
-    labels = Counter(str(record["label"]) for record in records)
+    columns = columns_of(records)
 
     entries = []
     if average := next((record["average"] for record in records if record.get("average")), None):
-        entries.append(_Entry("Average", "Average (m/K)", "average", average))
-    for run, record in zip(runs, records, strict=True):
+        entries.append(Entry("Average", "Average (m/K)", "average", average))
+    for run, shown, record in zip(runs, names_of(runs), records, strict=True):
         label = str(record["label"])
         kind: Kind = "supervised" if label in SUPERVISED else "unsupervised"
-        shown = f"{label}, {run.folder.name}" if labels[label] > 1 else label
-        entries.append(_Entry(label, shown, kind, record["metrics"], run.facts["steps"], run.facts["minutes"]))
+        entries.append(Entry(label, shown, kind, record["metrics"], run.facts["steps"], run.facts["minutes"]))
     entries.sort(key=lambda entry: entry.kind == "supervised")
 
-    ranked = _ranks(columns, entries, everything=name == "metrics_samples")  # Table 2 ranks BASIS with the others
+    ranked = ranks(columns, entries, everything=name == "metrics_samples")  # Table 2 ranks BASIS with the others
     published = TABLES.get(records[0].get("published") or "")
     rows = []
     for entry, marks in zip(entries, ranked, strict=True):
-        rows.append(Row(entry.shown, _cells(columns, entry.values, marks), entry.kind, entry.steps, entry.minutes))
+        rows.append(Row(entry.shown, cells(columns, entry.values, marks), entry.kind, entry.steps, entry.minutes))
         if published and entry.label in published.rows:
             paper = dict(zip(published.metrics, published.rows[entry.label], strict=True))
             if entry.label in published.deviations:
                 paper["is_std"] = published.deviations[entry.label]
-            rows.append(Row("in the paper", _cells(columns, paper, [""] * len(columns)), "published"))
+            rows.append(Row("in the paper", cells(columns, paper, absent=""), "published"))
     protocol = records[0].get("protocol") or f"{records[0].get('mixtures', '?')} held-out mixtures of {runs[0].data}."
     notes = [f"The paper's rows: {published.source}. {published.note}".rstrip()] if published else []
-    notes += [*_unavailable(runs, records), *_spread(name, runs, repetitions), *_below_teacher(runs, records)]
-    return Table(str(protocol), tuple(columns), tuple(rows), tuple(notes))
+    notes += [
+        *unavailable([run.label for run in runs], records),
+        *_spread(name, runs, repetitions),
+        *_below_teacher(runs, records),
+    ]
+    return Table("method", str(protocol), tuple(columns), tuple(rows), tuple(notes))
 
 
-def _cells(columns: Sequence[Column], values: dict[str, Any], marks: Sequence[Mark]) -> tuple[Cell, ...]:
+def cells(
+    columns: Sequence[Column], values: dict[str, Any], marks: Sequence[Mark] | None = None, absent: str = "n/a"
+) -> tuple[Cell, ...]:
+    """``values``, by the columns' keys, as a row shows them; ``absent`` where there is none."""
+
     def text(column: Column) -> str:
         value = values.get(column.key)
         if value is None:
-            return "n/a"
+            return absent
         deviation = values.get(f"{column.key}_std")
         return column.text(value) + (f" ± {column.text(deviation)}" if deviation is not None else "")
 
+    marks = marks or [""] * len(columns)
     return tuple(Cell(text(column), mark) for column, mark in zip(columns, marks, strict=True))
 
 
-def _ranks(columns: Sequence[Column], entries: Sequence[_Entry], everything: bool) -> list[list[Mark]]:
+def ranks(columns: Sequence[Column], entries: Sequence[Entry], everything: bool) -> list[list[Mark]]:
     """Marks by row and column. What reads alike is ranked alike."""
     marks: list[list[Mark]] = [[""] * len(columns) for _ in entries]
     takes_part = [everything or entry.kind != "supervised" for entry in entries]
@@ -157,15 +169,15 @@ def _ranks(columns: Sequence[Column], entries: Sequence[_Entry], everything: boo
 # -- notes --
 
 
-def _unavailable(runs: Sequence[Run], records: Sequence[dict[str, Any]]) -> list[str]:
-    """A note for each reason, for all runs it holds for."""
+def unavailable(names: Sequence[str], records: Sequence[dict[str, Any]]) -> list[str]:
+    """A note for each reason, naming the runs it holds for unless it does for all."""
     titles = {column.key: column.title for column in COLUMNS}
     reasons: dict[str, list[str]] = {}
-    for run, record in zip(runs, records, strict=True):
+    for name, record in zip(names, records, strict=True):
         for key, reason in record.get("unavailable", {}).items():
             if key not in BESIDE:
-                reasons.setdefault(f"{titles.get(key, key)} is {reason}", []).append(run.label)
-    everywhere = len(runs)
+                reasons.setdefault(f"{titles.get(key, key)} is {reason}", []).append(name)
+    everywhere = len(names)
     return [reason if len(who) == everywhere else f"{', '.join(who)}: {reason}" for reason, who in reasons.items()]
 
 
@@ -218,9 +230,11 @@ def markdown(table: Table) -> str:
     wrap = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
 
     def line(row: Row) -> str:
-        label = f"*{row.label}*" if row.kind in ("supervised", "published") else row.label
-        cells = [wrap[cell.mark].format(cell.text) for cell in row.cells]
-        return "| " + " | ".join([label, *cells, row.steps, row.minutes]) + " |"
+        label = {"supervised": f"*{row.label}*", "published": f"*{row.label}*", "group": f"**{row.label}**"}.get(
+            row.kind, row.label
+        )
+        values = [wrap[cell.mark].format(cell.text) for cell in row.cells]
+        return "| " + " | ".join([label, *values, row.steps, row.minutes]) + " |"
 
     header = "| " + " | ".join(table.headings) + " |"
     rule = "|---|" + "---:|" * (len(table.headings) - 1)

@@ -28,6 +28,9 @@ def find_inputs(arguments: Sequence[str], extensions: frozenset[str], output: Pa
     Raises:
         UserError: an argument names nothing, or a folder is the output folder.
     """
+    missing = [name for name in arguments if not Path(name).exists() and not glob.has_magic(name)]
+    if missing:
+        raise UserError(f"there is no file or folder {', '.join(missing)}; nothing has been separated")
     found: dict[Path, Input] = {}
     for argument in arguments:
         path = Path(argument)
@@ -39,10 +42,8 @@ def find_inputs(arguments: Sequence[str], extensions: frozenset[str], output: Pa
                 raise UserError(f"there is no file to separate in {path} ({', '.join(sorted(extensions))})")
         elif path.exists():
             items = [Input(path, Path(path.name))]
-        elif glob.has_magic(argument):
-            items = _matches(argument, extensions, output)
         else:
-            raise UserError(f"there is no file or folder {path}")
+            items = _matches(argument, extensions, output)
         for item in items:
             found.setdefault(item.path.resolve(), item)
     return list(found.values())

@@ -99,7 +99,11 @@ def align_channels(estimates: Tensor, own: Tensor) -> Tensor:
 
 
 class Stitcher:
-    """Joins separated windows to one stream: orders aligned in the overlap, edges discarded, the rest cross-faded."""
+    """Joins separated windows to one stream: orders aligned in the overlap, edges discarded, the rest cross-faded.
+
+    The limit of it: of the sources that are silent throughout an overlap one can be told, by what is left, two cannot,
+    and go on in the order in which the separator gave them. A longer overlap (``Windows``) makes that rarer.
+    """
 
     def __init__(self, windows: WindowSamples) -> None:
         self.windows = windows

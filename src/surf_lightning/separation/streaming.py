@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surf_lightning.flow import euler, mixture_consistent, prior_from_noise
+from surf_lightning.flow import mixture_consistent
 from surf_lightning.permutation import best_order, permute
 from surf_lightning.remixing import mix_seed
 from surf_lightning.separation.audio_io import AudioFile, Resampler, SampleQueue
 from surf_lightning.separation.stitching import Stitcher, Windows, agreement, cut
-from surf_lightning.separator import FlowSeparator, Separator
+from surf_lightning.separator import Separator
 
 NOISE_BLOCK = 16384  # samples whose noise is drawn together
 
@@ -53,16 +53,10 @@ def noise_at(start: int, length: int, num_sources: int, seed: int, device: torch
     return torch.cat(parts, 1)[:, offset : offset + length].to(device)
 
 
-@torch.no_grad()
 def draw(separator: Separator, mixtures: Tensor, start: int, seed: int) -> Tensor:
     """A posterior sample ``[C,K,W]`` of the window ``mixtures [C,W]`` at ``start``; all channels get the same noise."""
-    if isinstance(separator, FlowSeparator):
-        noise = noise_at(start, mixtures.shape[1], separator.num_sources, seed, mixtures.device)
-        scale = separator.noise(mixtures, separator.num_sources)
-        x0 = prior_from_noise(mixtures, scale * noise.expand(len(mixtures), -1, -1))
-        return euler(separator.network, x0, mixtures, separator.num_steps)
-    generator = torch.Generator(mixtures.device).manual_seed(mix_seed(seed, start))
-    return separator.separate(mixtures, generator)
+    noise = noise_at(start, mixtures.shape[1], separator.num_sources, seed, mixtures.device)
+    return separator.separate_from(mixtures, noise.expand(len(mixtures), -1, -1))
 
 
 def posterior(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

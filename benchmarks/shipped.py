@@ -1,0 +1,70 @@
+"""The networks of the shipped configs: built, and what an evaluation of them costs, counted. Axes: B K *S T."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from counting import LiveBytes, count_flops, without_data
+from torch import Tensor, nn
+
+from surf_lightning.checkpoint import rebuild
+from surf_lightning.networks.protocols import VelocityNetwork
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "network"
+RATE = 16_000
+
+
+def build(config: str, **changes: Any) -> nn.Module:
+    """The network of configs/network/``config``.yaml, some of its arguments changed."""
+    description = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    arguments = {key: _instance(value) for key, value in description["init_args"].items()}
+    return rebuild({**description, "init_args": {**arguments, **changes}})
+
+
+def _instance(value: Any) -> Any:
+    """The name of a class stands for an instance of it."""
+    named = isinstance(value, str) and value.startswith("surf_lightning.")
+    return {"class_path": value, "init_args": {}} if named else value
+
+
+def inputs(network: nn.Module, batch: int, *shape: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
+    """Noise of signals ``shape`` as the network takes it: x_t, t and mixtures, or mixtures alone."""
+    mixtures = torch.randn(batch, *shape, device=device)
+    if not isinstance(network, VelocityNetwork):
+        return (mixtures,)
+    x = torch.randn(batch, network.num_sources, *shape, device=device)
+    return x, torch.rand(batch, device=device), mixtures
+
+
+@functools.cache
+def operations(config: str, seconds: float, gradient: bool = False) -> int:
+    """Of one evaluation of one example, ``seconds`` long, with its gradient or without; counted, not run."""
+    with without_data():
+        network = build(config)
+        given = inputs(network, 1, round(seconds * RATE))
+
+        def evaluate() -> None:
+            with torch.set_grad_enabled(gradient):
+                loss = network(*given).square().mean()
+            if gradient:
+                loss.backward()
+
+        return count_flops(evaluate)
+
+
+def training_bytes(config: str, batch: int, *shape: int, bf16: bool = False, **changes: Any) -> int:
+    """Weights, gradients and activations of a forward and backward, at most alive together; counted, not run.
+
+    The optimizer's state, a teacher and an anchor come on top, and what a device's kernels work in.
+    """
+    with without_data(), LiveBytes() as live:
+        network = build(config, **changes)
+        given = inputs(network, batch, *shape)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = network(*given).square().mean()
+        loss.backward()
+        return live.peak

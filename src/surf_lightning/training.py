@@ -1,0 +1,84 @@
+"""Training from Python, one call a stage, as `surf fit` does it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from surf_lightning import run_folder
+from surf_lightning.callbacks.bookkeeping import standard_callbacks
+from surf_lightning.callbacks.progress import Progress
+from surf_lightning.checkpoint import AtomicCheckpointIO
+from surf_lightning.data.base import SeparationData
+from surf_lightning.methods.base import SeparationModule
+from surf_lightning.tracking import MetricsCSV, silence_adverts
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "use_distributed_sampler": False,  # the DataModules share out their batches themselves
+    "max_epochs": -1,
+    "num_sanity_val_steps": 0,
+}
+
+
+def keep_quiet() -> None:
+    """Silence warnings of what is meant to be so, and adverts."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are drawn in microseconds
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode.*")  # the teacher and the anchor, as they must be
+    warnings.filterwarnings("ignore", ".*It is recommended to use .self.log.*sync_dist=True.*")  # the metrics do it
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # a run that goes on
+    silence_adverts()
+
+
+def fit(
+    module: SeparationModule,
+    data: SeparationData,
+    folder: str | PathLike[str],
+    max_steps: int,
+    ckpt_path: str | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    **options: Any,
+) -> L.Trainer:
+    """Train one stage. The run lies in ``folder``, as after `surf fit`: checkpoints, metrics.csv, media.
+
+    Args:
+        module: a method, of ``surf_lightning.methods``.
+        data: of ``surf_lightning.data``.
+        folder: an earlier run in it is moved aside, unless it is continued.
+        max_steps: optimizer steps in all.
+        ckpt_path: continue from this checkpoint; ``last`` and ``best`` mean the folder's own.
+        callbacks: beside those that every run has.
+        options: the other arguments of ``lightning.Trainer``; the logger is ``MetricsCSV`` by default.
+
+    Returns:
+        The trainer, done.
+
+    Raises:
+        UserError: for whatever the user can mend.
+    """
+    folder = Path(folder)
+    continued = run_folder.checkpoint_to_continue(folder, ckpt_path)
+    interval = min(50, data.batches_per_epoch)  # Lightning's own, and never less than once an epoch
+    defaults = {"logger": MetricsCSV(str(folder)), "log_every_n_steps": interval, **TRAINER_DEFAULTS}
+    options = {**defaults, **options}
+    standard = standard_callbacks(folder, "fit", bool(options["logger"]))
+    if options.get("enable_progress_bar", True):
+        standard.append(Progress())
+    keep_quiet()
+    trainer = L.Trainer(
+        max_steps=max_steps,
+        default_root_dir=folder,
+        callbacks=[*standard, *callbacks],
+        plugins=[AtomicCheckpointIO()],
+        **options,
+    )
+    if continued is None:
+        module.check_earlier_stage()
+        run_folder.move_aside(folder)
+    trainer.fit(module, datamodule=data, ckpt_path=continued)
+    return trainer

@@ -1,0 +1,90 @@
+"""Counted operations and bytes, against numbers worked out by hand. Axes: B batch, C channels, T samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from counting import LiveBytes, count_flops, without_data
+from epoch import evaluations
+from shipped import build, inputs, operations
+from surf_step import our_step, surf
+
+from surf_lightning.networks import GlobalRMSNoise, MBLocoformer
+from surf_lightning.separator import RegressionSeparator
+
+
+def forward(groups: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.conv1d(x, weight, padding=1, groups=groups)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_convolution_counts_once_forward_and_twice_backward(groups: int) -> None:
+    x = torch.randn(3, 8, 10).requires_grad_()
+    weight = torch.randn(8, 8 // groups, 3).requires_grad_()
+    each = 2 * 3 * 10 * 8 * (8 // groups) * 3  # multiplications and additions of B T C C/groups taps
+    assert count_flops(lambda: forward(groups, x, weight)) == each
+    assert count_flops(lambda: forward(groups, x, weight).sum().backward()) == 3 * each
+    assert count_flops(lambda: forward(groups, x.detach(), weight).sum().backward()) == 2 * each
+
+
+def test_attention_counts_on_this_device() -> None:
+    q, k, v = torch.randn(3, 2, 4, 10, 8)
+    assert count_flops(lambda: F.scaled_dot_product_attention(q, k, v)) == 2 * (2 * 2 * 4 * 10 * 10 * 8)
+
+
+@pytest.mark.parametrize(("config", "gradient"), [("folder_velocity", False), ("folder_mixit", True)])
+def test_counting_without_data_is_counting(config: str, gradient: bool) -> None:
+    network = build(config)
+    given = inputs(network, 1, 800)
+
+    def evaluate() -> None:
+        with torch.set_grad_enabled(gradient):
+            loss = network(*given).square().mean()
+        if gradient:
+            loss.backward()
+
+    assert operations(config, 0.05, gradient) == count_flops(evaluate)
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(1.0, (1, 1)), (0.5, (3, 1)), (0.0, (6, 0))])
+def test_a_surf_step_costs_its_evaluations(beta: float, expected: tuple[int, int]) -> None:
+    assert evaluations(beta) == expected
+    network = MBLocoformer(2, features=16, attention=16, heads=2, hidden=32, blocks=1, mel_bands=20)
+    anchor = RegressionSeparator(build("folder_mixit"), 2)
+    module, optimizer = surf(network, anchor, torch.device("cpu"), noise=GlobalRMSNoise())
+    module.beta = beta
+    mixtures = torch.randn(3, 800)
+    given = inputs(network, 3, 800)
+
+    def evaluate() -> torch.Tensor:
+        with torch.no_grad():
+            return network(*given)
+
+    step = our_step(module, optimizer, mixtures, torch.autocast("cpu", enabled=False))
+    sampled, anchored = expected
+    velocity = sampled * count_flops(evaluate) + count_flops(lambda: network(*given).square().mean().backward())
+    total = velocity + anchored * count_flops(lambda: anchor(mixtures))
+    assert count_flops(step) == pytest.approx(total, rel=0.01)  # the correlations of PIT come on top
+
+
+def test_live_bytes_are_those_alive_together() -> None:
+    with LiveBytes() as live:
+        for _ in range(3):
+            x = torch.zeros(1000)
+            del x
+        kept = torch.ones(500)
+        view = kept[10:]
+        del kept
+        assert live.now == 2000
+        del view
+    assert (live.now, live.peak) == (0, 4000)
+
+
+def test_activations_of_a_linear_layer_are_counted() -> None:
+    with without_data(), LiveBytes() as live:
+        weight = torch.randn(64, 64, requires_grad=True)
+        x = torch.randn(100, 64)
+        y = (x @ weight).exp()
+    assert y.shape == (100, 64)
+    assert live.peak == 4 * (64 * 64 + 3 * 100 * 64)  # weight, x, the product, its exponential

@@ -1,0 +1,126 @@
+"""Which checkpoints a fit leaves: by time, the newest few, and where the user stops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from surf_lightning.callbacks import checkpoints
+from surf_lightning.callbacks.checkpoints import LastCheckpoint, keep_newest
+from surf_lightning.cli import main
+from tests.test_configs import arguments
+
+LAST = Path("run/checkpoints/last.ckpt")
+
+
+def fit(*more: str) -> list[str]:
+    args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "run", *more]
+    assert main(args) == 0
+    return sorted(path.name for path in LAST.parent.iterdir())
+
+
+def step(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def test_the_newest_few_are_kept_by_their_steps_across_resumes() -> None:
+    steps = ["--checkpoints.keep", "3", "--data.batches_per_epoch", "1", "--trainer.max_steps"]
+    assert fit(*steps, "4") == ["best.ckpt", "last.ckpt", *(f"step_000000{n}.ckpt" for n in (2, 3, 4))]
+    kept = fit(*steps, "6", "--ckpt_path", "last")
+    assert kept == ["best.ckpt", "last.ckpt", *(f"step_000000{n}.ckpt" for n in (4, 5, 6))]
+    assert [step(LAST.with_name(name)) for name in kept[1:]] == [6, 4, 5, 6]
+    # An earlier one is gone back to: what is removed is what was written first, whatever its step.
+    earlier = str(LAST.with_name("step_0000004.ckpt"))
+    assert fit(*steps, "5", "--ckpt_path", earlier) == [
+        "best.ckpt",
+        "last.ckpt",
+        *(f"step_000000{n}.ckpt" for n in (4, 5, 6)),
+    ]
+    assert step(LAST) == 5
+
+
+def test_without_links_a_copy_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    last = tmp_path / "last.ckpt"
+    for number in range(1, 5):
+        last.write_text(str(number))
+        os.utime(last, ns=(number, number))
+        keep_newest(last, number, keep=2)
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert kept == {"last.ckpt": "4", "step_0000003.ckpt": "3", "step_0000004.ckpt": "4"}
+
+
+def test_a_checkpoint_is_written_when_its_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One second a step, a validation that never comes: every 3 steps and at the end."""
+    now = [0.0]
+
+    def tick() -> float:
+        now[0] += 0.5  # read twice a step where nothing is written
+        return now[0]
+
+    written: list[int] = []
+    monkeypatch.setattr(checkpoints, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
+    plain = LastCheckpoint.on_train_batch_end
+
+    def clocked(self: LastCheckpoint, trainer: object, *args: object) -> None:
+        tick(), tick()
+        plain(self, trainer, *args)  # type: ignore[arg-type]
+        saved = self._last_global_step_saved
+        if saved and saved not in written:
+            written.append(saved)
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", clocked)
+    options = ["--data.batches_per_epoch", "100", "--trainer.max_steps", "8"]
+    fit(*options, "--checkpoints.every_minutes", str(2.5 / 60))
+    assert written == [3, 6]
+    assert step(LAST) == 8
+
+
+@pytest.mark.parametrize("option", [["every_minutes", "0"], ["keep", "0"]])
+def test_what_cannot_be_is_refused(option: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    args = [*arguments("digits_mixit", Path()), f"--checkpoints.{option[0]}", option[1]]
+    assert main(args) == 2
+    assert "must be positive" in capfd.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on() -> None:
+    args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "run", "--trainer.max_steps", "1000000"]
+    command = [sys.executable, "-m", "surf_lightning", *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    while not LAST.is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == (
+        f"Stopped after step {step(LAST)}; the same command with --ckpt_path last goes on."
+    )
+    assert "Traceback" not in stderr
+
+
+def test_after_a_stop_the_signals_mean_what_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [signal.getsignal(number) for number in checkpoints.SIGNALS]
+    plain = LastCheckpoint.on_train_batch_end
+
+    def interrupted(self: LastCheckpoint, *args: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        plain(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        fit()
+    assert [signal.getsignal(number) for number in checkpoints.SIGNALS] == before
+    assert step(LAST) == 1
