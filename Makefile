@@ -47,12 +47,14 @@ DEMO_SURF := --trainer.max_steps 1400 --model.beta_steps 600 --model.ema_decay 0
 
 REGRESSION_AND_FLOW := mixit surf_rm surf_sr supervised_flow remixit self_remixing supervised_regression
 ROWS_digits := $(REGRESSION_AND_FLOW)
+ROWS_mnist-small := mixit surf_rm remixit self_remixing
 ROWS_mnist := $(REGRESSION_AND_FLOW) basis
 ROWS_cifar := $(REGRESSION_AND_FLOW) basis
+ROWS_libri2mix-small := mixit surf_rm
 ROWS_libri2mix := $(REGRESSION_AND_FLOW)
 ROWS_fuss := $(REGRESSION_AND_FLOW)
 ROWS_audioset := mixit surf_rm surf_sr remixit self_remixing
-DATASETS := digits mnist cifar libri2mix fuss audioset
+DATASETS := digits mnist-small mnist cifar libri2mix-small libri2mix fuss audioset
 ARGS ?=
 
 runs-of = $(or $(ROWS_$(1):%=runs/$(1)_%),$(error the data sets are $(DATASETS)))

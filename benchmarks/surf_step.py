@@ -21,6 +21,7 @@ from torch import Tensor
 from surf_lightning.callbacks.ema_teacher import ema_update
 from surf_lightning.flow import project_zero_sum
 from surf_lightning.methods import SURF, ReMixITLoss
+from surf_lightning.methods.base import compile_networks
 from surf_lightning.networks import RegressionNCSNpp, SharedNCSNpp
 from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import RegressionSeparator
@@ -155,3 +156,31 @@ def run(machine: Machine) -> Iterator[Timing]:
             floor = machine.floor_ms(flops, precision=precision)
             case = f"SURF step, {label}, B = {batch}, beta = {beta:g}, {name(precision)}"
             yield Timing(case, **row, bound=bound, floor_ms=floor, remark=f"{flops / 1e9:.3g} GFLOP")
+        yield from variants(machine, network, mixit, mixtures, precision)
+
+
+def variants(
+    machine: Machine, network: Any, mixit: RegressionSeparator, mixtures: Tensor, precision: torch.dtype
+) -> Iterator[Timing]:
+    """At beta = 0: what memory in channels-last order, a fused optimizer and, on CUDA, compilation give."""
+    autocast = machine.autocast(precision)
+
+    def fresh(memory_format: torch.memory_format = torch.contiguous_format) -> tuple[SURF, Any]:
+        module, optimizer = surf(copy.deepcopy(network), copy.deepcopy(mixit), machine.device)
+        module.beta = 0.0
+        return module.to(memory_format=memory_format), optimizer
+
+    def compiled() -> tuple[SURF, Any]:
+        module, optimizer = fresh()
+        compile_networks(module)
+        return module, optimizer
+
+    def fused() -> tuple[SURF, Any]:
+        module, _ = fresh()
+        return module, torch.optim.Adam(module.student.parameters(), lr=1e-4, fused=True)
+
+    changes = {"channels-last": functools.partial(fresh, torch.channels_last), "fused Adam": fused}
+    for label, make in (changes if machine.small else {**changes, "compiled": compiled}).items():
+        ours, theirs = (our_step(*pair, mixtures, autocast) for pair in (make(), fresh()))
+        case = f"  the same, {label}, {name(precision)}"
+        yield Timing(case, **compare(ours, theirs, machine.device), remark="plain: ours without")

@@ -41,9 +41,17 @@ def _timed(function: Callable[[], Any], device: torch.device, clock: Callable[[]
 def compare(
     ours: Callable[[], Any], theirs: Callable[[], Any], device: torch.device, rounds: int = 7
 ) -> dict[str, float]:
-    """Medians in milliseconds over ``rounds`` alternations after a warm-up of both, and the median of their ratios."""
-    seconds(ours, device), seconds(theirs, device)
-    pairs = [(seconds(ours, device), seconds(theirs, device)) for _ in range(rounds)]
+    """Medians in milliseconds over ``rounds`` alternations, and the median of their ratios.
+
+    Each is timed after an untimed call of itself, so that neither pays for the state that the other left caches and
+    memory in: after gigabytes are freed, getting some is slow.
+    """
+
+    def settled(function: Callable[[], Any]) -> float:
+        function()
+        return seconds(function, device)
+
+    pairs = [(settled(ours), settled(theirs)) for _ in range(rounds)]
     return {
         "ours_ms": 1e3 * median(a for a, _ in pairs),
         "theirs_ms": 1e3 * median(b for _, b in pairs),

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from surf_lightning.cli import main
+from surf_lightning.data.mixing import RandomMixtures
+from surf_lightning.errors import UserError
 from tests.test_configs import ROOT, arguments
 
 
@@ -141,6 +143,7 @@ def test_help_offers_only_what_can_be_built(capfd: pytest.CaptureFixture[str]) -
     "mistake",
     [
         ["--data.batch_size", "-4"],
+        ["--data.num_sources", "3"],
         ["--trainer.devices", "999"],
         ["--model.mixit_checkpoint", "text.ckpt"],
         ["--model.mixit_checkpoint", "none.ckpt"],
@@ -153,6 +156,17 @@ def test_a_fit_that_is_refused_leaves_the_run_that_is_there(mistake: list[str]) 
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
     assert main([*arguments("digits_surf_rm", Path()), *mistake]) == 2
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
+
+
+def test_what_a_worker_process_refuses_is_told_in_its_own_words(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("these cannot be used:\n  a.wav: silent") from KeyError("cause")
+
+    monkeypatch.setattr(RandomMixtures, "__getitem__", refuse)
+    assert main([*arguments("digits_mixit", Path()), "--data.num_workers", "1"]) == 2
+    assert capfd.readouterr().err.endswith("surf fit: these cannot be used:\n  a.wav: silent\n")
 
 
 def test_a_folder_that_cannot_be_written_is_named(capfd: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,9 @@ def fit(name: str, folder: str, processes: int, *more: str) -> dict[str, Any]:
     else:
         args += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # more threads on two cores would spin against each other
-        done = subprocess.run([*COMMAND, *args], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*COMMAND, *args], env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
         assert done.returncode == 0, done.stderr
     return torch.load(Path(folder, "checkpoints", "last.ckpt"), weights_only=True)
 
@@ -97,7 +99,7 @@ def test_devices_and_nodes_are_torchruns(
 @pytest.mark.slow
 def test_torchrun_says_how_many_processes_there_are() -> None:
     """Its numbers need not be repeated; the run is that of Lightning's own processes."""
-    launched = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--master-port", "29631"]
+    launched = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
     launched += ["-m", "surf_lightning"]
     args = [*arguments("digits_mixit", Path()), "--data.batch_size", "4", "--data.num_validation", "8"]
     args += ["--model.network.init_args.dropout", "0.0"]

@@ -53,4 +53,19 @@ def test_there_is_no_commit_without_git(checkout: Path, monkeypatch: pytest.Monk
     assert provenance.commit() is None
     found = provenance.provenance(torch.device("cpu"))
     assert found["version"] == __version__
-    assert str(found["hardware"]).endswith("threads")
+    assert str(found["hardware"]).startswith(provenance.processor())
+
+
+def test_the_cpu_is_named_by_its_model_or_else_by_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    information = Path("cpuinfo")
+    information.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2.20GHz\n\nprocessor\t: 1\nmodel name\t: other\n")
+    assert provenance.processor(information) == "Some CPU @ 2.20GHz"
+    monkeypatch.setattr(provenance.platform, "processor", lambda: "")
+    monkeypatch.setattr(provenance.platform, "machine", lambda: "aarch64")
+    information.write_text("processor\t: 0\nBogoMIPS\t: 48.00\n")
+    for place in (information, Path("nowhere")):
+        assert provenance.processor(place) == "aarch64 CPU"
+    monkeypatch.setattr(provenance, "processor", lambda: "Some CPU")
+    for threads, text in ((1, "1 thread"), (2, "2 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert provenance.hardware(torch.device("cpu")) == f"Some CPU, {text}"

@@ -243,7 +243,7 @@ def test_two_ranks_compute_what_one_process_does(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     try:
-        assert [process.wait(timeout=60) for process in processes] == [0, 0]
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

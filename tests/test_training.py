@@ -57,6 +57,8 @@ def test_a_stage_without_its_earlier_one_leaves_the_folder_alone() -> None:
     surf = SURF(tiny.velocity(), objective=ReMixITLoss(), mixit_checkpoint="nowhere.ckpt", optimizer=tiny.adam)
     with pytest.raises(UserError, match=r"nowhere\.ckpt of the earlier stage"):
         fit(surf, tiny.digits(), "run", 2, **QUIET)
+    with pytest.raises(UserError, match="have 3 sources"):
+        fit(mixit(), tiny.digits(num_sources=3), "run", 2, **QUIET)
     assert step_of(Path("run")) == 2
     with pytest.raises(UserError, match="there is no checkpoint"):
         fit(mixit(), tiny.digits(), "run", 2, ckpt_path="nowhere.ckpt", **QUIET)

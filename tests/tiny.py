@@ -10,11 +10,10 @@ import lightning as L
 import torch
 from torch import nn
 
-from surf_lightning.callbacks.bookkeeping import standard_callbacks
-from surf_lightning.checkpoint import AtomicCheckpointIO
 from surf_lightning.data import Digits
 from surf_lightning.methods import MixIT
 from surf_lightning.networks import RegressionNCSNpp, SharedNCSNpp
+from surf_lightning.training import make_trainer
 
 Module = TypeVar("Module", bound=nn.Module)
 adam = functools.partial(torch.optim.Adam, lr=1e-2)
@@ -50,15 +49,7 @@ def digits(**options: Any) -> Digits:
 
 def trainer(folder: Path, subcommand: str = "fit", **options: Any) -> L.Trainer:
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return L.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=standard_callbacks(folder, subcommand, False),
-        plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        **{"max_steps": 2, **quiet, **options},
-    )
+    return make_trainer(folder, subcommand, **{"accelerator": "cpu", "max_steps": 2, **quiet, **options})
 
 
 def mixit_checkpoint(folder: Path, **options: Any) -> str:

@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             raise UserError(f"there is no command {command!r}; `surf --help` lists them")
     except UserError as error:
-        print(f"surf {command}: {error}", file=sys.stderr)
+        print(f"surf {command}: {_message(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None:  # no file of the user's
@@ -73,6 +73,11 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"surf {command}: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
+
+
+def _message(error: UserError) -> str:
+    """What it says; one raised in a process of a DataLoader's comes wrapped in that process's traceback."""
+    return str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].rstrip()
 
 
 def entry_point() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from surf_lightning.checkpoint import PREFIX, load_separator_checkpoint, rebuild
 from surf_lightning.errors import UserError
+from surf_lightning.files import new_folder
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # the names of the Hugging Face Hub
 RECORD = ("method", "separator", "signal", "version")  # of a checkpoint's record, what a separator needs
@@ -89,21 +88,16 @@ def export(checkpoint: str | PathLike[str], output: Path, trust: bool = False) -
     record, state = load_separator_checkpoint(checkpoint)
     separator = rebuild(record["separator"], trust)
     separator.load_state_dict(state)  # what cannot be loaded is not worth exporting
-    partial = output.absolute().with_name(f".{output.absolute().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    weights = {PREFIX + key: value.clone().contiguous() for key, value in state.items()}
+    config = {key: record[key] for key in RECORD}
+    parameters = sum(parameter.numel() for parameter in separator.parameters())
     try:
-        partial.mkdir(parents=True)
-        weights = {PREFIX + key: value.clone().contiguous() for key, value in state.items()}
-        (partial / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner alone
-        config = {key: record[key] for key in RECORD}
-        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        parameters = sum(parameter.numel() for parameter in separator.parameters())
-        (partial / CARD).write_text(model_card(record, parameters), encoding="utf-8")
-        os.replace(partial, output)
+        with new_folder(output) as folder:
+            (folder / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner alone
+            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            (folder / CARD).write_text(model_card(record, parameters), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

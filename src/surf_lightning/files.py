@@ -1,12 +1,31 @@
-"""Files that are whole at every moment."""
+"""Files and folders that are whole at every moment."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file or folder is written before it is complete and moved to ``path``."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes ``path``, which is not there or empty, when the block ends without error."""
+    partial = partial_path(path.absolute())
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -18,7 +37,7 @@ def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
     Raises:
         OSError: it cannot be written; names ``path``.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     try:
         with open(partial, mode, **options) as file:
             yield file

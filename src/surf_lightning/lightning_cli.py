@@ -70,6 +70,7 @@ class SurfCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """What a fit changes on disk, once all that can be checked without training has been."""
+        self.model.check_sources(self.datamodule)
         if self._get(self.config, "ckpt_path") is None:
             self.model.check_earlier_stage()
         processes, cores = self.trainer.num_devices, os.cpu_count() or 1
@@ -106,14 +107,16 @@ def _follow_torchrun(trainer: Namespace) -> None:
         UserError: they say otherwise.
     """
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    started = {"devices": ("auto", local), "num_nodes": (1, world // local)}
-    for name, (default, count) in started.items():
+    for name, default, count in (("devices", "auto", local), ("num_nodes", "1", world // local)):
         given = trainer[name]
-        if str(len(given) if isinstance(given, list) else given) not in (str(default), str(count)):
+        listed = given.split(",") if isinstance(given, str) and "," in given else given
+        said = str(len(listed) if isinstance(listed, list) else listed)
+        if said not in (default, "-1", str(count)):
             raise UserError(
                 f"torchrun started {local} processes on each of {world // local} nodes, but {name} is {given}"
             )
-        trainer[name] = given if isinstance(given, list) else count
+        if not isinstance(listed, list):
+            trainer[name] = count
 
 
 def _first_config(config: Namespace) -> str | None:

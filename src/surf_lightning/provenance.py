@@ -15,7 +15,18 @@ def hardware(device: torch.device) -> str:
     """The device by name, and the threads where it is a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def processor(information: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's model; where the system does not tell it, as on ARM, its architecture."""
+    try:
+        lines = information.read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or f"{platform.processor() or platform.machine()} CPU"
 
 
 def commit() -> str | None:

@@ -46,7 +46,7 @@ class Separator(nn.Module, ABC):
 
     @torch.no_grad()
     def separate_from(self, mixtures: Tensor, noise: Tensor) -> Tensor:
-        """As ``separate``; a flow starts from this standard normal ``noise [B,K,*S]``, others have no use for it."""
+        """As ``separate``; a flow starts from this standard normal ``noise [B,K,*S]``, and nothing else looks at it."""
         return self(mixtures)
 
 

@@ -35,6 +35,22 @@ def keep_quiet() -> None:
     silence_adverts()
 
 
+def make_trainer(
+    folder: Path, subcommand: str, logger: Any, callbacks: Sequence[L.Callback] = (), **options: Any
+) -> L.Trainer:
+    """A trainer with what every run of ``subcommand`` in ``folder`` has; ``options`` are ``lightning.Trainer``'s."""
+    standard = standard_callbacks(folder, subcommand, bool(logger))
+    if options.get("enable_progress_bar", True):
+        standard.append(Progress())
+    return L.Trainer(
+        default_root_dir=folder,
+        logger=logger,
+        callbacks=[*standard, *callbacks],
+        plugins=[AtomicCheckpointIO()],
+        **{**TRAINER_DEFAULTS, **options},
+    )
+
+
 def fit(
     module: SeparationModule,
     data: SeparationData,
@@ -64,21 +80,13 @@ def fit(
     folder = Path(folder)
     continued = run_folder.checkpoint_to_continue(folder, ckpt_path)
     interval = min(50, data.batches_per_epoch)  # Lightning's own, and never less than once an epoch
-    defaults = {"logger": MetricsCSV(str(folder)), "log_every_n_steps": interval, **TRAINER_DEFAULTS}
-    options = {**defaults, **options}
-    standard = standard_callbacks(folder, "fit", bool(options["logger"]))
-    if options.get("enable_progress_bar", True):
-        standard.append(Progress())
+    options = {"logger": MetricsCSV(str(folder)), "log_every_n_steps": interval, **options}
     keep_quiet()
-    trainer = L.Trainer(
-        max_steps=max_steps,
-        default_root_dir=folder,
-        callbacks=[*standard, *callbacks],
-        plugins=[AtomicCheckpointIO()],
-        **options,
-    )
+    trainer = make_trainer(folder, "fit", callbacks=callbacks, max_steps=max_steps, **options)
+    module.check_sources(data)
     if continued is None:
         module.check_earlier_stage()
+    if ckpt_path is None:
         run_folder.move_aside(folder)
     trainer.fit(module, datamodule=data, ckpt_path=continued)
     return trainer

@@ -175,10 +175,6 @@ def test_a_test_records_what_it_measured_beside_the_mean_of_the_sources() -> Non
     assert torch.equal(torch.stack(examples["estimates"][4:]), module.separate(batches[1]["mixtures"], 1))
 
 
-def test_the_hardware_is_named() -> None:
-    assert hardware(torch.device("cpu")).endswith(f"CPU, {torch.get_num_threads()} threads")
-
-
 def test_each_command_has_its_callbacks() -> None:
     def types(subcommand: str, has_loggers: bool) -> list[type]:
         return [type(callback) for callback in standard_callbacks(Path("run"), subcommand, has_loggers)]

@@ -113,6 +113,8 @@ def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on() -> None:
 
 def test_after_a_stop_the_signals_mean_what_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
     before = [signal.getsignal(number) for number in checkpoints.SIGNALS]
+    fit()
+    assert [signal.getsignal(number) for number in checkpoints.SIGNALS] == before
     plain = LastCheckpoint.on_train_batch_end
 
     def interrupted(self: LastCheckpoint, *args: object) -> None:

@@ -82,7 +82,7 @@ def networks(family: str) -> tuple[VelocityNetwork, RegressionNetwork, Tensor]:
     return perturbed(flow), perturbed(anchor), torch.randn(6, 800, generator=generator)
 
 
-@pytest.mark.parametrize("family", ["NCSN++", "Locoformer and Conv-TasNet"])
+@pytest.mark.parametrize("family", ["NCSN++", pytest.param("Locoformer and Conv-TasNet", marks=pytest.mark.slow)])
 def test_each_network_is_one_graph_of_any_batch_size(family: str, backend: CompileCounterWithBackend) -> None:
     flow, anchor, mixtures = networks(family)
     plain = SURF(flow, SelfRemixingLoss(), mixit_checkpoint="", optimizer=adam)
@@ -91,14 +91,14 @@ def test_each_network_is_one_graph_of_any_batch_size(family: str, backend: Compi
     compiled = copy.deepcopy(plain)
     compile_networks(compiled)
     graphs = []
-    for size in (6, 4, 5, 3):
+    for size in (6, 4, 3):
         loss, found = gradients(compiled, mixtures[:size])
         expected_loss, expected = gradients(plain, mixtures[:size])
         torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-7)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
         graphs.append(backend.frame_count)
-    assert graphs == [4, 8, 8, 8]  # of one size, of any size
+    assert graphs == [4, 8, 8]  # of one size, of any size
     assert not counters["graph_break"]
 
 

@@ -46,6 +46,10 @@ def test_runs_stand_side_by_side_the_supervised_apart_and_unranked() -> None:
     ]
 
 
+def test_a_value_that_rounds_to_zero_has_no_sign() -> None:
+    assert "| **0.00** | **-0.013** |" in rows(measured("MixIT", {"si_sdr": -0.004, "estoi": -0.013}))[-1]
+
+
 def test_where_nothing_was_learnt_the_average_is_best() -> None:
     table = rows(measured("MixIT", {"psnr": 11.0, "ssim": 0.6}))
     assert table[2:] == [

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surf_lightning.files import partial_path
 from surf_lightning.networks.conv_tasnet import ConvTasNet
 from surf_lightning.networks.protocols import VelocityNetwork, recorded
 from surf_lightning.remixing import mix_seed
-from surf_lightning.separation.audio_io import AudioFile, Resampler, SampleFormat, SourceWriter, partial_path, quantise
+from surf_lightning.separation.audio_io import AudioFile, Resampler, SampleFormat, SourceWriter, quantise
 from surf_lightning.separation.stitching import Windows, cut
 from surf_lightning.separation.streaming import (
     CHANNELS,

@@ -17,6 +17,7 @@ from torch import Tensor
 from surf_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.callbacks.media import Media
 from surf_lightning.callbacks.results import PrintedResult
+from surf_lightning.files import replacing
 from surf_lightning.metrics.availability import unavailable_columns
 from surf_lightning.provenance import provenance
 from surf_lightning.tracking import ContinueTables
@@ -32,12 +33,10 @@ class SaveConfig(SaveConfigCallback):
         if stage == "fit" and trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            # The branch taken by --ckpt_path last is no part of what was run.
-            path = folder / "config.yaml"
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
             made_with = provenance(trainer.strategy.root_device)
             header = "".join(f"# {name}: {value}\n" for name, value in made_with.items() if value)
-            path.write_text(header + path.read_text())
+            with replacing(folder / "config.yaml", "w") as file:
+                file.write(header + self.parser.dump(self.config, skip_none=False))
 
 
 class TestRecord(L.Callback):
@@ -97,8 +96,10 @@ class TestRecord(L.Callback):
             **provenance(pl_module.device),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{data.test_record}.json").write_text(json.dumps(record, indent=2) + "\n")
-        torch.save({**self.examples, **pl_module.signal}, self.folder / "test_examples.pt")
+        with replacing(self.folder / "test_examples.pt") as file:
+            torch.save({**self.examples, **pl_module.signal}, file)
+        with replacing(self.folder / f"{data.test_record}.json", "w") as file:  # last: make takes it for a test done
+            file.write(json.dumps(record, indent=2) + "\n")
 
 
 def _fitted_seed(folder: Path, otherwise: int) -> int:

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from surf_lightning.files import replacing
 from surf_lightning.run_folder import CHECKPOINTS
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -77,8 +78,9 @@ class LastCheckpoint(ModelCheckpoint):
         if signalled or self._on_any_rank(trainer, time.monotonic() - self._saved > 60 * self.every_minutes):
             self.save(trainer)
         if signalled:
+            interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
             rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
-            if self._signal == signal.SIGINT:
+            if interrupted:
                 raise SystemExit(128 + signal.SIGINT)
             _requeue()
             raise SystemExit(128 + signal.SIGTERM)
@@ -88,10 +90,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save(trainer)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._restore_handlers()
+        self._restore_handlers()  # not in teardown, before which Lightning puts back those that it replaced earlier
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
@@ -110,9 +109,8 @@ def keep_newest(last: Path, step: int, keep: int) -> None:
     try:
         os.link(last, named)  # no second copy: the next last.ckpt takes the place of the name, not of the file
     except OSError:  # a file system without links
-        partial = last.with_name(f".{named.name}.partial")
-        shutil.copyfile(last, partial)
-        os.replace(partial, named)
+        with last.open("rb") as original, replacing(named) as copy:
+            shutil.copyfileobj(original, copy)
     for old in sorted(last.parent.glob("step_*.ckpt"), key=lambda path: path.stat().st_mtime_ns)[:-keep]:
         old.unlink()
 

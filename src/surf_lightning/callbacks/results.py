@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from surf_lightning.metrics.availability import unavailable_columns
 from surf_lightning.reporting.console import result_text
@@ -28,9 +29,10 @@ class PrintedResult(L.Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.count += len(batch["mixtures"]) * trainer.world_size
+        self.count += len(batch["mixtures"])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        count = int(trainer.strategy.reduce(torch.tensor(self.count, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -38,7 +40,7 @@ class PrintedResult(L.Callback):
         record = {
             "metrics": {k.removeprefix("val/"): v if math.isfinite(v) else None for k, v in values.items()},
             "unavailable": unavailable_columns(pl_module.val_metrics),
-            "protocol": f"{type(data).__name__}: {self.count:,} held-out mixtures, those that training looks at.",
+            "protocol": f"{type(data).__name__}: {count:,} held-out mixtures, those that training looks at.",
             "label": pl_module.label,
             "data": type(data).__name__,
             "steps": pl_module.trained_steps,

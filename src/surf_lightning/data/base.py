@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
+from surf_lightning.errors import UserError
 from surf_lightning.remixing import Ranks
 
 Batches = Dataset[dict[str, Tensor]]
+GRACE = 30  # seconds from SIGTERM to a worker's end: as many as SLURM leaves a job before it kills it
 
 
 def batches_done(trainer: L.Trainer) -> int:
@@ -48,6 +51,14 @@ class ResumableLoader(DataLoader[dict[str, Tensor]]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and SLURM signal all processes of a run: a worker that died of it would end it before its checkpoint."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # Not ignored for ever: it is also how an interpreter that exits ends the workers it still has.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 class SeparationData(L.LightningDataModule, ABC):
@@ -126,6 +137,7 @@ class SeparationData(L.LightningDataModule, ABC):
             num_workers=workers,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
             persistent_workers=workers > 0,
+            worker_init_fn=_outlive_signals,
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -134,8 +146,14 @@ class SeparationData(L.LightningDataModule, ABC):
         return self._loader(self.training_batches(self._ranks()), sampler, self.num_workers)
 
     def _held_out(self, batches: Batches) -> DataLoader[dict[str, Tensor]]:
-        ranks = self._ranks()  # every example is seen by exactly one rank: metrics are of the set, not of padding
-        return self._loader(batches, range(ranks.rank, len(batches), ranks.world_size), 0)  # type: ignore[arg-type]
+        ranks, count = self._ranks(), len(batches)  # type: ignore[arg-type]
+        if count < ranks.world_size:  # said by all ranks: one alone would leave the others waiting for it
+            raise UserError(
+                f"{count} batches of held-out mixtures cannot be shared out among {ranks.world_size} processes: have "
+                "more mixtures (data.num_validation, data.num_test) or fewer processes (trainer.devices)"
+            )
+        # Every example is seen by exactly one rank: metrics are of the set, not of padding.
+        return self._loader(batches, range(ranks.rank, count, ranks.world_size), 0)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._held_out(self.validation_batches())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from surf_lightning.checkpoint import KEY, check_fits, class_path, record_of
-from surf_lightning.data.base import batches_done
+from surf_lightning.data.base import SeparationData, batches_done
 from surf_lightning.errors import UserError
 from surf_lightning.remixing import BatchRandomness, Ranks, mix_seed
 from surf_lightning.separator import Separator
@@ -73,13 +73,17 @@ class SeparationModule(L.LightningModule, ABC):
     def check_earlier_stage(self) -> None:
         """Raises UserError where a fit from the beginning lacks what an earlier stage was to leave."""
 
+    def check_sources(self, data: SeparationData) -> None:
+        """Raises UserError where the separator has not the outputs that the mixtures of ``data`` need."""
+        sources, slots = getattr(data, "num_sources", None), self.separator.num_sources
+        if sources is not None and (sources > slots or (sources != slots and data.signal()["kind"] == "image")):
+            raise UserError(f"the mixtures have {sources} sources (data.num_sources), the network separates {slots}")
+
     # -- training --
 
     def setup(self, stage: str) -> None:
         data = self._data()
-        sources, slots = getattr(data, "num_sources", None), self.separator.num_sources
-        if sources is not None and (sources > slots or (data.signal()["kind"] == "image" and sources != slots)):
-            raise UserError(f"the mixtures have {sources} sources (data.num_sources), the network separates {slots}")
+        self.check_sources(data)
         self.signal = data.signal()
         self.lay_out(self)  # before DDP makes its buckets of gradients in the parameters' layout
         self.val_metrics = data.test_metrics() if stage == "validate" else data.metrics()

@@ -13,7 +13,8 @@ from surf_lightning.reporting.runs import Run
 from surf_lightning.reporting.tables import Entry, Row, Table, cells, columns_of, ranks, unavailable
 
 UNSEEN = {"name", "ckpt_path", "weights_only", "seed_everything", "checkpoints", "data.init_args.root"}
-UNSEEN |= {"trainer.logger", "trainer.default_root_dir"}
+UNSEEN |= {"trainer.logger", "trainer.default_root_dir", "model.init_args.micro_batch", "model.init_args.compile"}
+UNSEEN |= {f"data.init_args.{name}" for name in ("num_workers", "weights", "evaluation", "num_test")}
 """Of a configuration: what does not change what is learnt. Nor do the switches ``trainer.enable_*``."""
 
 

@@ -24,7 +24,7 @@ class Column:
     digits: int
 
     def text(self, value: float) -> str:
-        return f"{value:.{self.digits}f}"
+        return f"{value:z.{self.digits}f}"  # without the sign of a negative zero
 
     @property
     def heading(self) -> str:

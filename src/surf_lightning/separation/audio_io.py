@@ -15,6 +15,8 @@ import soxr
 import torch
 from torch import Tensor
 
+from surf_lightning.files import partial_path
+
 PLAIN = (".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd")
 EXTENSIONS = frozenset([*PLAIN, ".flac", ".ogg", ".oga", ".opus", ".mp3"])
 BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "ALAC_16": 16, "ALAC_24": 24}
@@ -170,11 +172,6 @@ class SampleQueue:
                 self.blocks.appendleft(block[:, missing:])
             missing -= parts[-1].shape[1]
         return torch.cat(parts, 1)
-
-
-def partial_path(path: Path) -> Path:
-    """Where a file is written before it is complete and moved to ``path``."""
-    return path.with_name(f".{path.name}.partial")
 
 
 def sync(path: Path) -> None:

@@ -6,11 +6,11 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from surf_lightning.separation.audio_io import partial_path, sync
+from surf_lightning.files import partial_path, replacing
 
 JOURNAL = "journal.jsonl"
 MANIFESTS = ("manifest.csv", "manifest.json", "manifest.raven.txt")
@@ -82,25 +82,21 @@ class Journal:
         rows = [row for entry in done for row in entry["rows"]]
         rows = [{"Selection": number, **row} for number, row in enumerate(rows, 1)]
         for name, delimiter in ((MANIFESTS[0], ","), (MANIFESTS[2], "\t")):
-            with open(
-                partial_path(self.folder / name), "w", newline="", encoding="utf-8", errors="backslashreplace"
-            ) as file:
+            path, options = self.folder / name, {"encoding": "utf-8", "errors": "backslashreplace"}
+            with replacing(path, "w", newline="", **options) as file:
                 table = csv.DictWriter(file, list(rows[0]) if rows else ["Selection"], delimiter=delimiter)
                 table.writeheader()
                 table.writerows(rows)
-        partial_path(self.folder / MANIFESTS[1]).write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        self._complete(MANIFESTS)
+        self._write(MANIFESTS[1], rows)
         return len(rows)
 
     def write_summary(self, summary: Entry) -> None:
         """What this run did, failures and reasons included."""
-        partial_path(self.folder / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        self._complete([SUMMARY])
+        self._write(SUMMARY, summary)
 
-    def _complete(self, names: Iterable[str]) -> None:
-        for path in (self.folder / name for name in names):
-            sync(partial_path(path))
-            os.replace(partial_path(path), path)
+    def _write(self, name: str, content: Any) -> None:
+        with replacing(self.folder / name, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
 
     def _paths(self, entry: Entry) -> list[Path]:
         return [self.folder / name for name in entry["outputs"]]

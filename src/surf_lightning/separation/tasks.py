@@ -19,8 +19,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from surf_lightning.errors import UserError
+from surf_lightning.files import partial_path
 from surf_lightning.remixing import mix_seed
-from surf_lightning.separation.audio_io import EXTENSIONS, AudioFile, SourceWriter, partial_path, source_paths, sync
+from surf_lightning.separation.audio_io import EXTENSIONS, AudioFile, SourceWriter, source_paths, sync
 from surf_lightning.separation.stitching import Windows
 from surf_lightning.separation.streaming import CHANNELS, posterior, separate_file
 from surf_lightning.separator import Separator
