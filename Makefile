@@ -135,7 +135,9 @@ ablation-%: install
 # -- speed: ratios to plain implementations, measured side by side --
 
 bench: install
-	$(BIN)/python benchmarks/run.py
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]' 2>/dev/null \
+		|| echo "asteroid cannot be installed here: its rows will say so."
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 # -- checks --
 

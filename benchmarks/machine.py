@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from timing import seconds
+
+from surf_lightning.provenance import processor
 
 PRECISIONS = (torch.float32, torch.bfloat16)
 MEANINGFUL = 1.5  # bfloat16 is measured where its peak is this much higher
@@ -62,16 +63,14 @@ class Machine:
         """What the figures were measured on, in plain values."""
         cuda = self.device.type == "cuda"
         return {
-            "device": torch.cuda.get_device_name(self.device) if cuda else _processor(),
+            "device": torch.cuda.get_device_name(self.device) if cuda else processor(),
             "devices": torch.cuda.device_count() if cuda else 1,
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "system": platform.platform(),
-            "matmul_gflops": {name(precision): round(peak / 1e9, 1) for precision, peak in self.matmul.items()},
-            "convolution_gflops": {
-                name(precision): round(peak / 1e9, 1) for precision, peak in self.convolution.items()
-            },
+            "matmul_gflops": _gigaflops(self.matmul),
+            "convolution_gflops": _gigaflops(self.convolution),
             "copy_gb_per_s": round(self.bandwidth / 1e9, 1),
         }
 
@@ -109,10 +108,3 @@ def _copy_bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     best = min(seconds(lambda: target.copy_(source), device) for _ in range(8))
     return 2 * source.nbytes / best
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0]} ({platform.machine()})" if models else platform.machine()
