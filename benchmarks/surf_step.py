@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -162,7 +163,7 @@ def run(machine: Machine) -> Iterator[Timing]:
 def variants(
     machine: Machine, network: Any, mixit: RegressionSeparator, mixtures: Tensor, precision: torch.dtype
 ) -> Iterator[Timing]:
-    """At beta = 0: what memory in channels-last order, a fused optimizer and, on CUDA, compilation give."""
+    """At beta = 0: what channels-last memory, a fused optimizer and, where there is a compiler, compilation give."""
     autocast = machine.autocast(precision)
 
     def fresh(memory_format: torch.memory_format = torch.contiguous_format) -> tuple[SURF, Any]:
@@ -180,7 +181,9 @@ def variants(
         return module, torch.optim.Adam(module.student.parameters(), lr=1e-4, fused=True)
 
     changes = {"channels-last": functools.partial(fresh, torch.channels_last), "fused Adam": fused}
-    for label, make in (changes if machine.small else {**changes, "compiled": compiled}).items():
+    if machine.device.type == "cuda" or shutil.which("g++"):
+        changes["compiled"] = compiled
+    for label, make in changes.items():
         ours, theirs = (our_step(*pair, mixtures, autocast) for pair in (make(), fresh()))
         case = f"  the same, {label}, {name(precision)}"
         yield Timing(case, **compare(ours, theirs, machine.device), remark="plain: ours without")
