@@ -13,7 +13,6 @@ from typing import Any
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -21,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from surf_lightning import run_folder, tracking
 from surf_lightning.callbacks.bookkeeping import SaveConfig, standard_callbacks
 from surf_lightning.callbacks.checkpoints import LastCheckpoint
-from surf_lightning.callbacks.progress import Progress
+from surf_lightning.callbacks.progress import progress_bar
 from surf_lightning.checkpoint import AtomicCheckpointIO
 from surf_lightning.data.base import SeparationData
 from surf_lightning.errors import UserError
@@ -85,9 +84,7 @@ class SurfCLI(LightningCLI):
         plugins = _list(config.plugins)
         checkpoints = self._get(self.config_init, "checkpoints")
         standard = standard_callbacks(self.folder, str(self.subcommand), bool(config.logger), **checkpoints)
-        own_bar = any(isinstance(callback, ProgressBar) for callback in _list(config.callbacks))
-        if config.enable_progress_bar is not False and not own_bar:
-            standard.append(Progress())
+        standard += progress_bar(config.enable_progress_bar is not False, _list(config.callbacks))
         if SLURMEnvironment.detect():  # LastCheckpoint requeues, after writing between two steps
             plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
         self.trainer_defaults["callbacks"] = standard

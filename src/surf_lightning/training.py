@@ -12,7 +12,7 @@ import lightning as L
 
 from surf_lightning import run_folder
 from surf_lightning.callbacks.bookkeeping import standard_callbacks
-from surf_lightning.callbacks.progress import Progress
+from surf_lightning.callbacks.progress import progress_bar
 from surf_lightning.checkpoint import AtomicCheckpointIO
 from surf_lightning.data.base import SeparationData
 from surf_lightning.methods.base import SeparationModule
@@ -40,8 +40,7 @@ def make_trainer(
 ) -> L.Trainer:
     """A trainer with what every run of ``subcommand`` in ``folder`` has; ``options`` are ``lightning.Trainer``'s."""
     standard = standard_callbacks(folder, subcommand, bool(logger))
-    if options.get("enable_progress_bar", True):
-        standard.append(Progress())
+    standard += progress_bar(options.get("enable_progress_bar", True), callbacks)
     return L.Trainer(
         default_root_dir=folder,
         logger=logger,

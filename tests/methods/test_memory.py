@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from counting import LiveBytes
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from surf_lightning.losses import log_energy
 from surf_lightning.methods import SURF, ReMixITLoss, SelfRemixingLoss
@@ -21,33 +19,6 @@ from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import RegressionSeparator
 from tests.test_configs import ROOT
 from tests.tiny import adam, regression, velocity
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors made within it that are alive at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return output
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self.live:
-            self.live[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._remove, key)
-
-    def _remove(self, key: int) -> None:
-        self.now -= self.live.pop(key)
 
 
 def surf(objective: Any, beta: float) -> SURF:
@@ -61,7 +32,7 @@ def peak(module: SURF, batch: int, micro_batch: int | None) -> int:
     module.micro_batch = micro_batch
     module.zero_grad()
     mixtures = torch.rand(batch, 1, 8, 8)
-    with PeakMemory() as memory:
+    with LiveBytes() as memory:
         module.loss({"mixtures": mixtures}, BatchRandomness(0, 0, torch.device("cpu"))).backward()
     return memory.peak
 

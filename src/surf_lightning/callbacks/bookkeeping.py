@@ -16,7 +16,7 @@ from torch import Tensor
 
 from surf_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.callbacks.media import Media
-from surf_lightning.callbacks.results import PrintedResult
+from surf_lightning.callbacks.results import PrintedResult, measured, without_nan
 from surf_lightning.files import replacing
 from surf_lightning.metrics.availability import unavailable_columns
 from surf_lightning.provenance import provenance
@@ -71,18 +71,14 @@ class TestRecord(L.Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        measured = {
-            name.removeprefix("test/"): float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("test/")
-        }
-        nothing = {name: NOTHING for name, value in measured.items() if not math.isfinite(value)}
+        values = measured(trainer, "test")
+        nothing = {name: NOTHING for name, value in values.items() if not math.isfinite(value)}
         loader: Any = trainer.test_dataloaders
         complete = trainer.num_test_batches == [len(loader)]
         record = {
-            "metrics": _without_nan(measured),
+            "metrics": without_nan(values),
             "unavailable": nothing | unavailable_columns(pl_module.test_metrics),
-            "average": _without_nan(average),
+            "average": without_nan(average),
             "mixtures": count,
             "protocol": data.protocol() if complete else f"Only the first {count:,} of: {data.protocol()}",
             "published": data.published() if complete else None,
@@ -107,11 +103,6 @@ def _fitted_seed(folder: Path, otherwise: int) -> int:
     path = folder / "config.yaml"
     config = yaml.safe_load(path.read_text()) if path.is_file() else {}
     return config.get("seed_everything", otherwise)
-
-
-def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def standard_callbacks(folder: Path, subcommand: str, has_loggers: bool, **checkpoints: Any) -> list[L.Callback]:

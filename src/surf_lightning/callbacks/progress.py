@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
-from lightning.pytorch.callbacks import TQDMProgressBar
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
 
 class Progress(TQDMProgressBar):
@@ -18,3 +20,8 @@ class Progress(TQDMProgressBar):
         due = self.is_enabled and (current == total or time.monotonic() - self._drawn >= 1)
         self._drawn = time.monotonic() if due else self._drawn
         return due
+
+
+def progress_bar(wanted: bool, callbacks: Iterable[L.Callback]) -> list[L.Callback]:
+    """Ours, where one is wanted and ``callbacks`` have none: two would be an error."""
+    return [Progress()] if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks) else []

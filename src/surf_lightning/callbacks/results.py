@@ -14,6 +14,17 @@ from surf_lightning.metrics.availability import unavailable_columns
 from surf_lightning.reporting.console import result_text
 
 
+def measured(trainer: L.Trainer, stage: str) -> dict[str, float]:
+    """What ``stage``, val or test, has logged, by the metrics' own names."""
+    logged = trainer.callback_metrics.items()
+    return {name.removeprefix(f"{stage}/"): float(value) for name, value in logged if name.startswith(f"{stage}/")}
+
+
+def without_nan(values: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 class PrintedResult(L.Callback):
     """Prints the row of the paper's table instead of Lightning's list of numbers.
 
@@ -36,9 +47,8 @@ class PrintedResult(L.Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         record = {
-            "metrics": {k.removeprefix("val/"): v if math.isfinite(v) else None for k, v in values.items()},
+            "metrics": without_nan(measured(trainer, "val")),
             "unavailable": unavailable_columns(pl_module.val_metrics),
             "protocol": f"{type(data).__name__}: {count:,} held-out mixtures, those that training looks at.",
             "label": pl_module.label,
