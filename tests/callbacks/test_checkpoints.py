@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 
@@ -126,3 +127,26 @@ def test_after_a_stop_the_signals_mean_what_they_did(monkeypatch: pytest.MonkeyP
         fit()
     assert [signal.getsignal(number) for number in checkpoints.SIGNALS] == before
     assert step(LAST) == 1
+
+
+@pytest.mark.parametrize("stopped_after", [3, 4])  # in mid-epoch; at its last batch, before the validation
+def test_a_stop_just_before_a_validation_leaves_none_out(stopped_after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--data.batches_per_epoch", "4", "--trainer.logger", "surf_lightning.tracking.MetricsCSV"]
+    options += ["--trainer.max_steps", "9"]
+    plain = LastCheckpoint.on_train_batch_end
+
+    def signalled(self: LastCheckpoint, trainer: lightning.Trainer, *args: object) -> None:
+        if trainer.global_step == stopped_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, trainer, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LastCheckpoint, "on_train_batch_end", signalled)
+        with pytest.raises(SystemExit, match="143"):
+            fit(*options)
+    assert step(LAST) == stopped_after
+    fit(*options, "--ckpt_path", "last")
+    stopped = Path("run/metrics.csv").read_text()
+    Path("run").rename("parts")
+    fit(*options)
+    assert stopped == Path("run/metrics.csv").read_text()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,16 @@ def test_a_moved_run_still_knows_its_best_score() -> None:
     )
     assert again >= score
     assert Path("after/checkpoints/best.ckpt").is_file()
+
+
+def test_a_run_resumed_with_another_batch_says_so() -> None:
+    fit("digits_mixit", "run", "--trainer.max_steps", "2")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch, steps in (("4", "3"), ("6", "4")):
+            fit("digits_mixit", "run", "--trainer.max_steps", steps, "--ckpt_path", "last", "--data.batch_size", batch)
+    said = [str(warning.message) for warning in caught if "mixtures a batch" in str(warning.message)]
+    assert said == [
+        "The resumed run goes on with 6 mixtures a batch (data.batch_size, times the processes), NOT with the 4 it "
+        "began with."
+    ]

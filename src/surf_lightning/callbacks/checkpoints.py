@@ -28,7 +28,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     A signal only sets a flag: the checkpoint is written between two optimizer steps, after the EMA, so that
     ``--ckpt_path last`` continues bit for bit. The process then ends with status 143 and a SLURM job requeues itself;
-    after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once.
+    after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once. Where a validation is next, it is still
+    made, and the checkpoint written again.
 
     Args:
         folder: the run's.
@@ -75,15 +76,27 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.fit_loop._should_accumulate() or (trainer.world_size > 1 and trainer.global_step % AGREE_EVERY):
             return
         signalled = self._on_any_rank(trainer, self._signal != 0)
+        validation_is_next = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
         if signalled or self._on_any_rank(trainer, time.monotonic() - self._saved > 60 * self.every_minutes):
             self.save(trainer)
-        if signalled:
-            interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
-            rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
-            if interrupted:
-                raise SystemExit(128 + signal.SIGINT)
-            _requeue()
-            raise SystemExit(128 + signal.SIGTERM)
+            if validation_is_next:  # a run that is resumed from here leaves it out: it saves again, at the same step
+                self._last_global_step_saved = 0
+        if signalled and not validation_is_next:
+            trainer._logger_connector.update_train_step_metrics()  # which Lightning does after this hook
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if not trainer.sanity_checking and self._on_any_rank(trainer, self._signal != 0):
+            self._stop(trainer)
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
+        rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
+        if interrupted:
+            raise SystemExit(128 + signal.SIGINT)
+        _requeue()
+        raise SystemExit(128 + signal.SIGTERM)
 
     def _on_any_rank(self, trainer: L.Trainer, here: bool) -> bool:
         return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)

@@ -63,6 +63,7 @@ class SeparationModule(L.LightningModule, ABC):
         self.micro_batch, self.compiled, self.seed = micro_batch, compile, seed
         self.signal: dict[str, Any] = {}
         self.trained_steps, self.trained_seconds, self._clock = 0, 0.0, 0.0
+        self._batch_before: int | None = None
         self.val_metrics: Metric | None = None
         self.test_metrics: Metric | None = None
 
@@ -180,6 +181,11 @@ class SeparationModule(L.LightningModule, ABC):
                 f"The resumed run goes on with the optimizer settings of its checkpoint, {restored}, "
                 f"NOT with those configured now, {self._configured}."
             )
+        if self._batch_before not in (None, batch := self._whole_batch()):
+            rank_zero_warn(
+                f"The resumed run goes on with {batch} mixtures a batch (data.batch_size, times the processes), NOT "
+                f"with the {self._batch_before} it began with."
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         written_by, mine = checkpoint[KEY]["method"], class_path(self)
@@ -190,9 +196,15 @@ class SeparationModule(L.LightningModule, ABC):
             )
         check_fits(checkpoint, self.separator)
         self.trained_steps, self.trained_seconds = checkpoint["global_step"], checkpoint[KEY]["seconds"]
+        self._batch_before = checkpoint[KEY]["batch"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = {**record_of(self), "seconds": self.trained_seconds + time.monotonic() - self._clock}
+        seconds = self.trained_seconds + time.monotonic() - self._clock
+        checkpoint[KEY] = {**record_of(self), "seconds": seconds, "batch": self._whole_batch()}
+
+    def _whole_batch(self) -> int:
+        """Mixtures in a training batch of all processes."""
+        return self._data().batch_size * self.trainer.world_size
 
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
