@@ -104,19 +104,19 @@ def test_skip_residuals_link_every_earlier_input_to_every_later_one() -> None:
 @pytest.mark.parametrize(("frame", "hop", "length"), [(40, 20, 50), (12, 4, 21), (12, 4, 1)])
 def test_filterbank_by_hand(frame: int, hop: int, length: int) -> None:
     net, x = network(frame=frame, hop=hop), randn(2, length)
-    coefficients = net.encode(x)
+    coefficients = net.filterbank.encode(x)
     padded = F.pad(x, (frame - hop, -length % hop + frame - hop))
     frames = padded.unfold(1, frame, hop)
     torch.testing.assert_close(
-        coefficients, torch.relu(frames @ net.encoder.weight[:, 0].T).transpose(1, 2), atol=1e-12, rtol=0
+        coefficients, torch.relu(frames @ net.filterbank.encoder.weight[:, 0].T).transpose(1, 2), atol=1e-12, rtol=0
     )
     logits = randn(2, 3 * 12, frames.shape[1])
     out = torch.zeros(2, 3, padded.shape[1], dtype=torch.float64)
     for m, n in itertools.product(range(3), range(frames.shape[1])):
         masks = 1 / (1 + (-logits[:, 12 * m : 12 * m + 12, n]).exp())
-        out[:, m, n * hop : n * hop + frame] += masks * coefficients[:, :, n] @ net.decoder.weight[:, 0]
+        out[:, m, n * hop : n * hop + frame] += masks * coefficients[:, :, n] @ net.filterbank.decoder.weight[:, 0]
     expected = out[..., frame - hop : frame - hop + length]
-    torch.testing.assert_close(net.decode(logits, coefficients, length), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(net.filterbank.decode(logits, coefficients, length), expected, atol=1e-12, rtol=0)
 
 
 def test_consistency_weights() -> None:
@@ -147,9 +147,9 @@ def test_residual_is_shared_by_weight() -> None:
     even = network(consistency=UniformWeights())
     even.load_state_dict(net.state_dict(), strict=False)
     scale = mixtures.pow(2).mean(1, keepdim=True).sqrt()
-    coefficients = net.encode(mixtures / scale)
+    coefficients = net.filterbank.encode(mixtures / scale)
     features = net.tcn(net.dense(coefficients))
-    raw = scale[..., None] * net.decode(net.masks(features), coefficients, 200)
+    raw = scale[..., None] * net.filterbank.decode(net.masks(features), coefficients, 200)
     residual = (mixtures - raw.sum(1))[:, None]
     weights = net.consistency(raw, features)
     assert (weights - 1 / 3).abs().max() > 1e-3
@@ -183,5 +183,5 @@ def test_bfloat16_autocast() -> None:
 
 @pytest.mark.parametrize("sizes", [{"hop": 15}, {"hop": 40}, {"kernel": 2}])
 def test_unusable_sizes_are_refused(sizes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be a multiple"):
+    with pytest.raises(ValueError, match="must be"):
         ConvTasNet(2, 2, **sizes)

@@ -76,6 +76,7 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.fit_loop._should_accumulate() or (trainer.world_size > 1 and trainer.global_step % AGREE_EVERY):
             return
         signalled = self._on_any_rank(trainer, self._signal != 0)
+        assert trainer.fit_loop._data_fetcher is not None
         validation_is_next = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
         if signalled or self._on_any_rank(trainer, time.monotonic() - self._saved > 60 * self.every_minutes):
             self.save(trainer)

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from surf_lightning.callbacks.ema_teacher import EMATeacher
@@ -26,6 +27,8 @@ class TeacherStudentModule(SeparationModule):
         ema_decay: alpha, see ``callbacks.EMATeacher``.
         remix_over_ranks: shuffle the teacher's estimates over the batches of all processes, as if they were one. False:
             each process shuffles its own batch, and exchanges nothing but gradients.
+        initialize_from_mixit: begin with the weights of the MixIT network that have a namesake of the same shape in the
+            student's, Appendix D.4. For networks of one family, such as ConvTasNet and VelocityConvTasNet.
         trust_checkpoint: allow networks from outside this package, imported by the checkpoint, such as your own.
 
     The other arguments are those of ``SeparationModule``.
@@ -39,13 +42,14 @@ class TeacherStudentModule(SeparationModule):
         mixit_checkpoint: str,
         ema_decay: float = 0.999,
         remix_over_ranks: bool = True,
+        initialize_from_mixit: bool = False,
         trust_checkpoint: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(copy.deepcopy(student).requires_grad_(False).eval(), **options)
         self.student, self.trust_checkpoint = student, trust_checkpoint
         self.mixit_checkpoint, self.follower = mixit_checkpoint, EMATeacher(ema_decay)
-        self.remix_over_ranks = remix_over_ranks
+        self.remix_over_ranks, self.initialize_from_mixit = remix_over_ranks, initialize_from_mixit
 
     def remix(self, estimates: Tensor, random: BatchRandomness) -> tuple[Remix, Ranks]:
         """Shuffle this rank's teacher ``estimates [B,K,*S]``, Eq. (14)-(15).
@@ -87,6 +91,21 @@ class TeacherStudentModule(SeparationModule):
                 f"{self.separator.num_sources} sources of {self.signal}"
             )
         self._freeze(anchor)
+        if self.initialize_from_mixit:
+            self._initialize(anchor.network.state_dict())
+
+    def _initialize(self, weights: dict[str, Tensor]) -> None:
+        own = self.student.network.state_dict()
+        shared = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
+        if not shared:
+            raise UserError(
+                "no weight of the MixIT network has a namesake of the same shape in the student's: leave out "
+                "model.initialize_from_mixit, or choose networks of one family and width"
+            )
+        for separator in (self.student, self.separator):
+            separator.network.load_state_dict(shared, strict=False)
+        taken, total = (sum(weight.numel() for weight in part.values()) for part in (shared, own))
+        rank_zero_info(f"The student begins with {taken / total:.0%} of its weights from MixIT.")
 
     def _freeze(self, anchor: RegressionSeparator) -> None:
         self.anchor = anchor.requires_grad_(False).eval()

@@ -7,6 +7,7 @@ from surf_lightning.networks.ncsnpp import ConcatenatedNCSNpp, LogSigma, PlainTi
 from surf_lightning.networks.noise import ConstantNoise, EnvelopeNoise, GlobalRMSNoise, PriorNoise
 from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork, recorded
 from surf_lightning.networks.score import ScoreNCSNpp, ScoreNetwork
+from surf_lightning.networks.velocity_conv_tasnet import VelocityConvTasNet
 
 __all__ = [
     "ConcatenatedNCSNpp",
@@ -29,6 +30,7 @@ __all__ = [
     "SharedNCSNpp",
     "SourceHead",
     "UniformWeights",
+    "VelocityConvTasNet",
     "VelocityHead",
     "VelocityNetwork",
     "recorded",

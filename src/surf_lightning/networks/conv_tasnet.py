@@ -56,6 +56,8 @@ class TemporalBlock(nn.Module):
 
     def __init__(self, channels: int, hidden: int, kernel: int, dilation: int, scale: float) -> None:
         super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel {kernel} must be odd")
         padding = dilation * (kernel - 1) // 2
         self.layers = nn.Sequential(
             ScaledConv(channels, hidden),
@@ -104,6 +106,39 @@ class TemporalNetwork(nn.Module):
         return x
 
 
+class MaskedFilterbank(nn.Module):
+    """Learned analysis and synthesis filters, and sigmoid masks between them.
+
+    Args:
+        filters: E.
+        frame, hop: in samples.
+
+    Raises:
+        ValueError: ``hop`` does not divide ``frame``, or is as long.
+    """
+
+    def __init__(self, filters: int, frame: int, hop: int) -> None:
+        super().__init__()
+        if frame % hop or frame == hop:
+            raise ValueError(f"frame {frame} must be a multiple (2, 3, ...) of hop {hop}")
+        self.filters, self.hop = filters, hop
+        # The first and last samples too lie in frame / hop frames; the decoder's padding cuts what the encoder's added.
+        self.encoder = nn.Conv1d(1, filters, frame, hop, padding=frame - hop, bias=False)
+        self.decoder = nn.ConvTranspose1d(filters, 1, frame, hop, padding=frame - hop, bias=False)
+
+    def encode(self, signals: Tensor) -> Tensor:
+        """``signals [B,T] -> coefficients [B,E,N]``, N = ceil(T / hop) + frame / hop - 1, in float32 or better."""
+        with full_precision(signals):
+            return F.relu(self.encoder(F.pad(signals, (0, -signals.shape[-1] % self.hop))[:, None]))
+
+    def decode(self, logits: Tensor, coefficients: Tensor, length: int) -> Tensor:
+        """Mask logits ``[B,M*E,N]`` and ``coefficients [B,E,N] -> estimates [B,M,length]``, in float32 or better."""
+        with full_precision(coefficients):
+            masks = at_least_float32(logits).sigmoid().unflatten(1, (-1, self.filters))
+            rows = (masks * coefficients[:, None]).flatten(0, 1)
+            return self.decoder(rows).view(*masks.shape[:2], -1)[..., :length]
+
+
 class ConsistencyWeights(nn.Module, ABC):
     """The shares of the mixture's residual that the estimates get; they sum to one."""
 
@@ -150,7 +185,7 @@ class PredictedSourceWeights(ConsistencyWeights):
         self.linear = nn.Linear(bottleneck, num_outputs)
 
     def forward(self, estimates: Tensor, features: Tensor) -> Tensor:
-        return self.linear(features.mean(-1)).softmax(-1)
+        return at_least_float32(self.linear(features.mean(-1))).softmax(-1)  # bfloat16 would not sum to one
 
 
 @recorded
@@ -191,36 +226,20 @@ class ConvTasNet(RegressionNetwork):
         consistency: ConsistencyWeights | None = None,
     ) -> None:
         super().__init__()
-        if frame % hop or frame == hop or kernel % 2 == 0:
-            raise ValueError(f"frame {frame} must be a multiple (2, 3, ...) of hop {hop}, and kernel {kernel} odd")
-        self.num_outputs, self.num_sources, self.hop = num_outputs, num_sources, hop
-        # The first and last samples too lie in frame / hop frames; the decoder's padding cuts what the encoder's added.
-        self.encoder = nn.Conv1d(1, filters, frame, hop, padding=frame - hop, bias=False)
+        self.num_outputs, self.num_sources = num_outputs, num_sources
+        self.filterbank = MaskedFilterbank(filters, frame, hop)
         self.dense = ScaledConv(filters, bottleneck, bias=True)
         self.tcn = TemporalNetwork(bottleneck, hidden, kernel, repeats, blocks, skip_residuals)
         self.masks = nn.Conv1d(bottleneck, num_outputs * filters, 1, bias=False)
-        self.decoder = nn.ConvTranspose1d(filters, 1, frame, hop, padding=frame - hop, bias=False)
         self.consistency = PredictedSourceWeights(num_outputs, bottleneck) if consistency is None else consistency
 
     def forward(self, mixtures: Tensor) -> Tensor:
         """``mixtures [B,T]`` (sums), any T -> ``estimates [B,M,T]``, which sum to them."""
         means = mixtures / self.num_sources
         scale = level(means)
-        coefficients = self.encode(means / scale)
+        coefficients = self.filterbank.encode(means / scale)
         features = self.tcn(self.dense(coefficients))
-        estimates = self.decode(self.masks(features), coefficients, mixtures.shape[-1])
-        weights = at_least_float32(self.consistency(estimates, features))
+        estimates = self.filterbank.decode(self.masks(features), coefficients, mixtures.shape[-1])
+        weights = self.consistency(estimates, features)
         residual = (means / scale - estimates.sum(1))[:, None]
         return self.num_sources * scale[:, None] * (estimates + weights[..., None] * residual)
-
-    def encode(self, signals: Tensor) -> Tensor:
-        """``signals [B,T] -> coefficients [B,E,N]``, N = ceil(T / hop) + frame / hop - 1, in float32 or better."""
-        with full_precision(signals):
-            return F.relu(self.encoder(F.pad(signals, (0, -signals.shape[-1] % self.hop))[:, None]))
-
-    def decode(self, logits: Tensor, coefficients: Tensor, length: int) -> Tensor:
-        """Mask logits ``[B,M*E,N]`` and ``coefficients [B,E,N] -> estimates [B,M,length]``, in float32 or better."""
-        with full_precision(coefficients):
-            masks = at_least_float32(logits).sigmoid().unflatten(1, (self.num_outputs, -1))
-            rows = (masks * coefficients[:, None]).flatten(0, 1)
-            return self.decoder(rows).view(*masks.shape[:2], -1)[..., :length]
