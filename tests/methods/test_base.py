@@ -250,3 +250,36 @@ def test_a_fresh_fit_takes_over_the_earlier_stage_and_a_resumed_one_its_own(mixi
     for name, value in resumed.anchor.state_dict().items():
         assert torch.equal(value, weights[f"separator.{name}"])
     assert not any(parameter.requires_grad for parameter in resumed.anchor.parameters())
+
+
+@pytest.mark.parametrize("method", ["Remixing", "SURF"])
+def test_a_student_may_begin_with_the_weights_of_mixit_that_fit(method: str, mixit: str) -> None:
+    still = functools.partial(torch.optim.SGD, lr=0.0)
+    module: Any = build(method, mixit, initialize_from_mixit=True, optimizer=still)
+    made = {name: value.clone() for name, value in module.student.network.state_dict().items()}
+    fit(module)
+    theirs = module.anchor.network.state_dict()
+    fitting = {name for name, value in made.items() if name in theirs and theirs[name].shape == value.shape}
+    assert {"stem.weight", "heads.0.2.weight"} & {name.removeprefix("trunk.") for name in made.keys() - fitting}
+    assert len(fitting) > len(made) / 2
+    for separator in (module.student, module.separator):
+        for name, value in separator.network.state_dict().items():
+            assert torch.equal(value, theirs[name] if name in fitting else made[name]), name
+
+
+def test_a_resumed_student_does_not_begin_again(mixit: str) -> None:
+    fit(build("Remixing", mixit, initialize_from_mixit=True), max_steps=2)
+    resumed: Any = build("Remixing", mixit, initialize_from_mixit=True)
+    fit(resumed, "run/checkpoints/last.ckpt", max_steps=4)
+    whole: Any = build("Remixing", mixit, initialize_from_mixit=True)
+    fit(whole, max_steps=4)
+    for name, value in whole.student.state_dict().items():
+        assert torch.equal(resumed.student.state_dict()[name], value), name
+
+
+def test_a_mixit_of_another_width_is_nothing_to_begin_with(mixit: str) -> None:
+    module = SURF(
+        velocity(channels=8), ReMixITLoss(), mixit_checkpoint=mixit, initialize_from_mixit=True, optimizer=adam
+    )
+    with pytest.raises(UserError, match="no weight of the MixIT network has a namesake of the same shape"):
+        fit(module)
