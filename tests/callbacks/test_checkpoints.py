@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -129,10 +130,17 @@ def test_after_a_stop_the_signals_mean_what_they_did(monkeypatch: pytest.MonkeyP
     assert step(LAST) == 1
 
 
+def rows(run: str) -> list[dict[str, str]]:
+    with open(Path(run, "metrics.csv"), newline="") as file:
+        return [{**row, "epoch": ""} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("between", [[], ["4"]])  # stopped once, and again as soon as it went on
 @pytest.mark.parametrize("stopped_after", [3, 4])  # in mid-epoch; at its last batch, before the validation
-def test_a_stop_just_before_a_validation_leaves_none_out(stopped_after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_just_before_a_validation_leaves_none_out(
+    stopped_after: int, between: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ["--data.batches_per_epoch", "4", "--trainer.logger", "surf_lightning.tracking.MetricsCSV"]
-    options += ["--trainer.max_steps", "9"]
     plain = LastCheckpoint.on_train_batch_end
 
     def signalled(self: LastCheckpoint, trainer: lightning.Trainer, *args: object) -> None:
@@ -143,10 +151,31 @@ def test_a_stop_just_before_a_validation_leaves_none_out(stopped_after: int, mon
     with monkeypatch.context() as patched:
         patched.setattr(LastCheckpoint, "on_train_batch_end", signalled)
         with pytest.raises(SystemExit, match="143"):
-            fit(*options)
+            fit(*options, "--trainer.max_steps", "9")
     assert step(LAST) == stopped_after
-    fit(*options, "--ckpt_path", "last")
-    stopped = Path("run/metrics.csv").read_text()
+    for steps in [*between, "9"]:
+        fit(*options, "--trainer.max_steps", steps, "--ckpt_path", "last")
     Path("run").rename("parts")
-    fit(*options)
-    assert stopped == Path("run/metrics.csv").read_text()
+    fit(*options, "--trainer.max_steps", "9")
+    assert rows("parts") == rows("run")
+    stopped, whole = (torch.load(Path(run, "checkpoints/best.ckpt"), weights_only=True) for run in ("parts", "run"))
+    assert stopped["global_step"] == whole["global_step"]
+    assert all(torch.equal(value, whole["state_dict"][name]) for name, value in stopped["state_dict"].items())
+
+
+@pytest.mark.parametrize("method", ["surf_rm", "remixit"])
+def test_without_truth_a_moving_teacher_leaves_the_newest_as_the_best(
+    method: str, audio_sets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss grows as beta falls, or as the student's own average teaches: its least says nothing of the weights."""
+    steps = ["--trainer.max_steps", "6", "--trainer.logger", "surf_lightning.tracking.MetricsCSV"]
+    schedule = ["--model.beta_steps", "2"] if method == "surf_rm" else ["--model.teacher_steps", "3"]
+    assert main(arguments("folder_mixit", audio_sets)) == 0
+    args = [*arguments(f"folder_{method}", audio_sets), "--trainer.default_root_dir", "run"]
+    assert main([*args, *steps, *schedule]) == 0
+    assert step(LAST.with_name("best.ckpt")) == 6
+    logged = [row["val/loss"] for row in rows("run") if row["val/loss"]]
+    assert len(logged) == 3
+    capsys.readouterr()
+    assert main(["validate", *args[1:], *schedule, "--ckpt_path", "last"]) == 0
+    assert f"{float(logged[-1]):.2f}" in capsys.readouterr().out

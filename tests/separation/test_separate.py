@@ -190,6 +190,9 @@ def test_inputs_of_one_name_get_places_of_their_own() -> None:
     assert placed("x/a.wav", "y/a.wav", "y/b.wav") == ["x/a", "y/a", "y/b"]
     assert placed("x/a.wav", "x/a.flac") == ["a_wav", "a_flac"]
     assert placed("a.b.wav", "a.wav") == ["a.b", "a"]
+    # A place made longer is no other's either, in whichever order they come.
+    assert placed("a.flac", "a.wav", "a_wav.wav") == ["a_flac", "a_wav_wav", "a_wav"]
+    assert placed("a_wav.wav", "a.wav", "a.flac") == ["a_wav", "a_wav_wav", "a_flac"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from surf_lightning.run_folder import CHECKPOINTS
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 AGREE_EVERY = 20  # optimizer steps; the ranks' agreement is a collective and a synchronisation
+AGREE_SECONDS = 5.0  # where so many steps take longer, the ranks agree at every one
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -28,8 +29,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     A signal only sets a flag: the checkpoint is written between two optimizer steps, after the EMA, so that
     ``--ckpt_path last`` continues bit for bit. The process then ends with status 143 and a SLURM job requeues itself;
-    after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once. Where a validation is next, it is still
-    made, and the checkpoint written again.
+    after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once. Where a validation was next, the run that
+    goes on begins with it.
 
     Args:
         folder: the run's.
@@ -45,6 +46,8 @@ class LastCheckpoint(ModelCheckpoint):
         self.every_minutes, self.keep = every_minutes, keep
         self._signal = 0
         self._saved = 0.0
+        self._owed = False  # a validation, to the step of the latest checkpoint
+        self._agree_at, self._agreed = 0, (0, 0.0)  # the next step, and the last step and its time
         self._previous: dict[signal.Signals, Any] = {}
 
     def save(self, trainer: L.Trainer) -> None:
@@ -61,6 +64,9 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._saved = time.monotonic()
+        self._agreed = trainer.global_step, self._saved
+        if self._owed:
+            _validate(trainer)
         self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -73,23 +79,36 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Gradients that are accumulated but not used yet are in no checkpoint.
-        if trainer.fit_loop._should_accumulate() or (trainer.world_size > 1 and trainer.global_step % AGREE_EVERY):
+        if trainer.fit_loop._should_accumulate() or trainer.global_step < self._agree_at:
             return
+        now = time.monotonic()
+        if trainer.world_size > 1:
+            a_step = (now - self._agreed[1]) / max(trainer.global_step - self._agreed[0], 1)
+            slow = self._on_any_rank(trainer, a_step * AGREE_EVERY > AGREE_SECONDS)
+            self._agreed, self._agree_at = (
+                (trainer.global_step, now),
+                trainer.global_step + (1 if slow else AGREE_EVERY),
+            )
         signalled = self._on_any_rank(trainer, self._signal != 0)
-        assert trainer.fit_loop._data_fetcher is not None
-        validation_is_next = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-        if signalled or self._on_any_rank(trainer, time.monotonic() - self._saved > 60 * self.every_minutes):
+        if signalled or self._on_any_rank(trainer, now - self._saved > 60 * self.every_minutes):
+            assert trainer.fit_loop._data_fetcher is not None
+            self._owed = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
             self.save(trainer)
-            if validation_is_next:  # a run that is resumed from here leaves it out: it saves again, at the same step
-                self._last_global_step_saved = 0
-        if signalled and not validation_is_next:
+        if signalled:
             trainer._logger_connector.update_train_step_metrics()  # which Lightning does after this hook
             self._stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._owed:  # there is a checkpoint of this step, from before
+            self._owed, self._last_global_step_saved = False, 0
         super().on_validation_end(trainer, pl_module)
-        if not trainer.sanity_checking and self._on_any_rank(trainer, self._signal != 0):
-            self._stop(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "validation_owed": self._owed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._owed = state_dict["validation_owed"]
 
     def _stop(self, trainer: L.Trainer) -> None:
         interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
@@ -116,6 +135,15 @@ class LastCheckpoint(ModelCheckpoint):
         self._previous = {}
 
 
+def _validate(trainer: L.Trainer) -> None:
+    """The validation that Lightning leaves out of a run resumed from an epoch's last batch; it counts to the next."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+
+
 def keep_newest(last: Path, step: int, keep: int) -> None:
     """Name ``last`` by its ``step`` as well, and remove the oldest files so named beyond ``keep``."""
     named = last.with_name(f"step_{step:07d}.ckpt")
@@ -136,7 +164,10 @@ def _requeue() -> None:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """``best.ckpt`` by the DataModule's ``monitor``: PSNR or SI-SDR where truth exists, else the loss."""
+    """``best.ckpt`` by the DataModule's ``monitor``: PSNR or SI-SDR where truth exists.
+
+    Where none does, by the loss, or the newest where the loss cannot tell (``loss_tells_the_best`` of the method).
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / CHECKPOINTS, "best", enable_version_counter=False, save_on_train_epoch_end=False)
@@ -144,6 +175,8 @@ class BestCheckpoint(ModelCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.monitor, self.mode = data.monitor, data.monitor_mode
+        if self.monitor == "val/loss" and not pl_module.loss_tells_the_best:  # type: ignore[attr-defined]
+            self.monitor = None
         self.kth_value = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
         super().setup(trainer, pl_module, stage)
 

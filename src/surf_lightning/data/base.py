@@ -16,7 +16,6 @@ from surf_lightning.errors import UserError
 from surf_lightning.remixing import Ranks
 
 Batches = Dataset[dict[str, Tensor]]
-GRACE = 30  # seconds from SIGTERM to a worker's end: as many as SLURM leaves a job before it kills it
 
 
 def batches_done(trainer: L.Trainer) -> int:
@@ -57,8 +56,9 @@ def _outlive_signals(worker: int) -> None:
     """Ctrl-C and SLURM signal all processes of a run: a worker that died of it would end it before its checkpoint."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # Not ignored for ever: it is also how an interpreter that exits ends the workers it still has.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    # The first only: it is also how an interpreter that exits ends the workers it still has, and it tries twice. One
+    # whose parent is gone ends by itself.
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 class SeparationData(L.LightningDataModule, ABC):

@@ -44,6 +44,8 @@ class SeparationModule(L.LightningModule, ABC):
     separator: Separator
     label: str
     """The method's name in the tables of the paper."""
+    loss_tells_the_best = True
+    """Whether ``val/loss`` is of one target throughout, so that the least is of the best checkpoint."""
 
     def __init__(
         self,
@@ -71,6 +73,11 @@ class SeparationModule(L.LightningModule, ABC):
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         """The scalar training loss of ``batch``, all random numbers but dropout's taken from ``random``."""
 
+    @property
+    def steps_made(self) -> int:
+        """Optimizer steps behind the weights, also where a checkpoint is only evaluated."""
+        return max(self.global_step, self.trained_steps)
+
     def check_earlier_stage(self) -> None:
         """Raises UserError where a fit from the beginning lacks what an earlier stage was to leave."""
 
@@ -96,6 +103,7 @@ class SeparationModule(L.LightningModule, ABC):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def on_fit_start(self) -> None:
+        self._clock = time.monotonic()
         if self.compiled:
             compile_networks(self)
 
@@ -131,7 +139,7 @@ class SeparationModule(L.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if "sources" not in batch:
-            random = BatchRandomness(HELD_OUT_SEED, batch_idx, self.device)
+            random = BatchRandomness(HELD_OUT_SEED, self._position(batch_idx), self.device)
             self.log("val/loss", self.loss(batch, random), prog_bar=True, sync_dist=True)
             return None
         return self._measure(self.val_metrics, batch, batch_idx)
@@ -167,7 +175,6 @@ class SeparationModule(L.LightningModule, ABC):
     # -- checkpoints --
 
     def on_train_start(self) -> None:
-        self._clock = time.monotonic()
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         restored = _settings(optimizer.optimizer)
@@ -196,7 +203,7 @@ class SeparationModule(L.LightningModule, ABC):
             )
         check_fits(checkpoint, self.separator)
         self.trained_steps, self.trained_seconds = checkpoint["global_step"], checkpoint[KEY]["seconds"]
-        self._batch_before = checkpoint[KEY]["batch"]
+        self._batch_before = checkpoint[KEY].get("batch")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         seconds = self.trained_seconds + time.monotonic() - self._clock

@@ -85,6 +85,7 @@ class MixCycle(MixPIT):
     """
 
     label = "MixCycle"
+    loss_tells_the_best = False  # it is its own teacher
 
     def __init__(self, network: RegressionNetwork, mixpit_steps: int = 20_000, **options: Any) -> None:
         super().__init__(network, **options)
@@ -99,7 +100,7 @@ class MixCycle(MixPIT):
         return estimates
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        if self.global_step < self.mixpit_steps:
+        if self.steps_made < self.mixpit_steps:
             return super().loss(batch, random)
         estimates = self.teacher_estimates(in_pairs(batch["mixtures"]).flatten(0, 1))
         swapped = random.uniform(len(estimates)) < 0.5

@@ -43,7 +43,7 @@ class Remixing(TeacherStudentModule):
         self.label = f"Regression ({objective.label})"
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        teacher = self.anchor if self.global_step < self.teacher_steps else self.separator
+        teacher = self.anchor if self.steps_made < self.teacher_steps else self.separator
         with torch.no_grad():
             pseudo_sources = in_micro_batches(teacher, self.micro_batch, batch["mixtures"])
         remixed, ranks = self.remix(pseudo_sources, random)

@@ -60,6 +60,10 @@ class SURF(TeacherStudentModule):
     def configure_callbacks(self) -> list[Callback]:
         return [*super().configure_callbacks(), self.schedule]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.beta = self.schedule.beta(self.trained_steps)
+
     @torch.no_grad()
     def teacher_estimates(self, mixtures: Tensor, random: BatchRandomness) -> Tensor:
         """A sample ``[B,K,*S]`` of the hybrid teacher, Appendix D.3."""

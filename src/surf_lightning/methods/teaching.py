@@ -35,6 +35,7 @@ class TeacherStudentModule(SeparationModule):
     """
 
     anchor: RegressionSeparator
+    loss_tells_the_best = False  # the teacher moves
 
     def __init__(
         self,

@@ -79,17 +79,17 @@ def place(inputs: Sequence[Input]) -> dict[str, Path]:
     """The input of each place: its relative path without the suffix, in posix form.
 
     Where two inputs would share a place, all are placed by their paths from the folder that holds them all; where two
-    differ in their suffixes alone, those are part of the place.
+    differ in their suffixes alone, those are part of the place, as often as it takes to be no other's.
     """
     relative = {item.path: item.relative for item in inputs}
     if len({path.with_suffix("") for path in relative.values()}) < len(relative):
         common = os.path.commonpath([path.absolute().parent for path in relative])
         relative = {path: path.absolute().relative_to(common) for path in relative}
     stems = Counter(path.with_suffix("") for path in relative.values())
-    places = {}
+    places: dict[str, Path] = {}
     for path, rest in relative.items():
-        bare = rest.with_suffix("")
-        if stems[bare] > 1:
-            bare = bare.with_name(f"{bare.name}_{rest.suffix.lstrip('.')}")
-        places[bare.as_posix()] = path
+        place = stem = rest.with_suffix("")
+        while stems[place] > (place == stem) or place.as_posix() in places:
+            place = place.with_name(f"{place.name}_{rest.suffix.lstrip('.')}")
+        places[place.as_posix()] = path
     return places
