@@ -23,9 +23,9 @@ from surf_lightning.separation.streaming import separate_file
 from surf_lightning.separator import FlowSeparator, RegressionSeparator, Separator
 
 # Config, seconds, whether its activations are computed again: in seconds on a CPU, and as trained on CUDA.
-ON_CPU = (("folder_velocity", 4.0, False), ("audioset_velocity", 0.2, False), ("audioset_mixit", 4.0, False))
+ON_CPU = (("folder_locoformer", 4.0, False), ("audioset_velocity", 0.2, False), ("audioset_mixit", 4.0, False))
 ON_CUDA = (
-    ("folder_velocity", 4.0, False),
+    ("folder_locoformer", 4.0, False),
     ("audioset_velocity", 1.0, False),
     ("audioset_velocity", 10.0, True),
     ("libri2mix_velocity", 10.0, True),
@@ -99,6 +99,6 @@ def run(machine: Machine) -> Iterator[Timing]:
     for precision in machine.precisions():
         tasnet = RegressionSeparator(build("libri2mix_mixit"), 4)
         yield separation(machine, "libri2mix_mixit", tasnet, 19 if machine.small else 600, precision)
-        for config in ("folder_velocity",) if machine.small else ("folder_velocity", "audioset_velocity"):
+        for config in ("folder_locoformer",) if machine.small else ("folder_locoformer", "audioset_velocity"):
             flow = FlowSeparator(build(config), noise=GlobalRMSNoise())
             yield separation(machine, config, flow, 4 if machine.small else 60, precision)

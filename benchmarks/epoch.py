@@ -62,7 +62,7 @@ def surf_step_ms(
     Raises:
         torch.OutOfMemoryError: it does not fit.
     """
-    network = build(f"{data}_velocity", activation_checkpointing=checkpointing)
+    network = build(f"{data}_velocity", **({"activation_checkpointing": True} if checkpointing else {}))
     anchor = RegressionSeparator(build(f"{data}_mixit"), network.num_sources)
     module, optimizer = surf(network, anchor, machine.device, noise=GlobalRMSNoise())
     module.beta = 0.0

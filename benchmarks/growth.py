@@ -59,7 +59,7 @@ def run(machine: Machine) -> Iterator[Growth]:
         return functools.partial(remix, sources)
 
     def network(seconds: int, **changes: Any) -> Callable[[], None]:
-        module = build("folder_velocity", **changes).to(device)
+        module = build("folder_locoformer", **changes).to(device)
         given = inputs(module, 1, seconds * RATE, device=device)
 
         def step() -> None:
@@ -87,9 +87,9 @@ def run(machine: Machine) -> Iterator[Growth]:
     yield grow(machine, "PIT order, B = 8, T = 16000", "K", [2, 3, 4, 5, 6], order)
     yield grow(machine, "PIT order, B = 8, T = 16000", "K", [8, 16, 32, 64], order)
     yield grow(machine, "remixing in one process, K = 4, T = 160000", "B", [4, 8, 16, 32, 64], shuffle)
-    yield grow(machine, "folder_velocity forward and backward, K = 4", "seconds", [1, 2, 4, 8], network, 1)
+    yield grow(machine, "folder_locoformer forward and backward, K = 4", "seconds", [1, 2, 4, 8], network, 1)
     of_sources = lambda sources: network(1, num_sources=sources)  # noqa: E731
-    yield grow(machine, "folder_velocity forward and backward, 1 s", "K", [2, 4, 8], of_sources, 2)
+    yield grow(machine, "folder_locoformer forward and backward, 1 s", "K", [2, 4, 8], of_sources, 2)
     yield grow(machine, "separation of a stream, folder_mixit", "seconds", [20, 40, 80], stream, 1)
     yield from reading()
     yield from exchanges(machine)

@@ -33,7 +33,7 @@ def test_attention_counts_on_this_device() -> None:
     assert count_flops(lambda: F.scaled_dot_product_attention(q, k, v)) == 2 * (2 * 2 * 4 * 10 * 10 * 8)
 
 
-@pytest.mark.parametrize(("config", "gradient"), [("folder_velocity", False), ("folder_mixit", True)])
+@pytest.mark.parametrize(("config", "gradient"), [("folder_locoformer", False), ("folder_mixit", True)])
 def test_counting_without_data_is_counting(config: str, gradient: bool) -> None:
     network = build(config)
     given = inputs(network, 1, 800)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning
 import pytest
@@ -86,6 +88,22 @@ def test_a_checkpoint_is_written_when_its_time_has_passed(monkeypatch: pytest.Mo
     fit(*options, "--checkpoints.every_minutes", str(2.5 / 60))
     assert written == [3, 6]
     assert step(LAST) == 8
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.01, [1, 21, 41]), (2.0, [1, 2, 3, 4, 5])])
+def test_ranks_agree_seldom_where_steps_are_fast_and_always_where_they_are_slow(
+    seconds: float, asked: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A cluster's warning is of 30 to 90 seconds: 20 slow steps would outlast it."""
+    steps: list[int] = []
+    ranks = SimpleNamespace(reduce_boolean_decision=lambda here, all: steps.append(trainer.global_step) or here)
+    trainer: Any = SimpleNamespace(world_size=2, strategy=ranks, fit_loop=SimpleNamespace(_should_accumulate=bool))
+    callback = LastCheckpoint(tmp_path)
+    for step in range(1, asked[-1] + 1):
+        trainer.global_step = step
+        monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda now=step * seconds: now))
+        callback.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    assert sorted(set(steps)) == asked
 
 
 @pytest.mark.parametrize("option", [["every_minutes", "0"], ["keep", "0"]])

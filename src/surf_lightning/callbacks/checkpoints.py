@@ -21,7 +21,7 @@ from surf_lightning.run_folder import CHECKPOINTS
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 AGREE_EVERY = 20  # optimizer steps; the ranks' agreement is a collective and a synchronisation
-AGREE_SECONDS = 5.0  # where so many steps take longer, the ranks agree at every one
+AGREE_SECONDS = 5.0  # where that many steps take longer, the ranks agree at every one
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -65,9 +65,9 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._saved = time.monotonic()
         self._agreed = trainer.global_step, self._saved
+        self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         if self._owed:
             _validate(trainer)
-        self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
@@ -85,10 +85,8 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.world_size > 1:
             a_step = (now - self._agreed[1]) / max(trainer.global_step - self._agreed[0], 1)
             slow = self._on_any_rank(trainer, a_step * AGREE_EVERY > AGREE_SECONDS)
-            self._agreed, self._agree_at = (
-                (trainer.global_step, now),
-                trainer.global_step + (1 if slow else AGREE_EVERY),
-            )
+            self._agreed = trainer.global_step, now
+            self._agree_at = trainer.global_step + (1 if slow else AGREE_EVERY)
         signalled = self._on_any_rank(trainer, self._signal != 0)
         if signalled or self._on_any_rank(trainer, now - self._saved > 60 * self.every_minutes):
             assert trainer.fit_loop._data_fetcher is not None
@@ -175,7 +173,7 @@ class BestCheckpoint(ModelCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.monitor, self.mode = data.monitor, data.monitor_mode
-        if self.monitor == "val/loss" and not pl_module.loss_tells_the_best:  # type: ignore[attr-defined]
+        if self.monitor == "val/loss" and not pl_module.loss_tells_the_best:
             self.monitor = None
         self.kth_value = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
         super().setup(trainer, pl_module, stage)
