@@ -106,7 +106,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._owed = state_dict["validation_owed"]
+        self._owed = state_dict.get("validation_owed", False)
 
     def _stop(self, trainer: L.Trainer) -> None:
         interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
