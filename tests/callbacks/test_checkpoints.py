@@ -148,6 +148,32 @@ def test_after_a_stop_the_signals_mean_what_they_did(monkeypatch: pytest.MonkeyP
     assert step(LAST) == 1
 
 
+@pytest.mark.parametrize(
+    ("number", "requeued"), [(signal.SIGTERM, True), (signal.SIGUSR1, True), (signal.SIGINT, False)]
+)
+def test_a_slurm_job_that_is_signalled_goes_back_into_the_queue(
+    number: int, requeued: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    plain = LastCheckpoint.on_train_batch_end
+
+    def signalled(self: LastCheckpoint, *args: object) -> None:
+        os.kill(os.getpid(), number)
+        plain(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", signalled)
+    with pytest.raises(SystemExit):
+        fit()
+    assert step(LAST) == 1
+    asked = tmp_path / "asked"
+    assert (asked.read_text() if asked.exists() else None) == ("requeue 1234\n" if requeued else None)
+
+
 def rows(run: str) -> list[dict[str, str]]:
     with open(Path(run, "metrics.csv"), newline="") as file:
         return [{**row, "epoch": ""} for row in csv.DictReader(file)]

@@ -71,7 +71,9 @@ class TeacherStudentModule(SeparationModule):
         super().on_fit_start()
 
     def check_earlier_stage(self) -> None:
-        self._earlier_stage(self.mixit_checkpoint)
+        anchor = self._earlier_stage(self.mixit_checkpoint)
+        if self.initialize_from_mixit:
+            self._shared_weights(anchor)
 
     def _earlier_stage(self, path: str) -> RegressionSeparator:
         if not os.path.isfile(path):
@@ -93,20 +95,23 @@ class TeacherStudentModule(SeparationModule):
             )
         self._freeze(anchor)
         if self.initialize_from_mixit:
-            self._initialize(anchor.network.state_dict())
+            weights = self._shared_weights(anchor)
+            for separator in (self.student, self.separator):
+                separator.network.load_state_dict(weights, strict=False)
+            taken = sum(weight.numel() for weight in weights.values())
+            total = sum(weight.numel() for weight in self.student.network.state_dict().values())
+            rank_zero_info(f"The student begins with {taken / total:.0%} of its weights from MixIT.")
 
-    def _initialize(self, weights: dict[str, Tensor]) -> None:
-        own = self.student.network.state_dict()
-        shared = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
+    def _shared_weights(self, anchor: RegressionSeparator) -> dict[str, Tensor]:
+        """The weights of the anchor's network that the student's has under the same names in the same shapes."""
+        own, theirs = self.student.network.state_dict(), anchor.network.state_dict()
+        shared = {name: weight for name, weight in theirs.items() if name in own and own[name].shape == weight.shape}
         if not shared:
             raise UserError(
                 "no weight of the MixIT network has a namesake of the same shape in the student's: leave out "
                 "model.initialize_from_mixit, or choose networks of one family and width"
             )
-        for separator in (self.student, self.separator):
-            separator.network.load_state_dict(shared, strict=False)
-        taken, total = (sum(weight.numel() for weight in part.values()) for part in (shared, own))
-        rank_zero_info(f"The student begins with {taken / total:.0%} of its weights from MixIT.")
+        return shared
 
     def _freeze(self, anchor: RegressionSeparator) -> None:
         self.anchor = anchor.requires_grad_(False).eval()
