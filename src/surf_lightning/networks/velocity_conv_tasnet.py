@@ -18,8 +18,8 @@ class VelocityConvTasNet(VelocityNetwork):
 
     The outputs are ordered: unlike :class:`MBLocoformer`, it need not learn to tell the sources apart by their noise,
     and so is of use after minutes of training. The pairing at t = 0 then depends on m and x1 alone, which makes x0
-    independent of x1 given m: the noisy sources enter times t, and the estimate at t = 0 is a function of m. A sampler of
-    one step gives this estimate, the mean, whatever the noise; samples that differ take two steps or more.
+    independent of x1 given m: the noisy sources enter times t, and the estimate at t = 0 is a function of m. A sampler
+    of one step gives this estimate, the mean, whatever the noise; samples that differ take two steps or more.
 
     Levels: x_t and m/K are divided by the root mean square of each m/K and the estimates are multiplied by it, so that
     a gain on both is a gain on the velocity.
