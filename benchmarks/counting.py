@@ -10,12 +10,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
+from surf_lightning import losses, permutation
 from surf_lightning.networks.stft import STFT
 
 aten = torch.ops.aten
@@ -61,8 +62,28 @@ def without_data() -> Iterator[None]:
         """In place of istft, which looks at the window's values; a transform's own operations are not counted."""
         return spectrum.flatten(-3).sum(-1, keepdim=True).expand(*spectrum.shape[:-3], length)
 
-    with FakeTensorMode(), mock.patch.object(STFT, "inverse", inverse):
-        yield
+    tables = (permutation._all_orders, losses._subsets, losses._partitions)  # made once, with contents or without
+    try:
+        for table in tables:
+            table.cache_clear()
+        with FakeTensorMode(), mock.patch.object(STFT, "inverse", inverse):
+            yield
+    finally:
+        for table in tables:
+            table.cache_clear()
+
+
+def empty_weights(module: nn.Module, device: torch.device | str = "cpu") -> None:
+    """Replace the parameters and buffers of ``module`` by such without contents, on ``device``: within without_data().
+
+    For modules that are built outside of it, because they copy their networks.
+    """
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            setattr(part, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
 
 
 class LiveBytes(TorchDispatchMode):

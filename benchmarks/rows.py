@@ -73,15 +73,17 @@ class Cost:
 
 @dataclass
 class Memory:
-    """Weights, gradients and activations alive together at most, in units of 2^30 bytes: counted."""
+    """Bytes alive together at most, in units of 2^30: counted. Of forward and backward, or of a whole SURF step."""
 
-    HEADER: ClassVar[str] = f"{'memory of a forward and backward, counted':62} {'GiB':>11}\n" + "-" * 140
+    HEADER: ClassVar[str] = (
+        f"{'memory of a forward and backward, or of a whole step, counted':72} {'GiB':>11}\n" + "-" * 140
+    )
 
     case: str
     gib: float
 
     def line(self) -> str:
-        return f"{self.case:62} {self.gib:11.1f}"
+        return f"{self.case:72} {self.gib:11.1f}"
 
 
 Row = Timing | Growth | Cost | Memory

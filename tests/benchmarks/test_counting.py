@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from counting import LiveBytes, count_flops, without_data
 from epoch import evaluations
-from shipped import build, inputs, operations
+from memory import surf_step_bytes
+from shipped import RATE, build, inputs, operations
 from surf_step import our_step, surf
 
 from surf_lightning.networks import GlobalRMSNoise, MBLocoformer
+from surf_lightning.permutation import best_order
 from surf_lightning.separator import RegressionSeparator
 
 
@@ -88,3 +92,26 @@ def test_activations_of_a_linear_layer_are_counted() -> None:
         y = (x @ weight).exp()
     assert y.shape == (100, 64)
     assert live.peak == 4 * (64 * 64 + 3 * 100 * 64)  # weight, x, the product, its exponential
+
+
+def test_counting_without_data_leaves_no_tables_behind() -> None:
+    with without_data():
+        best_order(torch.zeros(1, 3, 3))
+    assert best_order(-torch.eye(3)[None]).tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "batch", "shape", "options"),
+    [
+        ("cifar", 256, (3, 32, 32), {"micro_batch": 32}),
+        ("audioset", 4, (10 * RATE,), {"micro_batch": 1, "bf16": True, "checkpointing": True}),
+    ],
+)
+def test_a_surf_step_is_counted_to_fit_into_24_gb(
+    data: str, batch: int, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    """With 4 GB to spare for what kernels work in. On a GPU it is measured: methods/test_memory.py."""
+    weights = sum(parameter.numel() for parameter in build(f"{data}_velocity").parameters())
+    size = surf_step_bytes(data, batch, *shape, **options)
+    assert 5 * 4 * weights < size < 20e9  # student, its gradient, Adam's two moments and the teacher, at least

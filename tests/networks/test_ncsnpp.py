@@ -496,6 +496,15 @@ def test_bfloat16_autocast() -> None:
         torch.testing.assert_close(out.sum(1), exact.sum(1), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("resample", [FIRDown, FIRUp])
+def test_resampling_is_in_float32_under_autocast(resample: type[FIRDown] | type[FIRUp]) -> None:
+    layer, x = resample(), torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(x), layer(x.bfloat16())
+    torch.testing.assert_close(found, (layer(x), layer(x.bfloat16().float())), rtol=0, atol=0)
+    assert layer.bfloat16()(x.bfloat16()).dtype == torch.bfloat16  # a network of bfloat16 weights stays so
+
+
 @torch.no_grad()
 def test_dropout_in_train_mode_only() -> None:
     for net, inputs in everything():

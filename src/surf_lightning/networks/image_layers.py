@@ -53,7 +53,10 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class FIRResample(nn.Module):
-    """Resampling by two with the fixed low-pass kernel outer([1,3,3,1], [1,3,3,1]) / 64, zero outside the image."""
+    """Resampling by two with the fixed low-pass kernel outer([1,3,3,1], [1,3,3,1]) / 64, zero outside the image.
+
+    In float32 also under autocast: it is given the float32 of an activation, and CPUs have no fast bfloat16 for it.
+    """
 
     kernel: Tensor
     gain = 1.0
@@ -63,15 +66,20 @@ class FIRResample(nn.Module):
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
         self.register_buffer("kernel", torch.outer(taps, taps)[None, None] / 64 * self.gain, persistent=False)
 
-    def _weight(self, x: Tensor) -> Tensor:
-        return self.kernel.expand(x.shape[1], 1, 4, 4)
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self._resample(x.to(self.kernel.dtype), self.kernel.expand(x.shape[1], 1, 4, 4))
+
+    def _resample(self, x: Tensor, weight: Tensor) -> Tensor:
+        """``weight [C,1,4,4]``, the kernel for each channel."""
+        raise NotImplementedError
 
 
 class FIRDown(FIRResample):
     """``[N,C,H,W]`` -> ``[N,C,H/2,W/2]``."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self._weight(x), stride=2, padding=1, groups=x.shape[1])
+    def _resample(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
 class FIRUp(FIRResample):
@@ -79,8 +87,8 @@ class FIRUp(FIRResample):
 
     gain = 4.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv_transpose2d(x, self._weight(x), stride=2, padding=1, groups=x.shape[1])
+    def _resample(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
 class FourierTime(nn.Module):
