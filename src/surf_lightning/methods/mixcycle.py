@@ -10,21 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surf_lightning.errors import UserError
 from surf_lightning.losses import ErrorOfEnergies, pit, thresholded_error
 from surf_lightning.methods.base import Batch, SeparationModule
 from surf_lightning.methods.micro_batches import in_micro_batches
+from surf_lightning.methods.pairs import in_pairs
 from surf_lightning.networks.protocols import RegressionNetwork
 from surf_lightning.permutation import permute
 from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import RegressionSeparator
-
-
-def in_pairs(mixtures: Tensor) -> Tensor:
-    """Neighbours ``[P,2,*S]`` of ``mixtures [B,*S]``, alike however the batch is shared out; an odd last is dropped."""
-    if len(mixtures) < 2:
-        raise UserError("MixPIT and MixCycle mix pairs of mixtures: set data.batch_size to at least 2")
-    return mixtures[: len(mixtures) // 2 * 2].unflatten(0, (-1, 2))
 
 
 def exchange(estimates: Tensor, swapped: Tensor) -> Tensor:

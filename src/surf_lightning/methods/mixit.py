@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from surf_lightning.errors import UserError
 from surf_lightning.losses import ErrorOfEnergies, mixit, thresholded_error
 from surf_lightning.methods.base import Batch, SeparationModule
 from surf_lightning.methods.micro_batches import in_micro_batches
+from surf_lightning.methods.pairs import in_pairs
 from surf_lightning.networks.protocols import RegressionNetwork
 from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import RegressionSeparator
@@ -40,10 +39,7 @@ class MixIT(SeparationModule):
         self.error = error
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        mixtures = batch["mixtures"]
-        if len(mixtures) < 2:
-            raise UserError("MixIT mixes pairs of mixtures: set data.batch_size to at least 2")
-        pairs = torch.stack(mixtures[: len(mixtures) // 2 * 2].chunk(2), 1)
+        pairs = in_pairs(batch["mixtures"])
         estimates = in_micro_batches(self.separator.network, self.micro_batch, pairs.sum(1))
         losses, _ = mixit(estimates, pairs, error=self.error)
         return losses.mean()
