@@ -19,7 +19,7 @@ from surf_lightning.files import partial_path
 from surf_lightning.networks.conv_tasnet import ConvTasNet
 from surf_lightning.networks.protocols import VelocityNetwork, recorded
 from surf_lightning.remixing import mix_seed
-from surf_lightning.separation.audio_io import AudioFile, Resampler, SampleFormat, SourceWriter, quantise
+from surf_lightning.separation.audio_io import AudioFile, SampleFormat, SourceWriter, StreamResampler, quantise
 from surf_lightning.separation.stitching import Windows, cut
 from surf_lightning.separation.streaming import (
     CHANNELS,
@@ -332,7 +332,7 @@ def test_nan_from_a_network_is_an_error() -> None:
 )
 def test_resampled_blocks_joined_are_the_resampled_whole(old: int, new: int) -> None:
     signal = sound(1.3, channels=3, rate=old)
-    resample, blocks = Resampler(old, new, 3), signal.split(1111, 1)
+    resample, blocks = StreamResampler(old, new, 3), signal.split(1111, 1)
     parts = [resample(block) for block in blocks] + [resample(signal[:, :0], last=True)]
     whole = soxr.resample(signal.T.numpy(), old, new).T
     np.testing.assert_allclose(torch.cat(parts, 1).numpy(), whole, atol=1e-12)
@@ -409,6 +409,17 @@ def test_a_wav_file_cut_short_is_separated_as_far_as_it_goes() -> None:
     Path("a.wav").write_bytes(data[: len(data) // 2])
     assert "cut short" in str(AudioFile.open("a.wav").remark)
     assert joined(separate_file(Filters(), "a.wav")).shape[-1] == pytest.approx(RATE, abs=50)
+
+
+@pytest.mark.parametrize("claim", [0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_file_from_a_pipe_is_not_cut_short(claim: int) -> None:
+    soundfile.write("a.wav", sound(2).T.numpy(), RATE)
+    data = bytearray(Path("a.wav").read_bytes())
+    where = data.index(b"data") + 4
+    data[where : where + 4] = claim.to_bytes(4, "little")
+    Path("a.wav").write_bytes(data)
+    header = AudioFile.open("a.wav")
+    assert (header.frames, header.remark) == (2 * RATE, None)
 
 
 # -- writing --

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 from pathlib import Path
 
 import soundfile
@@ -17,6 +18,7 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 MARGIN = 192  # samples at the lower of two rates: beyond them the resampling filter's response is below -120 dB
 PREROLL = {"MP3": 11520}  # frames: ten blocks, after which its decoder has forgotten where it was entered
 UNRECOGNISED_FORMAT = 1  # libsndfile's error code
+STREAM_SIZE = 0x7FFFF000  # bytes: what programs that write a WAV file to a pipe claim, or more
 
 
 class BadAudio(Exception):
@@ -47,6 +49,12 @@ def _why_not_opened(name: bytes, error: soundfile.LibsndfileError) -> str:
     if error.code == UNRECOGNISED_FORMAT:
         return "wrongly named: it holds no audio that can be read"
     return f"unreadable ({error.error_string})"
+
+
+def is_cut_short(file: soundfile.SoundFile) -> bool:
+    """Whether the header of a WAV file claims more audio than there is; libsndfile reads what there is."""
+    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    return sizes is not None and int(sizes[2]) < int(sizes[1]) < STREAM_SIZE
 
 
 def read_frames(file: soundfile.SoundFile, start: int, count: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,7 +16,7 @@ import soundfile
 from torchmetrics.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from surf_lightning.data.audio_files import EXTENSIONS, BadAudio, open_audio, read_frames
+from surf_lightning.data.audio_files import EXTENSIONS, BadAudio, is_cut_short, open_audio, read_frames
 
 CACHE_NAME = ".surf-audio-index.npz"
 VERSION = 2  # of the cache: a change in what is examined makes old ones void
@@ -27,7 +26,6 @@ BLOCK = 1 << 16  # frames decoded at a time
 MIN_SECONDS = 0.5
 RATES = range(1000, 10_000_001)  # Hz
 UNKNOWN_LENGTH = 1 << 40  # frames: libsndfile's way of saying that the header gives none
-STREAM_SIZE = 0x7FFFF000  # bytes: what programs that write to a pipe claim, or more
 SILENCE = 1e-8
 LOUDEST = 1e6  # of full scale, 120 dB: far more is no sound, and its square soon no float32
 SILENT = "silent"
@@ -115,8 +113,7 @@ def _fetch_ends(path: str | Path) -> None:
 
 
 def _look_for_truncation(path: str | Path, file: soundfile.SoundFile) -> None:
-    look = {"WAV": _wav_is_truncated, "WAVEX": _wav_is_truncated, "OGG": _ogg_is_truncated}.get(file.format)
-    if look and look(path):
+    if is_cut_short(file) or (file.format == "OGG" and _ogg_is_truncated(path)):
         raise BadAudio("truncated: the file ends before its audio does")
     tail = min(file.frames, BLOCK // 16)
     if len(read_frames(file, file.frames - tail, tail)) < tail:
@@ -134,20 +131,6 @@ def _look_at_levels(file: soundfile.SoundFile) -> None:
         raise BadAudio(SILENT)
     if loudest > LOUDEST:
         raise BadAudio(f"no sound: it reaches {loudest:.0e} times full scale")
-
-
-def _wav_is_truncated(path: str | Path) -> bool:
-    """Whether the header claims more audio than the file has: libsndfile reads what there is and says nothing."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"RIFF":
-            return False
-        file.seek(12)
-        while len(header := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", header)
-            if name == b"data":
-                return size < STREAM_SIZE and file.tell() + size > os.fstat(file.fileno()).st_size
-            file.seek(size + size % 2, os.SEEK_CUR)
-    return False
 
 
 def _ogg_is_truncated(path: str | Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import soxr
 import torch
 from torch import Tensor
 
+from surf_lightning.data.audio_files import is_cut_short
 from surf_lightning.files import partial_path
 
 PLAIN = (".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd")
@@ -78,14 +78,13 @@ class AudioFile:
         path = Path(path)
         try:
             with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be valid UTF-8
-                sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
                 header = cls(
                     path,
                     file.frames,
                     file.channels,
                     file.samplerate,
                     SampleFormat(file.format, file.subtype, file.endian, path.suffix),
-                    "cut short: its header promises more; what is there is separated" if sizes else None,
+                    "cut short: its header promises more; what is there is separated" if is_cut_short(file) else None,
                 )
         except soundfile.LibsndfileError as error:
             if path.is_file() and path.stat().st_size == 0:
@@ -130,7 +129,7 @@ class AudioFile:
                 yield torch.from_numpy(np.ascontiguousarray(block.T))
 
 
-class Resampler:
+class StreamResampler:
     """Resampling of a stream: the results of its blocks, joined, are those of the whole signal at once.
 
     Args:
