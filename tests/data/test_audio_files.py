@@ -12,8 +12,7 @@ import soundfile
 import torch
 
 from surf_lightning.data.audio_files import BadAudio, open_audio, read_crop, resampler
-from surf_lightning.separation.audio_io import AudioFile
-from surf_lightning.separation.audio_io import StreamResampler
+from surf_lightning.separation.audio_io import AudioFile, StreamResampler
 from tests.data.audio_trees import BROKEN, RATE, noise, write
 
 

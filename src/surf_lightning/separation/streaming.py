@@ -16,7 +16,7 @@ from torch import Tensor
 from surf_lightning.flow import mixture_consistent
 from surf_lightning.permutation import best_order, permute
 from surf_lightning.remixing import mix_seed
-from surf_lightning.separation.audio_io import AudioFile, StreamResampler, SampleQueue
+from surf_lightning.separation.audio_io import AudioFile, SampleQueue, StreamResampler
 from surf_lightning.separation.stitching import Stitcher, Windows, agreement, cut
 from surf_lightning.separator import Separator
 
@@ -218,7 +218,8 @@ def separate_file(
     file = audio if isinstance(audio, AudioFile) else AudioFile.open(audio)
     rate, num_sources = sample_rate(separator), separator.num_sources
     num_channels = len(channels(torch.zeros(file.channels, 1)))
-    down, up = StreamResampler(file.rate, rate, num_channels), StreamResampler(rate, file.rate, num_channels * num_sources)
+    down = StreamResampler(file.rate, rate, num_channels)
+    up = StreamResampler(rate, file.rate, num_channels * num_sources)
     mixtures, start, points = SampleQueue(num_channels), 0, no_points(num_sources)
 
     def low_rate() -> Iterator[Tensor]:
