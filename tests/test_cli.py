@@ -8,10 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
+from surf_lightning import data, methods, networks
 from surf_lightning.cli import main
 from surf_lightning.data.mixing import RandomMixtures
 from surf_lightning.errors import UserError
@@ -137,6 +140,35 @@ def test_help_offers_only_what_can_be_built(capfd: pytest.CaptureFixture[str]) -
     assert "surf_lightning.data.Digits" in shown
     for base in ("SeparationModule", "TeacherStudentModule", "SeparationData", "ImageMixtures", "AudioMixtures"):
         assert f".{base}" not in shown
+
+
+@pytest.mark.parametrize("package", [data, methods, networks])
+def test_every_argument_of_a_class_is_explained_in_its_help(package: ModuleType) -> None:
+    for name in package.__all__:
+        described = getattr(package, name)
+        if isinstance(described, type):
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_class_arguments(described, fail_untyped=False)
+            silent = [action.dest for action in parser._actions if not (action.help or "").partition("(")[0].strip()]
+            assert not silent, f"{name}: {silent}"
+
+
+def test_a_network_of_the_users_own_is_found_in_the_folder_where_surf_runs(tmp_path: Path) -> None:
+    Path("my_networks.py").write_text(
+        "from surf_lightning.networks import RegressionNCSNpp, recorded\n\n\n"
+        "@recorded\n"
+        "class Mine(RegressionNCSNpp):\n"
+        "    def __init__(self, num_outputs: int) -> None:\n"
+        "        super().__init__(num_outputs, 2, 1, 8, channels=4, multipliers=(1,), blocks=1)\n"
+    )
+    command = ["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml"), "--trainer.fast_dev_run", "1"]
+    command += ["--model.network", "my_networks.Mine", "--model.network.num_outputs", "4"]
+    program = (
+        f"import sys; sys.argv = ['surf', *{command!r}]; from surf_lightning.cli import entry_point; entry_point()"
+    )
+    # As the console script, which has its own folder in the path instead of the current one.
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

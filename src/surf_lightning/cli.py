@@ -84,4 +84,5 @@ def entry_point() -> None:
     """The console script."""
     # Threads that spin while they wait slow two trainings on the same cores down a hundredfold; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.path.append(os.getcwd())  # a config may name a network of the user's own, as under python -m
     sys.exit(main())

@@ -66,7 +66,9 @@ class BasisSeparator(Separator):
         network: the score of the prior, in units of [0,1].
         num_sources: sources in a mixture (K).
         update: how a step goes towards the mixture; SequentialUpdate if None.
-        sigma_max, sigma_min, num_levels: the noise levels, a geometric progression in units of [0,1].
+        sigma_max: the first noise level, in units of [0,1].
+        sigma_min: the last; those between are a geometric progression.
+        num_levels: noise levels.
         langevin_steps: steps at each level.
         step_size: of a step at the last level.
     """
@@ -111,9 +113,17 @@ class BASIS(SeparationModule):
     """Trains the prior on the clean images of a batch, mixtures unseen, by denoising score matching.
 
     Args:
+        network: the score of the prior, in units of [0,1].
+        num_sources: sources in a mixture (K).
+        update: how a step goes towards the mixture; SequentialUpdate if None.
+        sigma_max: the first noise level, in units of [0,1].
+        sigma_min: the last; those between are a geometric progression.
+        num_levels: noise levels.
+        langevin_steps: steps at each level.
+        step_size: of a step at the last level.
         flip: mirror every second image at random (CIFAR-10).
 
-    ``network`` to ``step_size`` are those of ``BasisSeparator``, the other arguments those of ``SeparationModule``.
+    The other arguments are those of ``SeparationModule``.
     """
 
     label = "BASIS"

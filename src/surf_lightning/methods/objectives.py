@@ -15,9 +15,7 @@ Reduction = Callable[[Tensor], Tensor]
 
 
 class RemixingLoss(ABC):
-    """Args:
-    reduction: ``losses.mean_square`` (images) or ``losses.log_energy`` (audio, FLOSS).
-    """
+    """A loss of the student's residual, of which a ``reduction`` makes one number for each mixture."""
 
     label: str
 
@@ -30,7 +28,11 @@ class RemixingLoss(ABC):
 
 
 class ReMixITLoss(RemixingLoss):
-    """The student is to find the teacher's sources: Eq. (16) and (24)."""
+    """The student is to find the teacher's sources: Eq. (16) and (24).
+
+    Args:
+        reduction: ``losses.mean_square`` (images) or ``losses.log_energy`` (audio, FLOSS).
+    """
 
     label = "ReMixIT"
 
@@ -39,7 +41,11 @@ class ReMixITLoss(RemixingLoss):
 
 
 class SelfRemixingLoss(RemixingLoss):
-    """The student's sources, put back where the teacher's came from, are to give the mixtures: Eq. (17) and (30)."""
+    """The student's sources, put back where the teacher's came from, are to give the mixtures: Eq. (17) and (30).
+
+    Args:
+        reduction: ``losses.mean_square`` (images) or ``losses.log_energy`` (audio, FLOSS).
+    """
 
     label = "Self-Remixing"
 

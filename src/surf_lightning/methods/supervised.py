@@ -38,6 +38,8 @@ class SupervisedRegression(SeparationModule):
     """Permutation-invariant training, Eq. (3).
 
     Args:
+        network: of as many outputs as there are sources, or more: then the most energetic are taken.
+        num_sources: sources in a mixture (K).
         error: of each source, a function of energies: ``losses.log_error`` (Section 5.1) or ``losses.squared_error``
             (Appendix D.4).
 
@@ -66,6 +68,7 @@ class SupervisedFlow(SeparationModule):
     """Flow matching with permutation-invariant alignment (FLOSS), Eq. (10): SURF's step on true sources.
 
     Args:
+        network: of K sources.
         reduction: ``losses.mean_square`` (images) or ``losses.log_energy`` (audio).
         noise: standard deviation of the prior.
         num_steps: Euler steps of the sampler.

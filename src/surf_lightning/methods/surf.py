@@ -25,6 +25,7 @@ class SURF(TeacherStudentModule):
     """A flow student learns from remixed samples of its teacher, a hybrid of the frozen MixIT and its own EMA.
 
     Args:
+        network: of K sources, for student and teacher.
         objective: ReMixITLoss, Eq. (24), or SelfRemixingLoss, Eq. (30).
         noise: standard deviation of the prior.
         num_steps: Euler steps of the sampler, in training and after.

@@ -199,10 +199,13 @@ class ConvTasNet(RegressionNetwork):
         num_outputs: M.
         num_sources: K, the number by which the mixtures are divided at the input.
         filters: E.
-        frame, hop: of the filterbank, in samples; 2.5 and 1.25 ms at 16 kHz.
-        bottleneck, hidden: channels between and inside the blocks.
+        frame: length of the filters, in samples; 2.5 ms at 16 kHz.
+        hop: step of the filters, in samples.
+        bottleneck: channels between the blocks.
+        hidden: channels inside the blocks.
         kernel: frames of the depthwise convolutions, odd.
-        repeats, blocks: the TCN has ``repeats`` times ``blocks`` blocks, of dilations 1 to 2^(blocks - 1).
+        repeats: how often the sequence of dilations is gone through.
+        blocks: blocks of each repeat, of dilations 1, 2, 4, ..., 2^(blocks - 1).
         skip_residuals: links between repeats, see :class:`TemporalNetwork`.
         consistency: shares of the mixture's residual; predicted from the features if None.
 

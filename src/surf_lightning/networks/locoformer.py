@@ -132,7 +132,8 @@ class MBLocoformer(VelocityNetwork):
         blocks: number of blocks, each of both attentions.
         mel_bands: F.
         sample_rate: in Hz; sets the bands.
-        n_fft, hop: frame length and step of the STFT, in samples.
+        n_fft: frame length of the STFT, in samples.
+        hop: step of the STFT, in samples.
         bsja_kernel: frames of the convolution in band-source joint attention.
         tspa_kernel: frames and bands of the convolution in time-source parallel attention.
         ffn_kernel: of the feed-forward layers' convolutions.
@@ -207,8 +208,19 @@ class RegressionLocoformer(RegressionNetwork):
     Args:
         num_outputs: M.
         num_sources: K, the number by which the mixtures are divided at the input.
-        features, attention, heads, hidden, blocks, mel_bands, sample_rate, n_fft, hop, bsja_kernel, tspa_kernel,
-            ffn_kernel, activation_checkpointing: see :class:`MBLocoformer`.
+        features: D.
+        attention: channels of queries, keys and values over all heads.
+        heads: attention heads.
+        hidden: width of the feed-forward layers.
+        blocks: number of blocks, each of both attentions.
+        mel_bands: F.
+        sample_rate: in Hz; sets the bands.
+        n_fft: frame length of the STFT, in samples.
+        hop: step of the STFT, in samples.
+        bsja_kernel: frames of the convolution in band-source joint attention.
+        tspa_kernel: frames and bands of the convolution in time-source parallel attention.
+        ffn_kernel: of the feed-forward layers' convolutions.
+        activation_checkpointing: keep only each block's input for the backward pass and compute the rest again.
 
     Raises:
         ValueError: sizes that do not fit one another; the message says which.

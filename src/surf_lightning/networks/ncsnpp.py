@@ -29,7 +29,7 @@ class NCSNpp(nn.Module):
     """The U-net: BigGAN blocks, FIR resampling, input pyramid added on the way down, output pyramid on the way up.
 
     Args:
-        image_size: height and width of its input, a multiple of 2^(len(multipliers) - 1).
+        image_size: height and width of the images; padded inside where the levels need it.
         multipliers: width of each level, in units of ``channels``.
         blocks: residual blocks per level on the way down; one more on the way up.
         attention_resolutions: the sizes H at which a level has attention (the middle always has).
@@ -49,10 +49,9 @@ class NCSNpp(nn.Module):
         conditional: bool = True,
     ) -> None:
         super().__init__()
-        if image_size % 2 ** (len(multipliers) - 1):
-            raise ValueError(f"image_size {image_size} cannot be halved {len(multipliers) - 1} times: pad the images")
+        self.frame = Frame(image_size, len(multipliers) - 1)
         embedding = 4 * channels if conditional else None
-        attended = [image_size >> level in attention_resolutions for level in range(len(multipliers))]
+        attended = [self.frame.padded_size >> level in attention_resolutions for level in range(len(multipliers))]
 
         def block(inner: int, outer: int, attention: bool) -> AttendedResBlock:
             return AttendedResBlock(inner, outer, embedding, dropout, attention)
@@ -96,7 +95,8 @@ class NCSNpp(nn.Module):
         Every ``group`` consecutive items attend to one another jointly.
         """
         embedding = None if self.embed is None else self.embed(time)
-        pyramid, h = x, self.stem(x)
+        pyramid = self.frame.pad(x)
+        h = self.stem(pyramid)
         skips = [h]
         for level, stack in enumerate(self.down_blocks):
             if level > 0:
@@ -118,7 +118,7 @@ class NCSNpp(nn.Module):
                 h = self.ups[level](h, embedding)
         assert output is not None
         assert not skips
-        return output
+        return self.frame.crop(output)
 
 
 class TimeConditioning(nn.Module, ABC):
@@ -131,7 +131,12 @@ class TimeConditioning(nn.Module, ABC):
 
 @recorded
 class LogSigma(TimeConditioning):
-    """log sigma(t), where sigma(t) = sigma_max^(1-t) sigma_min^t falls from ``sigma_max`` at t = 0."""
+    """log sigma(t), where sigma(t) = sigma_max^(1-t) sigma_min^t.
+
+    Args:
+        sigma_min: sigma at t = 1.
+        sigma_max: sigma at t = 0.
+    """
 
     def __init__(self, sigma_min: float = 0.05, sigma_max: float = 0.5) -> None:
         super().__init__()
@@ -160,7 +165,11 @@ class _VelocityNCSNpp(VelocityNetwork):
         num_sources: K.
         image_channels: C.
         image_size: height and width of the images; padded inside where the levels need it.
-        channels, multipliers, blocks, attention_resolutions, dropout: see :class:`NCSNpp`.
+        channels: width of the finest level.
+        multipliers: width of each level, in units of ``channels``.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention_resolutions: the sizes H at which a level has attention (the middle always has).
+        dropout: share of the activations left out in each residual block.
         head: what the raw output stands for; the velocity if None.
         time: what the layers see of t; log sigma(t) from 0.5 to 0.05 if None.
         scale_by_sigma: divide the raw output by sigma(t).
@@ -190,12 +199,11 @@ class _VelocityNCSNpp(VelocityNetwork):
         if scale_by_sigma and not (isinstance(self.head, VelocityHead) and isinstance(self.time, LogSigma)):
             raise ValueError("scale_by_sigma needs VelocityHead and LogSigma: pass scale_by_sigma=False")
         self.scale_by_sigma = scale_by_sigma
-        self.frame = Frame(image_size, len(multipliers) - 1)
         in_channels, out_channels = self._trunk_channels(num_sources, image_channels)
         self.trunk = NCSNpp(
             in_channels,
             out_channels,
-            self.frame.padded_size,
+            image_size,
             channels,
             multipliers,
             blocks,
@@ -206,8 +214,7 @@ class _VelocityNCSNpp(VelocityNetwork):
     def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
         """``x_t [B,K,C,H,W]``, ``t [B]``, ``mixtures [B,C,H,W]`` (sums) -> zero-sum ``velocity [B,K,C,H,W]``."""
         time = self.time(t)
-        raw = self._raw(self.frame.pad(x_t), time, self.frame.pad(mixtures / self.num_sources))
-        raw = self.frame.crop(raw).to(x_t.dtype)
+        raw = self._raw(x_t, time, mixtures / self.num_sources).to(x_t.dtype)
         if self.scale_by_sigma:
             raw = raw / rows_like(time.exp(), raw)  # the conditioning value is log sigma(t)
         return self.head(raw, x_t, t)
@@ -264,7 +271,12 @@ class RegressionNCSNpp(RegressionNetwork):
         num_outputs: M.
         num_sources: K, the number by which the mixtures are divided at the input.
         image_channels: C.
-        image_size, channels, multipliers, blocks, attention_resolutions, dropout: see :class:`SharedNCSNpp`.
+        image_size: height and width of the images; padded inside where the levels need it.
+        channels: width of the finest level.
+        multipliers: width of each level, in units of ``channels``.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention_resolutions: the sizes H at which a level has attention (the middle always has).
+        dropout: share of the activations left out in each residual block.
     """
 
     def __init__(
@@ -281,11 +293,10 @@ class RegressionNCSNpp(RegressionNetwork):
     ) -> None:
         super().__init__()
         self.num_outputs, self.num_sources = num_outputs, num_sources
-        self.frame = Frame(image_size, len(multipliers) - 1)
         self.trunk = NCSNpp(
             image_channels,
             num_outputs * image_channels,
-            self.frame.padded_size,
+            image_size,
             channels,
             multipliers,
             blocks,
@@ -296,6 +307,6 @@ class RegressionNCSNpp(RegressionNetwork):
 
     def forward(self, mixtures: Tensor) -> Tensor:
         """``mixtures [B,C,H,W]`` (sums) -> ``estimates [B,M,C,H,W]``, which sum to them."""
-        raw = self.frame.crop(self.trunk(self.frame.pad(mixtures / self.num_sources)))
-        estimates = raw.to(mixtures.dtype).unflatten(1, (self.num_outputs, -1))
+        raw = self.trunk(mixtures / self.num_sources).to(mixtures.dtype)
+        estimates = raw.unflatten(1, (self.num_outputs, -1))
         return mixture_consistent(estimates, mixtures)

@@ -24,7 +24,11 @@ class PriorNoise(nn.Module, ABC):
 
 @recorded
 class ConstantNoise(PriorNoise):
-    """The same deviation everywhere, in the units of the sources: Sigma = scale^2 I in Eq. (4)."""
+    """The same deviation everywhere: Sigma = scale^2 I in Eq. (4).
+
+    Args:
+        scale: the deviation, in the units of the sources.
+    """
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -36,7 +40,11 @@ class ConstantNoise(PriorNoise):
 
 @recorded
 class GlobalRMSNoise(PriorNoise):
-    """One deviation an example, ``scale`` times the RMS of m/K: noise and mean of the prior are equally loud."""
+    """One deviation for each example, in proportion to the RMS of m/K.
+
+    Args:
+        scale: the deviation in units of that RMS; at 1, noise and mean of the prior are equally loud.
+    """
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from surf_lightning.flow import rows_like
-from surf_lightning.networks.image_layers import Frame
 from surf_lightning.networks.ncsnpp import NCSNpp
 from surf_lightning.networks.protocols import recorded
 
@@ -28,7 +27,11 @@ class ScoreNCSNpp(ScoreNetwork):
     Args:
         image_channels: C.
         image_size: height and width of the images; padded inside where the levels need it.
-        channels, multipliers, blocks, attention_resolutions, dropout: see :class:`NCSNpp`.
+        channels: width of the finest level.
+        multipliers: width of each level, in units of ``channels``.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention_resolutions: the sizes H at which a level has attention (the middle always has).
+        dropout: share of the activations left out in each residual block.
     """
 
     def __init__(
@@ -42,11 +45,10 @@ class ScoreNCSNpp(ScoreNetwork):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.frame = Frame(image_size, len(multipliers) - 1)
         self.trunk = NCSNpp(
             image_channels,
             image_channels,
-            self.frame.padded_size,
+            image_size,
             channels,
             multipliers,
             blocks,
@@ -55,5 +57,4 @@ class ScoreNCSNpp(ScoreNetwork):
         )
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        raw = self.frame.crop(self.trunk(self.frame.pad(2 * x - 1), sigma.log()))
-        return raw.to(x.dtype) / rows_like(sigma, x)
+        return self.trunk(2 * x - 1, sigma.log()).to(x.dtype) / rows_like(sigma, x)

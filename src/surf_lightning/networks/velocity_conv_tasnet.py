@@ -26,7 +26,15 @@ class VelocityConvTasNet(VelocityNetwork):
 
     Args:
         num_sources: K.
-        filters, frame, hop, bottleneck, hidden, kernel, repeats, blocks, skip_residuals: see :class:`ConvTasNet`.
+        filters: E.
+        frame: length of the filters, in samples.
+        hop: step of the filters, in samples.
+        bottleneck: channels between the blocks.
+        hidden: channels inside the blocks.
+        kernel: frames of the depthwise convolutions, odd.
+        repeats: how often the sequence of dilations is gone through.
+        blocks: blocks of each repeat, of dilations 1, 2, 4, ..., 2^(blocks - 1).
+        skip_residuals: links between repeats, see :class:`TemporalNetwork`.
 
     Raises:
         ValueError: ``hop`` does not divide ``frame``, or ``kernel`` is even.
