@@ -411,6 +411,15 @@ def test_a_wav_file_cut_short_is_separated_as_far_as_it_goes() -> None:
     assert joined(separate_file(Filters(), "a.wav")).shape[-1] == pytest.approx(RATE, abs=50)
 
 
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3"])
+def test_blocks_are_those_of_the_whole_file(ending: str) -> None:
+    rhythm = np.repeat(np.random.default_rng(0).uniform(0.01, 0.3, 60), 4000)  # loud frames lend bits of quiet ones
+    soundfile.write(f"a.{ending}", rhythm * np.random.default_rng(1).normal(size=rhythm.size).clip(-3, 3), 24000)
+    whole, _ = soundfile.read(f"a.{ending}", always_2d=True)
+    found = torch.cat(list(AudioFile.open(f"a.{ending}").blocks(0.5)), 1)
+    np.testing.assert_allclose(found.T.numpy(), whole, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("claim", [0x7FFFF000, 0xFFFFFFFF])
 def test_a_wav_file_from_a_pipe_is_not_cut_short(claim: int) -> None:
     soundfile.write("a.wav", sound(2).T.numpy(), RATE)

@@ -25,14 +25,24 @@ class BadAudio(Exception):
     """A file, or the part of it that was asked for, is no usable audio; the message is the reason."""
 
 
-def open_audio(path: str | Path) -> soundfile.SoundFile:
+class SteadyFile(soundfile.SoundFile):
+    """An open file that stays where a read has left it.
+
+    The library's own seeks there once more, and a decoder of MP3 thereby loses the bits that frames to come refer to.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+def open_audio(path: str | Path) -> SteadyFile:
     """Open a file of any format that libsndfile reads; raises BadAudio.
 
     Read one part of it and close it: libsndfile's second seek in an Ogg file can be off by a block.
     """
     name = os.fsencode(path)  # a file name need not be valid UTF-8
     try:
-        return soundfile.SoundFile(name)
+        return SteadyFile(name)
     except soundfile.LibsndfileError as error:
         raise BadAudio(_why_not_opened(name, error)) from error
 

@@ -14,7 +14,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from surf_lightning.data.audio_files import is_cut_short
+from surf_lightning.data.audio_files import SteadyFile, is_cut_short
 from surf_lightning.files import partial_path
 
 PLAIN = (".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd")
@@ -111,7 +111,7 @@ class AudioFile:
             ValueError: the file ends early or is damaged, or a sample is NaN or infinite.
         """
         done = 0
-        with soundfile.SoundFile(os.fsencode(self.path)) as file:
+        with SteadyFile(os.fsencode(self.path)) as file:
             while done < self.frames:
                 try:
                     block = file.read(max(1, round(seconds * self.rate)), dtype="float64", always_2d=True)
