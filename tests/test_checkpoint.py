@@ -80,7 +80,7 @@ def test_a_nested_separator_is_rebuilt_from_plain_values() -> None:
 def test_an_argument_that_is_no_plain_value_is_refused_when_written() -> None:
     network = velocity()
     network.init_args["head"] = torch.zeros(1)
-    with pytest.raises(TypeError, match="plain value"):
+    with pytest.raises(UserError, match="plain value"):
         describe(network)
 
 

@@ -13,11 +13,13 @@ from types import ModuleType
 import pytest
 import yaml
 from jsonargparse import ArgumentParser
+from torch import Tensor
 
 from surf_lightning import data, methods, networks
 from surf_lightning.cli import main
 from surf_lightning.data.mixing import RandomMixtures
 from surf_lightning.errors import UserError
+from surf_lightning.networks import SharedNCSNpp, recorded
 from tests.test_configs import ROOT, arguments
 
 
@@ -171,6 +173,17 @@ def test_a_network_of_the_users_own_is_found_in_the_folder_where_surf_runs(tmp_p
     assert done.returncode == 0, done.stderr
 
 
+class Unrecorded(SharedNCSNpp):
+    def __init__(self) -> None:
+        super().__init__(2, 1, 8, channels=4, multipliers=(1,), blocks=1)
+
+
+@recorded
+class NotZeroSum(Unrecorded):
+    def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
+        return x_t
+
+
 @pytest.mark.parametrize(
     "mistake",
     [
@@ -179,6 +192,9 @@ def test_a_network_of_the_users_own_is_found_in_the_folder_where_surf_runs(tmp_p
         ["--trainer.devices", "999"],
         ["--model.mixit_checkpoint", "text.ckpt"],
         ["--model.mixit_checkpoint", "none.ckpt"],
+        ["--data", "Folder", "--data.root", "nowhere"],
+        ["--model.network", "tests.test_cli.Unrecorded"],
+        ["--model.network", "tests.test_cli.NotZeroSum"],
     ],
 )
 def test_a_fit_that_is_refused_leaves_the_run_that_is_there(mistake: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from surf_lightning.run_folder import (
     checkpoint_to_continue,
     default_folder,
     move_aside,
+    put_back,
     trained_checkpoint,
 )
 
@@ -56,6 +58,20 @@ def test_a_fresh_fit_moves_earlier_runs_aside_and_loses_none(part: str, caplog: 
     with caplog.at_level("INFO"):
         move_aside(Path("runs/a"))
     assert "runs/a holds an earlier run: moved to runs/a.4" in caplog.text
+
+
+def test_a_run_moved_aside_comes_back_unless_the_fresh_one_has_left_something() -> None:
+    for left, comes_back in (("config.yaml", True), ("wandb_id", True), ("metrics.csv", False), (LAST, False)):
+        run("runs/a", LAST).joinpath(LAST).write_text("the earlier one")
+        aside = move_aside(Path("runs/a"))
+        run("runs/a", left)
+        put_back(Path("runs/a"), aside)
+        found = Path("runs/a", LAST) if comes_back else Path(str(aside), LAST)
+        assert found.read_text() == "the earlier one"
+        assert not Path("runs/a", "wandb_id").exists()
+        shutil.rmtree("runs")
+    put_back(run("runs/b", "config.yaml"), None)
+    assert Path("runs/b/config.yaml").exists(), "there was no run before"
 
 
 def test_what_is_no_run_stays() -> None:

@@ -23,7 +23,11 @@ PACKAGE = __name__.split(".")[0]
 
 
 def describe(instance: Any) -> dict[str, Any]:
-    """Class path and arguments of an instance of a ``recorded`` class, nested ones too: plain values only."""
+    """Class path and arguments of an instance of a ``recorded`` class, nested ones too: plain values only.
+
+    Raises:
+        UserError: a class in it is not recorded, or an argument is no plain value.
+    """
     arguments = {name: _describe_value(value) for name, value in instance.init_args.items()}
     return {"class_path": class_path(instance), "init_args": arguments}
 
@@ -40,7 +44,11 @@ def _describe_value(value: Any) -> Any:
         return [_describe_value(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a checkpoint cannot hold the argument {value!r}: give a plain value or a @recorded instance")
+    if isinstance(value, nn.Module):
+        raise UserError(
+            f"a checkpoint could not rebuild {class_path(value)}: decorate the class with {PACKAGE}.networks.recorded"
+        )
+    raise UserError(f"a checkpoint cannot hold the argument {value!r}: give a plain value or a @recorded instance")
 
 
 def rebuild(description: Any, trust: bool = False) -> Any:
@@ -107,10 +115,11 @@ def check_fits(checkpoint: dict[str, Any], separator: nn.Module) -> None:
     if weights != {f"{PREFIX}{key}": value.shape for key, value in separator.state_dict().items()}:
         there, here = _flat(checkpoint[KEY]["separator"]), _flat(describe(separator))
         differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-        raise UserError(
-            "the checkpoint is of another network: "
-            + "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in differing)
-        )
+        # Another class has other arguments altogether.
+        differing = [name for name in differing if name.rpartition(".")[2] == "class"] or differing
+        said = "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in differing)
+        said = said or f"its parameters have other names (it is of version {checkpoint[KEY]['version']})"
+        raise UserError(f"the checkpoint is of another network: {said}")
 
 
 def _flat(description: Any, name: str = "") -> dict[str, Any]:

@@ -25,11 +25,13 @@ from surf_lightning.checkpoint import AtomicCheckpointIO
 from surf_lightning.data.base import SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.methods.base import SeparationModule
-from surf_lightning.training import TRAINER_DEFAULTS, keep_quiet
+from surf_lightning.training import TRAINER_DEFAULTS, check, keep_quiet
 
 
 class SurfCLI(LightningCLI):
     """``--name``, one seed for everything, run folders, and the callbacks that every run has."""
+
+    displaced: Path | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -69,15 +71,20 @@ class SurfCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """What a fit changes on disk, once all that can be checked without training has been."""
-        self.model.check_sources(self.datamodule)
-        if self._get(self.config, "ckpt_path") is None:
-            self.model.check_earlier_stage()
+        check(self.model, self.datamodule, self._get(self.config, "ckpt_path"))
         processes, cores = self.trainer.num_devices, os.cpu_count() or 1
         if isinstance(self.trainer.accelerator, CPUAccelerator) and processes > cores:
             raise UserError(f"trainer.devices is {processes}, but this machine has {cores} CPU cores")
         if self.is_new:
-            run_folder.move_aside(self.folder)
+            self.displaced = run_folder.move_aside(self.folder)
         tracking.remember(self.trainer.loggers, self.folder)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            run_folder.put_back(self.folder, self.displaced)
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")

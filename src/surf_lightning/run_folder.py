@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -42,16 +43,31 @@ def checkpoint_to_continue(folder: Path, ckpt_path: str | None) -> str | None:
     return None
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a fit has been here."""
+    return any((folder / part).exists() for part in (CHECKPOINTS, "config.yaml", "metrics.csv"))
+
+
 @rank_zero_only
-def move_aside(folder: Path) -> None:
-    """Move an earlier run that is in the way of a fresh one to <folder>.1, .2, ..."""
-    if not any((folder / part).exists() for part in (CHECKPOINTS, "config.yaml", "metrics.csv")):
-        return
+def move_aside(folder: Path) -> Path | None:
+    """Move an earlier run that is in the way of a fresh one to <folder>.1, .2, ..., and say where."""
+    if not is_run(folder):
+        return None
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     folder.rename(aside)
     rank_zero_info(f"{folder} holds an earlier run: moved to {aside} (--ckpt_path last would have continued it).")
+    return aside
+
+
+@rank_zero_only
+def put_back(folder: Path, aside: Path | None) -> None:
+    """Undo ``move_aside`` where the fresh run has failed before it left a checkpoint or a number."""
+    if aside is not None and not any((folder / part).exists() for part in (CHECKPOINTS, "metrics.csv")):
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        rank_zero_info(f"The fit has failed before its first step: the earlier run is in {folder} again.")
 
 
 def trained_checkpoint(folder: Path, ckpt_path: str | None) -> str:

@@ -32,6 +32,9 @@ class Separator(nn.Module, ABC):
     def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``mixtures [B,*S]`` (sums of sources) -> ``estimates [B,K,*S]`` that sum to them; keeps gradients."""
 
+    def check(self, mixtures: Tensor) -> None:
+        """Raises UserError where the network does not do what its kind promises, on any ``mixtures [B,*S]``."""
+
     @torch.no_grad()
     def separate(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Separate ``mixtures [B,*S]``: sums of K sources, images in units where a source lies in [-1,1].
@@ -58,6 +61,9 @@ class RegressionSeparator(Separator):
         super().__init__()
         if network.num_outputs < num_sources:
             raise ValueError(f"a network of {network.num_outputs} outputs cannot separate {num_sources} sources")
+        divisor = getattr(network, "num_sources", num_sources)
+        if divisor != num_sources:
+            raise ValueError(f"the network is for mixtures of {divisor} sources (its num_sources), not {num_sources}")
         self.network, self.num_sources = network, num_sources
 
     def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -73,6 +79,18 @@ class FlowSeparator(Separator):
         self.network: VelocityNetwork = network
         self.num_sources, self.num_steps = network.num_sources, num_steps
         self.noise: PriorNoise = noise or ConstantNoise()
+
+    @torch.no_grad()
+    def check(self, mixtures: Tensor) -> None:
+        x = torch.stack([mixtures / self.num_sources] * self.num_sources, 1)
+        velocity = self.network(x, torch.full_like(mixtures.flatten(1)[:, 0], 0.5), mixtures)
+        if velocity.shape != x.shape:
+            raise UserError(f"the network's velocity is {list(velocity.shape)} for sources of {list(x.shape)}")
+        if velocity.sum(1).abs().max() > 0.01 * velocity.abs().max() + 1e-3 * mixtures.abs().max():
+            raise UserError(
+                "the network's velocity does not sum to zero over the sources, so that the estimates would not sum to "
+                "the mixture: project it (surf_lightning.flow.project_zero_sum), or let one of the heads do so"
+            )
 
     def prior(self, mixtures: Tensor, random: BatchRandomness) -> Tensor:
         """x0 ``[B,K,*S]`` for this rank's rows of a training batch, Eq. (4)."""

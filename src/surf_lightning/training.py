@@ -13,7 +13,7 @@ import lightning as L
 from surf_lightning import run_folder
 from surf_lightning.callbacks.bookkeeping import standard_callbacks
 from surf_lightning.callbacks.progress import progress_bar
-from surf_lightning.checkpoint import AtomicCheckpointIO
+from surf_lightning.checkpoint import AtomicCheckpointIO, describe
 from surf_lightning.data.base import SeparationData
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.tracking import MetricsCSV, silence_adverts
@@ -33,6 +33,18 @@ def keep_quiet() -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # a run that goes on
     silence_adverts()
+
+
+def check(module: SeparationModule, data: SeparationData, continued: str | None) -> None:
+    """All that can be said of a fit before it changes anything on disk.
+
+    Raises:
+        UserError: it cannot succeed.
+    """
+    module.check_sources(data)
+    describe(module.separator)  # as every checkpoint will have to
+    if continued is None:
+        module.check_earlier_stage()
 
 
 def make_trainer(
@@ -82,10 +94,11 @@ def fit(
     options = {"logger": MetricsCSV(str(folder)), "log_every_n_steps": interval, **options}
     keep_quiet()
     trainer = make_trainer(folder, "fit", callbacks=callbacks, max_steps=max_steps, **options)
-    module.check_sources(data)
-    if continued is None:
-        module.check_earlier_stage()
-    if ckpt_path is None:
-        run_folder.move_aside(folder)
-    trainer.fit(module, datamodule=data, ckpt_path=continued)
+    check(module, data, continued)
+    displaced = run_folder.move_aside(folder) if ckpt_path is None else None
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=continued)
+    except BaseException:
+        run_folder.put_back(folder, displaced)
+        raise
     return trainer

@@ -104,6 +104,8 @@ class SeparationModule(L.LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         self._clock = time.monotonic()
+        shape = self.signal.get("shape") or [self.signal["sample_rate"] // 10]
+        self.separator.check(BatchRandomness(HELD_OUT_SEED, 0, self.device).normal((2, *shape)).to(self.dtype))
         if self.compiled:
             compile_networks(self)
 
