@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
@@ -20,6 +22,7 @@ from surf_lightning.cli import main
 from surf_lightning.data.mixing import RandomMixtures
 from surf_lightning.errors import UserError
 from surf_lightning.networks import SharedNCSNpp, recorded
+from surf_lightning.run_folder import LOCK
 from tests.test_configs import ROOT, arguments
 
 
@@ -201,9 +204,63 @@ def test_a_fit_that_is_refused_leaves_the_run_that_is_there(mistake: list[str]) 
     for name in ("digits_mixit", "digits_surf_rm"):
         assert main(arguments(name, Path())) == 0
     Path("text.ckpt").write_text("text")
-    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+
+    def files() -> dict[Path, int]:
+        everything = (path for path in Path("runs").rglob("*") if path.is_file() and path.name != LOCK)
+        return {path: path.stat().st_mtime_ns for path in everything}
+
+    before = files()
     assert main([*arguments("digits_surf_rm", Path()), *mistake]) == 2
-    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--trainer.precision", "bf16-true"], "bf16-mixed"),
+        (["--trainer.overfit_batches", "1"], "batches_per_epoch"),
+        (["--trainer.strategy", "fsdp"], "DDP|CUDA"),
+        (["--data.num_workers", "-1"], "num_workers"),
+    ],
+)
+def test_what_lightning_offers_and_we_do_not_is_refused(
+    options: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments("digits_mixit", Path()), *options]) == 2
+    assert re.search(says, capfd.readouterr().err.splitlines()[-1])
+    assert not Path("runs/digits_mixit/config.yaml").exists()
+
+
+def test_a_trial_run_leaves_the_run_that_is_there() -> None:
+    assert main(arguments("digits_mixit", Path())) == 0
+    before = sorted(Path("runs").rglob("*"))
+    assert main([*arguments("digits_mixit", Path()), "--trainer.fast_dev_run", "true"]) == 0
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_a_runs_own_configuration_given_again_means_that_run_and_no_checkpoint() -> None:
+    assert main([*arguments("digits_mixit", Path()), "--name", "mine"]) == 0
+    assert main([*arguments("digits_mixit", Path()), "--name", "mine", "--ckpt_path", "last"]) == 0
+    saved = Path("runs/mine/config.yaml")
+    config = yaml.safe_load(saved.read_text())
+    assert (config["name"], config["ckpt_path"]) == ("mine", None)
+    assert main(["test", "--config", str(saved)]) == 0
+    assert Path("runs/mine/metrics.json").is_file()
+    assert main(["fit", "--config", str(saved), "--name", "copy"]) == 0
+    assert {path.name for path in Path("runs").iterdir()} == {"mine", "copy"}
+    copied = yaml.safe_load(Path("runs/copy/config.yaml").read_text())
+    assert {**copied, "name": "mine"} == config
+
+
+def test_a_fused_optimizer_is_clipped_in_bfloat16() -> None:
+    options = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1e-3"]
+    options += ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1.0"]
+    weights = []
+    for fused in ("false", "true"):
+        assert main([*arguments("digits_mixit", Path()), *options, "--model.optimizer.fused", fused]) == 0
+        weights.append(torch.load("runs/digits_mixit/checkpoints/last.ckpt", weights_only=True)["state_dict"])
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_what_a_worker_process_refuses_is_told_in_its_own_words(

@@ -52,6 +52,12 @@ def test_two_ranks_compute_what_one_does(method: str) -> None:
         torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
+def test_processes_that_lightning_spawns_hand_their_weights_back() -> None:
+    fit("digits_mixit", "spawned", 2, "--trainer.strategy", "ddp_spawn")
+    assert Path("spawned/checkpoints/last.ckpt").is_file()
+
+
 def one_process_as_two_ranks(module: Any, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
     losses = [
         module.loss({"mixtures": part}, BatchRandomness(module.seed, module.global_step, module.device, Ranks(rank, 2)))
@@ -97,16 +103,22 @@ def test_devices_and_nodes_are_torchruns(
         assert (config.devices, config.num_nodes) == become
 
 
+# What a job of one task has in its environment, in which torchrun starts the processes.
+JOB = {"JOB_ID": "1", "JOB_NAME": "train", "NTASKS": "1", "NNODES": "1", "PROCID": "0", "LOCALID": "0"}
+JOB |= {"NODEID": "0", "NODELIST": "localhost", "NTASKS_PER_NODE": "1"}
+
+
 @pytest.mark.slow
-def test_torchrun_says_how_many_processes_there_are() -> None:
-    """Its numbers need not be repeated; the run is that of Lightning's own processes."""
+@pytest.mark.parametrize("job", [{}, {f"SLURM_{name}": value for name, value in JOB.items()}])
+def test_torchrun_says_how_many_processes_there_are(job: dict[str, str]) -> None:
+    """Its numbers need not be repeated, within SLURM neither; the run is that of Lightning's own processes."""
     launched = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
     launched += ["-m", "surf_lightning"]
     args = [*arguments("digits_mixit", Path()), "--data.batch_size", "4", "--data.num_validation", "8"]
     args += ["--model.network.init_args.dropout", "0.0"]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **job, "OMP_NUM_THREADS": "1"}
         command = [*launched, *args, *more]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from surf_lightning import run_folder
 from surf_lightning.errors import UserError
 from surf_lightning.run_folder import (
     checkpoint,
     checkpoint_to_continue,
+    claimed,
     default_folder,
     move_aside,
-    put_back,
     trained_checkpoint,
 )
 
@@ -63,15 +67,40 @@ def test_a_fresh_fit_moves_earlier_runs_aside_and_loses_none(part: str, caplog: 
 def test_a_run_moved_aside_comes_back_unless_the_fresh_one_has_left_something() -> None:
     for left, comes_back in (("config.yaml", True), ("wandb_id", True), ("metrics.csv", False), (LAST, False)):
         run("runs/a", LAST).joinpath(LAST).write_text("the earlier one")
-        aside = move_aside(Path("runs/a"))
-        run("runs/a", left)
-        put_back(Path("runs/a"), aside)
-        found = Path("runs/a", LAST) if comes_back else Path(str(aside), LAST)
-        assert found.read_text() == "the earlier one"
+        with pytest.raises(UserError), claimed(Path("runs/a"), fresh=True):
+            checkpoint_to_continue(run("runs/a", left), "none.ckpt")  # something that fails
+        assert Path("runs/a" if comes_back else "runs/a.1", LAST).read_text() == "the earlier one"
         assert not Path("runs/a", "wandb_id").exists()
         shutil.rmtree("runs")
-    put_back(run("runs/b", "config.yaml"), None)
-    assert Path("runs/b/config.yaml").exists(), "there was no run before"
+    with pytest.raises(UserError), claimed(run("runs/b", "config.yaml"), fresh=False):
+        checkpoint_to_continue(Path("runs/b"), "none.ckpt")
+    assert Path("runs/b/config.yaml").exists()
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_folder_belongs_to_one_fit(fresh: bool) -> None:
+    other = "from pathlib import Path; from surf_lightning.run_folder import claimed\n"
+    other += f"with claimed(Path('runs/a'), {fresh}): pass"
+
+    def another_fit() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+
+    with claimed(run("runs/a", LAST), fresh=False):
+        assert f"a fit is running in runs/a (process {os.getpid()} on" in another_fit().stderr
+        assert Path("runs/a", LAST).exists()
+    assert another_fit().returncode == 0
+    assert Path("runs/a.1" if fresh else "runs/a", LAST).exists()
+
+
+def test_a_lock_held_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(run_folder.time, "sleep", waited.append)
+    monkeypatch.setattr(run_folder.time, "monotonic", lambda: 60.0 * len(waited))
+    with claimed(Path("runs/a"), fresh=False):
+        monkeypatch.setattr(run_folder.platform, "node", lambda: "elsewhere")
+        with pytest.raises(UserError, match="a fit is running"), claimed(Path("runs/a"), fresh=False):
+            pass
+    assert len(waited) == 3, "a network's disk may hold the lock of a machine that is gone for two minutes"
 
 
 def test_what_is_no_run_stays() -> None:

@@ -20,6 +20,7 @@ from surf_lightning.files import replacing
 KEY = "surf_lightning"  # our part of a Lightning checkpoint
 PREFIX = "separator."  # of the separator's weights in its state_dict
 PACKAGE = __name__.split(".")[0]
+SPAWNED = ".temp.ckpt"  # the file in which processes that Lightning has spawned hand their weights back
 
 
 def describe(instance: Any) -> dict[str, Any]:
@@ -158,4 +159,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = True) -> Any:
+        if Path(path).name == SPAWNED:
+            return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(path)

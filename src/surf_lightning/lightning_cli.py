@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,6 @@ from surf_lightning.training import TRAINER_DEFAULTS, check, keep_quiet
 class SurfCLI(LightningCLI):
     """``--name``, one seed for everything, run folders, and the callbacks that every run has."""
 
-    displaced: Path | None = None
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--name", type=str | None, help="Name of the run's folder in runs/ (default: the config's)."
@@ -55,6 +55,11 @@ class SurfCLI(LightningCLI):
         config: Namespace = self.config[subcommand]
         given = config.trainer.default_root_dir
         self.folder = Path(given) if given else run_folder.default_folder(config.name, _first_config(config))
+        # Given to surf again, it means this run by default, but neither its checkpoint nor its W&B run.
+        self.lasting_config = copy.deepcopy(config)
+        self.lasting_config.ckpt_path = None
+        if not given:
+            self.lasting_config.name = self.folder.name
         config.trainer.default_root_dir = str(self.folder)
         if TorchElasticEnvironment.detect():
             _follow_torchrun(config.trainer)
@@ -71,20 +76,17 @@ class SurfCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """What a fit changes on disk, once all that can be checked without training has been."""
-        check(self.model, self.datamodule, self._get(self.config, "ckpt_path"))
+        check(self.trainer, self.model, self.datamodule, self._get(self.config, "ckpt_path"))
         processes, cores = self.trainer.num_devices, os.cpu_count() or 1
         if isinstance(self.trainer.accelerator, CPUAccelerator) and processes > cores:
             raise UserError(f"trainer.devices is {processes}, but this machine has {cores} CPU cores")
-        if self.is_new:
-            self.displaced = run_folder.move_aside(self.folder)
-        tracking.remember(self.trainer.loggers, self.folder)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # which leaves nothing
+            self.fit_context.enter_context(run_folder.claimed(self.folder, fresh=self.is_new))
+            tracking.remember(self.trainer.loggers, self.folder)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        try:
+        with ExitStack() as self.fit_context:
             super()._run_subcommand(subcommand)
-        except BaseException:
-            run_folder.put_back(self.folder, self.displaced)
-            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -92,11 +94,15 @@ class SurfCLI(LightningCLI):
         checkpoints = self._get(self.config_init, "checkpoints")
         standard = standard_callbacks(self.folder, str(self.subcommand), bool(config.logger), **checkpoints)
         standard += progress_bar(config.enable_progress_bar is not False, _list(config.callbacks))
-        if SLURMEnvironment.detect():  # LastCheckpoint requeues, after writing between two steps
+        # LastCheckpoint requeues, after writing between two steps. Within SLURM, torchrun knows better of processes.
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
         self.trainer_defaults["callbacks"] = standard
         trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
         tracking.mend(trainer.loggers)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SaveConfig):
+                callback.config = self.lasting_config
         return trainer
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import platform
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -11,6 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from surf_lightning.errors import UserError
 
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+LEASE = 120.0  # seconds that a network's disk keeps the locks of a machine that is gone
 
 
 def default_folder(name: str | None, config: str | None) -> Path:
@@ -48,7 +55,6 @@ def is_run(folder: Path) -> bool:
     return any((folder / part).exists() for part in (CHECKPOINTS, "config.yaml", "metrics.csv"))
 
 
-@rank_zero_only
 def move_aside(folder: Path) -> Path | None:
     """Move an earlier run that is in the way of a fresh one to <folder>.1, .2, ..., and say where."""
     if not is_run(folder):
@@ -61,13 +67,61 @@ def move_aside(folder: Path) -> Path | None:
     return aside
 
 
-@rank_zero_only
-def put_back(folder: Path, aside: Path | None) -> None:
-    """Undo ``move_aside`` where the fresh run has failed before it left a checkpoint or a number."""
-    if aside is not None and not any((folder / part).exists() for part in (CHECKPOINTS, "metrics.csv")):
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-        rank_zero_info(f"The fit has failed before its first step: the earlier run is in {folder} again.")
+@contextmanager
+def claimed(folder: Path, fresh: bool) -> Iterator[None]:
+    """The folder is this fit's while the block runs; nothing is done but on the first rank.
+
+    Where the fit is ``fresh``, an earlier run is moved aside. It comes back if the block fails before it has left a
+    checkpoint or a number.
+
+    Raises:
+        UserError: another fit runs in the folder.
+    """
+    if getattr(rank_zero_only, "rank", 0):
+        yield
+        return
+    with ExitStack() as locks:
+        aside = None
+        if fresh and folder.exists():
+            locks.enter_context(_locked(folder))
+            aside = move_aside(folder)
+        locks.enter_context(_locked(folder))
+        try:
+            yield
+        except BaseException:
+            if aside is not None and not any((folder / part).exists() for part in (CHECKPOINTS, "metrics.csv")):
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.rename(folder)
+                rank_zero_info(f"The fit has failed before its first step: the earlier run is in {folder} again.")
+            raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system lets go of with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+") as file:
+        patience = time.monotonic() + LEASE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip()
+                # A node that was taken away holds its locks on a network's disk for a while.
+                if holder.endswith(f" on {platform.node()}") or time.monotonic() > patience:
+                    raise UserError(
+                        f"a fit is running in {folder} ({holder}): give this one another --name, or end that one"
+                    ) from None
+                time.sleep(1)
+            except OSError:  # a file system without locks
+                break
+            else:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
+                break
+        yield
 
 
 def trained_checkpoint(folder: Path, ckpt_path: str | None) -> str:

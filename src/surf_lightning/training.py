@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from surf_lightning import run_folder
 from surf_lightning.callbacks.bookkeeping import standard_callbacks
 from surf_lightning.callbacks.progress import progress_bar
 from surf_lightning.checkpoint import AtomicCheckpointIO, describe
 from surf_lightning.data.base import SeparationData
+from surf_lightning.errors import UserError
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.tracking import MetricsCSV, silence_adverts
 
@@ -23,6 +26,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
     "num_sanity_val_steps": 0,
 }
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 def keep_quiet() -> None:
@@ -35,12 +40,25 @@ def keep_quiet() -> None:
     silence_adverts()
 
 
-def check(module: SeparationModule, data: SeparationData, continued: str | None) -> None:
+def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, continued: str | None) -> None:
     """All that can be said of a fit before it changes anything on disk.
 
     Raises:
         UserError: it cannot succeed.
     """
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise UserError(f"{type(trainer.strategy).__name__} is not supported: train on one device or by DDP")
+    if isinstance(trainer.accelerator, MPSAccelerator):
+        raise UserError("exact assignments need float64, which MPS has not: --trainer.accelerator cpu")
+    if trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision {trainer.precision} would round away the small steps of an EMA teacher: use bf16-mixed"
+        )
+    if trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+        raise UserError(
+            "trainer.overfit_batches does not apply, as mixtures are drawn at random: limit an epoch by "
+            "data.batches_per_epoch, or the images and recordings themselves"
+        )
     module.check_sources(data)
     describe(module.separator)  # as every checkpoint will have to
     if continued is None:
@@ -94,11 +112,7 @@ def fit(
     options = {"logger": MetricsCSV(str(folder)), "log_every_n_steps": interval, **options}
     keep_quiet()
     trainer = make_trainer(folder, "fit", callbacks=callbacks, max_steps=max_steps, **options)
-    check(module, data, continued)
-    displaced = run_folder.move_aside(folder) if ckpt_path is None else None
-    try:
+    check(trainer, module, data, continued)
+    with run_folder.claimed(folder, fresh=ckpt_path is None):
         trainer.fit(module, datamodule=data, ckpt_path=continued)
-    except BaseException:
-        run_folder.put_back(folder, displaced)
-        raise
     return trainer

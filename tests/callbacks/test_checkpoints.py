@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,36 @@ def test_a_slurm_job_that_is_signalled_goes_back_into_the_queue(
     assert (asked.read_text() if asked.exists() else None) == ("requeue 1234\n" if requeued else None)
 
 
+def test_a_job_that_cannot_be_requeued_ends_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container there may be no scontrol."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    plain = LastCheckpoint.on_train_batch_end
+
+    def signalled(self: LastCheckpoint, *args: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", signalled)
+    with pytest.warns(UserWarning, match="submit it again"), pytest.raises(SystemExit, match="143"):
+        fit()
+    assert step(LAST) == 1
+
+
+def test_a_validation_amid_accumulated_gradients_leaves_its_checkpoint_to_the_next_step() -> None:
+    """The gradients so far are in no checkpoint: one written then would not go on as the run does."""
+    options = ["--data.batches_per_epoch", "8", "--trainer.accumulate_grad_batches", "4"]
+    options += ["--trainer.val_check_interval", "6", "--trainer.max_steps", "4", "--checkpoints.keep", "10"]
+    fit(*options)
+    whole = torch.load(LAST, weights_only=True)
+    named = sorted(LAST.parent.glob("step_*.ckpt"))
+    assert [path.name for path in named] == ["step_0000002.ckpt", "step_0000004.ckpt"]
+    shutil.copy(named[0], "first.ckpt")
+    fit(*options, "--ckpt_path", "first.ckpt")
+    again = torch.load(LAST, weights_only=True)
+    assert all(torch.equal(again["state_dict"][name], weight) for name, weight in whole["state_dict"].items())
+
+
 def rows(run: str) -> list[dict[str, str]]:
     with open(Path(run, "metrics.csv"), newline="") as file:
         return [{**row, "epoch": ""} for row in csv.DictReader(file)]
@@ -222,4 +253,4 @@ def test_without_truth_a_moving_teacher_leaves_the_newest_as_the_best(
     assert len(logged) == 3
     capsys.readouterr()
     assert main(["validate", *args[1:], *schedule, "--ckpt_path", "last"]) == 0
-    assert f"{float(logged[-1]):.2f}" in capsys.readouterr().out
+    assert f"{float(logged[-1]):.3f}" in capsys.readouterr().out

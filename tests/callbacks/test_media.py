@@ -50,7 +50,7 @@ class ImageLogger:
 def validate(batch_idx: int = 0, zero: bool = True) -> ImageLogger:
     mixtures, estimates, sources = example(10, 2, 1, 8, 8)
     logger = ImageLogger()
-    trainer: Any = SimpleNamespace(is_global_zero=zero, global_step=123, loggers=[object(), logger])
+    trainer: Any = SimpleNamespace(is_global_zero=zero, fast_dev_run=False, global_step=123, loggers=[object(), logger])
     module: Any = SimpleNamespace(signal={"kind": "image"})
     batch = {"mixtures": mixtures, "sources": sources}
     Media(Path("run")).on_validation_batch_end(trainer, module, estimates, batch, batch_idx)
@@ -84,7 +84,7 @@ def test_audio_becomes_players_and_spectrograms(with_truth: bool) -> None:
     mixtures, estimates, sources = example(3, 3, 4000)
     sources[:, 2] = 0  # a silent slot is not shown
     logger = AudioLogger()
-    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=7, loggers=[logger])
+    trainer: Any = SimpleNamespace(is_global_zero=True, fast_dev_run=False, global_step=7, loggers=[logger])
     signal = {"kind": "audio", "sample_rate": 16000}
     module: Any = SimpleNamespace(signal=signal, separate=lambda mixtures, batch: estimates[: len(mixtures)])
     batch = {"mixtures": mixtures, "sources": sources} if with_truth else {"mixtures": mixtures}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from surf_lightning.files import replacing
 from surf_lightning.run_folder import CHECKPOINTS
@@ -99,7 +100,10 @@ class LastCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._owed:  # there is a checkpoint of this step, from before
             self._owed, self._last_global_step_saved = False, 0
-        super().on_validation_end(trainer, pl_module)
+        if not trainer.sanity_checking and trainer.fit_loop._should_accumulate():
+            self._saved = -math.inf  # due at the next step
+        else:
+            super().on_validation_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "validation_owed": self._owed}
@@ -158,7 +162,10 @@ def keep_newest(last: Path, step: int, keep: int) -> None:
 @rank_zero_only
 def _requeue() -> None:
     if job := os.environ.get("SLURM_JOB_ID"):
-        subprocess.run(["scontrol", "requeue", job], check=False)
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            rank_zero_warn(f"The job cannot be requeued from here ({error}): submit it again.")
 
 
 class BestCheckpoint(ModelCheckpoint):

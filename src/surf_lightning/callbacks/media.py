@@ -53,7 +53,8 @@ class Media(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         is_image = pl_module.signal["kind"] == "image"
-        if batch_idx or not trainer.is_global_zero or (is_image and "sources" not in batch):
+        unseen = batch_idx or not trainer.is_global_zero or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if unseen or (is_image and "sources" not in batch):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if is_image:

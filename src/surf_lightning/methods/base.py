@@ -125,6 +125,20 @@ class SeparationModule(L.LightningModule, ABC):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning's, and for fused optimizers, which it does not clip lest they unscale: in bf16 nothing is."""
+        if self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
+            if gradient_clip_val:
+                weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+                nn.utils.clip_grad_norm_(weights, gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def learning_rate_factor(self, step: int) -> float:
         """What the learning rate is multiplied by at optimizer step ``step``, counted from 0."""
         warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
