@@ -221,7 +221,8 @@ def test_an_earlier_stage_of_other_signals_or_sources_is_refused(mixit: str) -> 
     with pytest.raises(UserError, match=r"2 sources of .*\[1, 28, 28\].*2 sources of .*\[1, 8, 8\]"):
         fit(build("SURF", "mnist.ckpt"))
     checkpoint["surf_lightning"]["signal"]["shape"] = [1, 8, 8]
-    checkpoint["surf_lightning"]["separator"]["init_args"]["num_sources"] = 3
+    separator = checkpoint["surf_lightning"]["separator"]["init_args"]
+    separator["num_sources"] = separator["network"]["init_args"]["num_sources"] = 3
     torch.save(checkpoint, "three.ckpt")
     with pytest.raises(UserError, match=r"separates 3 sources of .* has 2 sources"):
         fit(build("Remixing", "three.ckpt"))
@@ -230,7 +231,7 @@ def test_an_earlier_stage_of_other_signals_or_sources_is_refused(mixit: str) -> 
 @pytest.mark.parametrize("num_sources", [1, 3])
 def test_a_network_for_another_number_of_sources_than_the_data_s_is_refused(num_sources: int) -> None:
     with pytest.raises(UserError, match=rf"have 2 sources \(data.num_sources\), the network separates {num_sources}"):
-        mixit_checkpoint(Path("other"), num_sources=num_sources)
+        trainer(Path("other")).fit(MixIT(regression(4, num_sources), num_sources, optimizer=adam), digits())
 
 
 def test_a_flow_is_no_earlier_stage() -> None:

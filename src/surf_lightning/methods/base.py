@@ -132,6 +132,9 @@ class SeparationModule(L.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """As Lightning's, and for fused optimizers, which it does not clip lest they unscale: in bf16 nothing is."""
+        fused = any(group.get("fused") for group in optimizer.param_groups)
+        if gradient_clip_val and fused and self.trainer.precision == "16-mixed":
+            raise UserError("16-mixed cannot clip a fused optimizer: use bf16-mixed, or --model.optimizer.fused false")
         if self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
             if gradient_clip_val:
                 weights = [weight for group in optimizer.param_groups for weight in group["params"]]
