@@ -193,7 +193,7 @@ def test_a_run_with_missing_pieces_still_reports_the_rest() -> None:
     assert page.tables[0][-1] == ["MixIT", "18.00", "0.800", "4,000", "1.5"]
     assert page.headings == ["Separation of Digits", "Learning curves", "What is missing", "What was run"]
     expected = [
-        "runs/bare: no test_examples.pt: surf test writes it; no config.yaml: surf fit writes it; "
+        "runs/bare: no config.yaml: surf fit writes it; no test_examples.pt: surf test writes it; "
         "no metrics.csv: the run was not logged to it.",
         "runs/trained: no metrics.json: surf test writes it; no test_examples.pt: surf test writes it.",
     ]
@@ -203,20 +203,31 @@ def test_a_run_with_missing_pieces_still_reports_the_rest() -> None:
     assert [row[0] for row in page.tables[1][1:]] == ["runs/bare", "runs/trained"]
 
 
-def test_an_untested_run_shows_what_its_latest_validation_left() -> None:
+def test_an_untested_run_shows_the_pictures_of_its_latest_validation() -> None:
     folder = write("trained", None, None)
-    media = Path(folder, "media")
-    media.mkdir()
-    Image.new("L", (4, 3), 128).save(media / "step_0000100_1.png")
-    soundfile.write(media / "step_0000100_1_estimate1.wav", np.array([2.0, -1.0, 0.5]), 8000, subtype="FLOAT")
+    Path(folder, "media").mkdir()
+    Image.new("L", (4, 3), 128).save(Path(folder, "media", "step_0000100.png"))
     page, _ = report(folder)
     assert "trained: its latest validation" in page.headings
     (picture,) = page.embedded("image/png")
     assert Image.open(io.BytesIO(picture)).size == (4, 3)
-    (sound,) = page.embedded("audio/flac")
-    signal, rate = soundfile.read(io.BytesIO(sound))
-    assert rate == 8000
-    np.testing.assert_allclose(signal, np.array([2.0, -1.0, 0.5]) * 0.99 / 2, atol=1e-4)
+
+
+def test_an_untested_run_shows_the_sounds_of_its_latest_validation() -> None:
+    folder = write("trained", None, None)
+    Path(folder, "media").mkdir()
+    Image.new("L", (4, 3), 128).save(Path(folder, "media", "step_0000100_1.png"))
+    signals = {"mixture": [2.0, -1.0, 0.5], "estimate1": [1.0, 0.0, 0.0], "estimate2": [1.0, -1.0, 0.5]}
+    for name, signal in signals.items():
+        path = Path(folder, "media", f"step_0000100_1_{name}.wav")
+        soundfile.write(path, np.pad(signal, (0, 1000)), 8000, subtype="FLOAT")
+    page, _ = report(folder)
+    assert "trained: its latest validation" in page.headings
+    assert len(page.embedded("image/png")) == 3, "a spectrogram each"
+    for found, expected in zip(page.embedded("audio/flac"), signals.values(), strict=True):
+        signal, rate = soundfile.read(io.BytesIO(found))
+        assert rate == 8000
+        np.testing.assert_allclose(signal[:3], np.array(expected) * 0.99 / 2, atol=1e-4)
 
 
 def test_sounds_can_be_heard_beside_the_truth_in_its_order_at_one_gain() -> None:
@@ -227,7 +238,8 @@ def test_sounds_can_be_heard_beside_the_truth_in_its_order_at_one_gain() -> None
     page, _ = report(folder)
     players = [soundfile.read(io.BytesIO(sound))[0] for sound in page.embedded("audio/flac")]
     assert len(players) == len(page.embedded("image/png")) == 10  # of each mixture: itself, two true, two found
-    assert [row[0] for row in page.tables[1]] == ["mixture", "truth", "MixIT"]
+    assert [row[0] for row in page.tables[1]] == ["mixture", "", "truth", "MixIT"]
+    assert page.tables[1][1] == ["", "source 1", "source 2"]
     for number, (mixture, *others) in enumerate((players[:5], players[5:])):
         truth = examples["sources"][number][:2]
         gain = 0.99 / float(examples["mixtures"][number].abs().max())

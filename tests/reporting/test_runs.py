@@ -46,11 +46,17 @@ def test_a_run_that_was_never_tested_is_known_by_its_folder_and_its_configuratio
     assert (untested.facts["steps"], untested.facts["minutes"], untested.facts["seed"]) == ("200", "", "7")
 
 
+def test_recordings_without_truth_lack_no_test() -> None:
+    config = "data:\n  class_path: surf_lightning.data.Folder\n  init_args: {}\n"
+    untested = Run.read(Path(write("mine", None, None, config=config)))
+    assert (untested.missing, untested.data) == ((), "Folder")
+
+
 def test_a_test_alone_is_a_run_as_well() -> None:
     folder = write("digits_mixit", record("MixIT", {"psnr": 18.0}), None, config="")
     assert Run.read(Path(folder)).missing == (
-        "no test_examples.pt: surf test writes it",
         "no config.yaml: surf fit writes it",
+        "no test_examples.pt: surf test writes it",
         "no metrics.csv: the run was not logged to it",
     )
     assert Run.read(Path(folder)).facts["hardware"] == "a CPU, 2 threads"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from surf_lightning import __version__
 from surf_lightning.reporting.pictures import save
 from surf_lightning.reporting.runs import Run, facts_in_common
 from surf_lightning.reporting.sections import Section
-from surf_lightning.reporting.sounds import Sound, SoundExample, as_flac
+from surf_lightning.reporting.sounds import Sound, SoundExample, validation_examples
 from surf_lightning.reporting.style import POLICY, STYLE
 from surf_lightning.reporting.tables import Cell, Row, Table
 
@@ -67,10 +67,15 @@ def _section(section: Section, headed: bool) -> str:
             parts.append(_image(save(sweep.curves, "svg"), "svg+xml", "curves", f"Learning curves: {sweep.title}"))
     parts += [_validation(run) for run in section.runs if not run.examples and run.media]
     if section.missing:
-        items = "".join(f"<li>{escape(item)}</li>" for item in section.missing)
+        items = "".join(f"<li>{_text(item)}</li>" for item in section.missing)
         parts.append(f'<h3>What is missing</h3><ul class="missing">{items}</ul>')
     parts.append(_what_was_run(section.runs))
     return "\n".join(parts)
+
+
+def _text(said: str) -> str:
+    """Words that stand in the Markdown file as well, where backticks mark a command."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(said))
 
 
 # -- tables --
@@ -83,7 +88,7 @@ def _table(table: Table) -> str:
         first = row.kind == "supervised" and not seen_supervised
         seen_supervised |= row.kind == "supervised"
         rows.append(_row(row, f"{row.kind} first-supervised" if first else row.kind))
-    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    notes = "".join(f"<li>{_text(note)}</li>" for note in table.notes)
     protocol = f"<p>{escape(table.protocol)}</p>" if table.protocol else ""
     legend = "Best in bold, second underlined"
     legend = f"Of each setting, {legend.lower()}" if any(row.kind == "group" for row in table.rows) else legend
@@ -154,7 +159,9 @@ def _sounds(number: int, example: SoundExample) -> str:
     def cell(sound: Sound) -> str:
         return f'<td><img src="{_uri(sound.png, "image/png")}" alt="spectrogram">{_player(sound.flac)}</td>'
 
-    rows = f"<tr><th>mixture</th>{cell(example.mixture)}</tr>"
+    columns = max((len(sounds) for sounds in example.rows.values()), default=1)
+    head = "".join(f'<th scope="col">source {k + 1}</th>' for k in range(columns))
+    rows = f"<tr><th>mixture</th>{cell(example.mixture)}</tr><tr><th></th>{head}</tr>"
     for name, sounds in example.rows.items():
         rows += f'<tr><th scope="row">{escape(name)}</th>{"".join(map(cell, sounds))}</tr>'
     return f'<p class="quiet">Mixture {number}</p><div class="scroll"><table class="sounds">{rows}</table></div>'
@@ -163,10 +170,9 @@ def _sounds(number: int, example: SoundExample) -> str:
 def _validation(run: Run) -> str:
     """What the latest validation left, for a run that was not tested."""
 
-    def item(path: Path) -> str:
-        if path.suffix == ".png":
-            return _image(path.read_bytes(), "png", "validation", path.stem)
-        return f"<figure>{_player(as_flac(path))}<figcaption>{escape(path.stem)}</figcaption></figure>"
-
-    items = "".join(item(path) for path in run.media if path.suffix in (".png", ".wav"))
-    return f"<h3>{escape(run.label)}: its latest validation</h3>{items}"
+    examples = validation_examples(run)
+    shown = "".join(_sounds(number, example) for number, example in enumerate(examples, 1))
+    if not examples:
+        pictures = (path for path in run.media if path.suffix == ".png")
+        shown = "".join(_image(path.read_bytes(), "png", "validation", path.stem) for path in pictures)
+    return f"<h3>{escape(run.label)}: its latest validation</h3>{shown}"

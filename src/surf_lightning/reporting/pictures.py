@@ -25,7 +25,7 @@ WATCHED = {  # on held-out mixtures, the first two that were logged
     "val/ssim": "SSIM",
     "val/si_sdri": "SI-SDRi (dB)",
     "val/MSi": "MSi (dB)",
-    "val/loss": "loss",
+    "val/loss": "the loss of each method's own",
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#7a3b9c", "#444444", "#b22222", "#6b8e23")
 STYLE: Any = {
@@ -101,7 +101,12 @@ def curves(runs: Sequence[Run], repetitions: Sequence[Run]) -> Figure | None:
 
 def _line(panel: Axes, run: Run, name: str, **looks: Any) -> None:
     if name in run.curves:
-        panel.plot(*thinned(run.curves[name]), **looks)
+        panel.plot(*thinned(run.curves[name]), **_visible(run.curves[name]), **looks)
+
+
+def _visible(curve: dict[int, float]) -> dict[str, Any]:
+    """Points, where there are too few for a line to be seen."""
+    return {"marker": "o", "markersize": 3} if len(curve) < 3 else {}
 
 
 def _loss(panel: Axes, run: Run, colour: str, name: str) -> None:
@@ -110,7 +115,7 @@ def _loss(panel: Axes, run: Run, colour: str, name: str) -> None:
         shade.fill_between(*thinned(beta), color="#000000", alpha=0.07, linewidth=0)
         shade.set_ylim(0, 1)
         shade.set_axis_off()
-    panel.plot(*thinned(run.curves["loss"]), color=colour, linewidth=1)
+    panel.plot(*thinned(run.curves["loss"]), color=colour, linewidth=1, **_visible(run.curves["loss"]))
     panel.set_title(f"{name}: loss", fontsize=8)
     panel.tick_params(labelsize=7)
     _steps(panel)
@@ -141,6 +146,7 @@ def sweep_curves(groups: dict[str, dict[str, Run]]) -> Figure | None:
 def _steps(panel: Axes) -> None:
     panel.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
     panel.set_xlim(left=0)
+    panel.set_xlabel("step", fontsize=7.5)
 
 
 # -- images --

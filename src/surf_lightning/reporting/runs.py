@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import pickle
@@ -57,15 +58,20 @@ class Run:
                 missing.append(f"{name} cannot be read: {error}")
                 return nothing
 
+        config = read("config.yaml", Path.read_text, "", ": surf fit writes it")
         names = [name for name in RECORDS if (folder / f"{name}.json").is_file()]
         test = ": surf test writes it"
         nothing: dict[str, Any] = {}
-        records = {name: read(f"{name}.json", _record, nothing, test) for name in names or RECORDS[:1]}
+        records, examples = {}, nothing
+        if names or not re.search(r"^  class_path: surf_lightning\.data\.Folder$", config, re.MULTILINE):
+            records = {name: read(f"{name}.json", _record, nothing, test) for name in names or RECORDS[:1]}
+            load = functools.partial(torch.load, map_location="cpu", weights_only=True)
+            examples = read("test_examples.pt", load, nothing, test)
         run = cls(
             folder,
             {name: record for name, record in records.items() if record},
-            read("test_examples.pt", lambda path: torch.load(path, map_location="cpu", weights_only=True), {}, test),
-            read("config.yaml", Path.read_text, "", ": surf fit writes it"),
+            examples,
+            config,
             read("metrics.csv", read_curves, {}, ": the run was not logged to it"),
             _latest(folder / "media"),
             tuple(missing),

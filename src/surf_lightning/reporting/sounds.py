@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import soundfile
+import torch
 from torch import Tensor
 
 from surf_lightning.metrics.audio import align_by_si_sdr, is_active
@@ -65,10 +66,18 @@ def _example(mixture: Tensor, rows: dict[str, Tensor], rate: int) -> SoundExampl
     return SoundExample(sound(mixture), {name: [sound(signal) for signal in signals] for name, signals in rows.items()})
 
 
-def as_flac(path: Path) -> bytes:
-    """A recording of a validation, which may be louder than 1."""
-    signal, rate = soundfile.read(path, frames=-1, dtype="float32")
-    signal = signal[: SECONDS * rate] / max(1.0, abs(signal).max() / PEAK)
-    file = io.BytesIO()
-    soundfile.write(file, signal, rate, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
+def validation_examples(run: Run) -> list[SoundExample]:
+    """The mixtures that the latest validation of ``run`` left to listen to, as it separated them."""
+    found: dict[str, dict[str, list[Tensor]]] = {}
+    rate = 0
+    for path in run.media:
+        if name := re.fullmatch(r"step_\d+_(\d+)_([a-z]+)\d*", path.stem):
+            samples, rate = soundfile.read(path, dtype="float32")
+            found.setdefault(name[1], {}).setdefault(name[2], []).append(torch.from_numpy(samples))
+    examples = []
+    for kept in found.values():
+        (mixture,) = kept.pop("mixture")
+        names = {"reference": "truth", "estimate": run.label}
+        rows = {names[kind]: torch.stack(signals) for kind, signals in reversed(kept.items())}  # they came by name
+        examples.append(_example(mixture, rows, rate))
+    return examples
