@@ -187,3 +187,18 @@ def test_a_checkpoint_holds_what_a_reader_must_know(mixit: str) -> None:
     assert 0 < record["seconds"] < 60
     assert any(name.startswith(PREFIX) for name in checkpoint["state_dict"])
     assert "hyper_parameters" not in checkpoint
+
+
+@pytest.mark.parametrize(
+    ("signal", "shape", "says"),
+    [
+        ({"kind": "image", "shape": [1, 8, 8]}, (4, 1, 16, 16), r"\[B, 1, 8, 8\], not \[4, 1, 16, 16\]"),
+        ({"kind": "image", "shape": [1, 8, 8]}, (1, 8, 8), r"\[B, 1, 8, 8\], not \[1, 8, 8\]"),
+        ({"kind": "audio", "sample_rate": 8000}, (8000,), r"\[B, T\], not \[8000\]"),
+    ],
+)
+def test_mixtures_of_another_shape_are_refused(signal: dict[str, Any], shape: tuple[int, ...], says: str) -> None:
+    separator = RegressionSeparator(regression(2), 2)
+    separator.signal = signal
+    with pytest.raises(ValueError, match=says):
+        separator.separate(torch.zeros(shape))

@@ -85,7 +85,8 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         UserError: there is no such file, or it is no checkpoint of this package.
     """
     if not os.path.isfile(path):
-        raise UserError(f"there is no checkpoint {path}")
+        hint = f": it is a folder, give {path}/checkpoints/best.ckpt" if os.path.isdir(path) else ""
+        raise UserError(f"there is no checkpoint {path}{hint}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:

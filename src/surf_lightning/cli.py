@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from surf_lightning import __version__
@@ -84,5 +85,6 @@ def entry_point() -> None:
     """The console script."""
     # Threads that spin while they wait slow two trainings on the same cores down a hundredfold; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"  # not where it is raised
     sys.path.append(os.getcwd())  # a config may name a network of the user's own, as under python -m
     sys.exit(main())

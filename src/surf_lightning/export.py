@@ -110,7 +110,8 @@ def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     for path in (config, weights):
         if not path.is_file():
             raise UserError(
-                f"{folder} holds no {path.name}: give a checkpoint file, or a folder written by surf export"
+                f"{folder} holds no {path.name}: give a checkpoint (of a run {folder}/checkpoints/best.ckpt), or a "
+                "folder written by surf export"
             )
     try:
         record = json.loads(config.read_text(encoding="utf-8"))

@@ -9,10 +9,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from surf_lightning.errors import UserError
+
 
 def partial_path(path: Path) -> Path:
     """Where a file or folder is written before it is complete and moved to ``path``."""
     return path.with_name(f".{path.name}.partial")
+
+
+def make_writable(folder: Path) -> None:
+    """Make ``folder`` where there is none; raises UserError where nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe.partial"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be written: {error}") from error
 
 
 @contextmanager

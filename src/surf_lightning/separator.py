@@ -44,7 +44,16 @@ class Separator(nn.Module, ABC):
 
         Returns:
             ``estimates [B,K,*S]``, which sum to the mixtures.
+
+        Raises:
+            ValueError: the mixtures are not such as a loaded separator has been trained on.
         """
+        signal = getattr(self, "signal", None)
+        if signal is not None:
+            shape = signal["shape"] if signal["kind"] == "image" else ["T"]
+            if mixtures.ndim != 1 + len(shape) or (shape != ["T"] and list(mixtures.shape[1:]) != shape):
+                expected = ", ".join(map(str, ["B", *shape]))
+                raise ValueError(f"this separator takes mixtures [{expected}], not {list(mixtures.shape)}")
         return self(mixtures, generator)
 
     @torch.no_grad()

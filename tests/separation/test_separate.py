@@ -208,7 +208,7 @@ def test_inputs_of_one_name_get_places_of_their_own() -> None:
         (["a.wav", "--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
         (["a.wav", "--checkpoint", "a.wav"], "checkpoint"),
         (["a.wav", "--checkpoint", "empty"], "config.json"),
-        (["a.wav", "--output", "a.wav"], "output folder"),
+        (["a.wav", "--output", "a.wav"], "cannot be written"),
         (["folder", "--output", "folder"], "output folder"),
         (["a.wav", "--channels", "last"], "--channels"),
     ],

@@ -17,7 +17,7 @@ from torch import Tensor
 from surf_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.callbacks.media import Media
 from surf_lightning.callbacks.results import PrintedResult, measured, without_nan
-from surf_lightning.files import replacing
+from surf_lightning.files import make_writable, replacing
 from surf_lightning.metrics.availability import unavailable_columns
 from surf_lightning.provenance import provenance
 from surf_lightning.tracking import ContinueTables
@@ -50,6 +50,8 @@ class TestRecord(L.Callback):
         self.folder = folder
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            make_writable(self.folder)  # known before anything is measured
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.average = data.test_metrics().to(pl_module.device)
         self.examples: dict[str, list[Tensor]] = {"mixtures": [], "sources": [], "estimates": []}
@@ -91,7 +93,6 @@ class TestRecord(L.Callback):
             "checkpoint": str(trainer.ckpt_path),
             **provenance(pl_module.device),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / "test_examples.pt") as file:
             torch.save({**self.examples, **pl_module.signal}, file)
         with replacing(self.folder / f"{data.test_record}.json", "w") as file:  # last: make takes it for a test done

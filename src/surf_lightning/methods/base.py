@@ -120,7 +120,10 @@ class SeparationModule(L.LightningModule, ABC):
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        try:
+            optimizer = self.make_optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        except ValueError as error:
+            raise UserError(f"model.optimizer: {error}") from error
         self._configured = _settings(optimizer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -10,6 +10,7 @@ from surf_lightning.losses import ErrorOfEnergies, mixit, thresholded_error
 from surf_lightning.methods.base import Batch, SeparationModule
 from surf_lightning.methods.micro_batches import in_micro_batches
 from surf_lightning.methods.pairs import in_pairs
+from surf_lightning.metrics.audio import MoMi
 from surf_lightning.networks.protocols import RegressionNetwork
 from surf_lightning.remixing import BatchRandomness
 from surf_lightning.separator import RegressionSeparator
@@ -37,6 +38,15 @@ class MixIT(SeparationModule):
     ) -> None:
         super().__init__(RegressionSeparator(network, num_sources), **options)
         self.error = error
+        self.momi = MoMi()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Recordings without truth are measured by MoMi, for which mixtures of mixtures are enough."""
+        if "sources" not in batch and self.signal["kind"] == "audio":
+            pairs = in_pairs(batch["mixtures"])
+            self.momi.update(self.separator.network(pairs.sum(1)), pairs)
+            self.log("val/momi", self.momi, prog_bar=True)
+        return super().validation_step(batch, batch_idx)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         pairs = in_pairs(batch["mixtures"])

@@ -45,6 +45,7 @@ COLUMNS = (  # in the order of the papers' tables
     Column("estoi", "ESTOI", True, 3),
     Column("pesq", "PESQ", True, 2),
     Column("dnsmos", "DNSMOS", True, 2),
+    Column("momi", "MoMi (dB)", True, 2),
 )
 BESIDE = {"is_std", "si_sdri", "MSi"}  # measured, but no columns of the paper
 

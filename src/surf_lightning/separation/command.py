@@ -17,6 +17,7 @@ import torch
 
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
+from surf_lightning.files import make_writable
 from surf_lightning.separation.inputs import find_inputs, place
 from surf_lightning.separation.journal import (
     JOURNAL,
@@ -222,16 +223,6 @@ def _load(options: argparse.Namespace, device: torch.device) -> Separator:
     return separator
 
 
-def _prepare(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe.partial"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"the output folder {folder} cannot be written: {error}") from error
-
-
 def run_separate(args: Sequence[str]) -> int:
     """The command line of `surf separate`; returns the exit status, 1 if a file failed.
 
@@ -245,7 +236,7 @@ def run_separate(args: Sequence[str]) -> int:
     settings = Settings(options.channels, options.num_samples)
     task = make_task(separator, settings)
     places = place(find_inputs(options.inputs, task.extensions, options.output))
-    _prepare(options.output)
+    make_writable(options.output)
     identity: dict[str, Any] = {
         "checkpoint": checkpoint_fingerprint(Path(options.checkpoint)),
         "settings": settings.record(),

@@ -238,7 +238,8 @@ class ImageTask(Task):
                     )
                 return np.array(plain)
         except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: Pillow's for a broken PNG
-            raise ValueError(f"cannot be decoded: {error}") from error
+            takes = f"{self.mode} images of {self.width}x{self.height} pixels"
+            raise ValueError(f"cannot be decoded ({error}); the separator takes {takes}") from error
 
 
 def make_task(separator: Separator, settings: Settings) -> Task:
