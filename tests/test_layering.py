@@ -17,7 +17,7 @@ PACKAGE = "surf_lightning"
 ROOT = Path(surf_lightning.__file__).parent
 MAX_LINES = 330
 
-LEVEL_0 = {"permutation", "remixing", "flow", "losses", "langevin"}
+LEVEL_0 = {"precision", "permutation", "remixing", "flow", "losses", "langevin"}
 LEVEL_1 = {"networks", "metrics", "data"}
 PLAIN = {"errors", ""}  # the exception, and the package itself with its version
 

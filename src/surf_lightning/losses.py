@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from surf_lightning.permutation import best_order, invert, permute
+from surf_lightning.precision import at_least_float32, full_precision
 from surf_lightning.remixing import unremix
 
 EPSILON = 1e-8  # keeps the logarithm of an exactly reproduced silence finite
@@ -38,7 +39,7 @@ def thresholded_error(error_energy: Tensor, reference_energy: Tensor, snr_max: f
 
 def energy(x: Tensor, keep: int) -> Tensor:
     """The sum of squares over all axes but the first ``keep``, in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).flatten(keep).square().sum(-1)
+    return at_least_float32(x).flatten(keep).square().sum(-1)
 
 
 def pairwise_error_energy(estimates: Tensor, references: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def pit_order(estimates: Tensor, sources: Tensor, error: ErrorOfEnergies = squar
     if error is squared_error:  # the energies are the same in every order: only the correlations decide
         dtype = torch.promote_types(torch.promote_types(estimates.dtype, sources.dtype), torch.float32)
         e, r = (x.detach().flatten(2).to(dtype) for x in (estimates, sources))
-        with torch.autocast(e.device.type, enabled=False):
+        with full_precision(e):
             return best_order(-(e @ r.mT))
     energies = pairwise_error_energy(estimates, sources)
     return best_order(error(energies, energy(sources.detach().double(), 2).unsqueeze(1).expand_as(energies)))
@@ -142,9 +143,9 @@ def mixit(
         raise ValueError(f"{estimates.shape[1]} outputs are too many to deal to {references.shape[1]} references")
     error = error or functools.partial(thresholded_error, snr_max=snr_max)
     assignment = best_assignment(estimates, references, error)
-    dtype = torch.promote_types(estimates.dtype, torch.float32)
-    with torch.autocast(estimates.device.type, enabled=False):  # an error of -30 dB is below bfloat16's resolution
-        remixed = (assignment.to(dtype) @ estimates.flatten(2).to(dtype)).view_as(references)
+    with full_precision(estimates):  # an error of -30 dB is below bfloat16's resolution
+        rows = at_least_float32(estimates.flatten(2))
+        remixed = (assignment.to(rows.dtype) @ rows).view_as(references)
     return error(energy(references - remixed, 2), energy(references, 2)).mean(1), assignment
 
 

@@ -25,6 +25,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from surf_lightning.metrics.availability import not_available
 from surf_lightning.metrics.images import ImageMean
+from surf_lightning.precision import full_precision
 from surf_lightning.remixing import Ranks
 
 INCEPTION = "inception_fid.pth"  # FID's Inception-v3, in torch-fidelity's keys
@@ -90,7 +91,7 @@ class Inception(nn.Module):
             if known.device == images.device and torch.equal(known, images):
                 return answer
         _move(self.network, images.device)
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             pool, logits = zip(*(self.network(chunk) for chunk in images.split(CHUNK)), strict=True)
         self.recent.append((images, {POOL: torch.cat(pool), LOGITS: torch.cat(logits)}))
         return self.recent[-1][1]
@@ -152,7 +153,7 @@ class LPIPS(ImageMean):
         network = alexnet(self.weights)
         _move(network, estimates.device)
         chunks = zip(estimates.split(CHUNK), references.split(CHUNK), strict=True)
-        with torch.autocast(estimates.device.type, enabled=False):
+        with full_precision(estimates):
             return torch.cat([network(_for_alexnet(x), _for_alexnet(y)).flatten() for x, y in chunks])
 
 

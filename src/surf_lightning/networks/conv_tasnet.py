@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surf_lightning.networks.protocols import RegressionNetwork, recorded
-from surf_lightning.networks.stft import at_least_float32, full_precision, level
+from surf_lightning.networks.stft import level
+from surf_lightning.precision import at_least_float32, full_precision
 
 
 class ScaledConv(nn.Module):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surf_lightning.precision import full_precision
+
 SQRT_HALF = math.sqrt(0.5)
 BACKGROUND = -1.0
 
@@ -67,7 +69,7 @@ class FIRResample(nn.Module):
         self.register_buffer("kernel", torch.outer(taps, taps)[None, None] / 64 * self.gain, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             return self._resample(x.to(self.kernel.dtype), self.kernel.expand(x.shape[1], 1, 4, 4))
 
     def _resample(self, x: Tensor, weight: Tensor) -> Tensor:

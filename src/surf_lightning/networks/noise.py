@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from surf_lightning.flow import rows_like
 from surf_lightning.networks.protocols import recorded
-from surf_lightning.networks.stft import at_least_float32, full_precision, level
+from surf_lightning.networks.stft import level
+from surf_lightning.precision import at_least_float32, full_precision
 
 ENVELOPE_SECONDS = 1024 / 44100  # the first to the last of the 1025 taps at 44.1 kHz of Scheibler et al. (2025)
 

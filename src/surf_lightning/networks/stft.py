@@ -9,18 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surf_lightning.precision import at_least_float32, full_precision
+
 COMPRESSION = 0.33
 """Exponent of the magnitude compression, Tables 7 and 8 of the SURF paper."""
-
-
-def full_precision(x: Tensor) -> torch.autocast:
-    """A context without autocast on the device of ``x``: spectra and waveforms are never made in bfloat16."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in float32, or in float64 where it is so already."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def level(signals: Tensor, eps: float = 1e-8) -> Tensor:
