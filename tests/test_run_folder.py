@@ -72,9 +72,10 @@ def test_a_run_moved_aside_comes_back_unless_the_fresh_one_has_left_something() 
         assert Path("runs/a" if comes_back else "runs/a.1", LAST).read_text() == "the earlier one"
         assert not Path("runs/a", "wandb_id").exists()
         shutil.rmtree("runs")
-    with pytest.raises(UserError), claimed(run("runs/b", "config.yaml"), fresh=False):
-        checkpoint_to_continue(Path("runs/b"), "none.ckpt")
-    assert Path("runs/b/config.yaml").exists()
+    for folder, stays in ((run("runs/b", "config.yaml"), True), (Path("runs/new"), False)):
+        with pytest.raises(UserError), claimed(folder, fresh=False):
+            checkpoint_to_continue(folder, "none.ckpt")
+        assert folder.exists() == stays
 
 
 @pytest.mark.parametrize("fresh", [True, False])

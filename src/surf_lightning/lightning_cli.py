@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import signal
 import sys
 import warnings
@@ -139,6 +140,7 @@ def _readable(message: str) -> str:
     noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
     lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
     hint = " (give a configuration, e.g. --config configs/digits_mixit.yaml)" if "are required" in message else ""
+    hint = " (--config comes before a configuration)" if re.search(r"nrecognized arg.*\.ya?ml", message) else hint
     return "\n".join(lines) + hint
 
 

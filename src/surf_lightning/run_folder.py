@@ -71,8 +71,8 @@ def move_aside(folder: Path) -> Path | None:
 def claimed(folder: Path, fresh: bool) -> Iterator[None]:
     """The folder is this fit's while the block runs; nothing is done but on the first rank.
 
-    Where the fit is ``fresh``, an earlier run is moved aside. It comes back if the block fails before it has left a
-    checkpoint or a number.
+    Where the fit is ``fresh``, an earlier run is moved aside. If the block fails before it has left a checkpoint or a
+    number, what it has left is removed, and the earlier run comes back.
 
     Raises:
         UserError: another fit runs in the folder.
@@ -81,18 +81,19 @@ def claimed(folder: Path, fresh: bool) -> Iterator[None]:
         yield
         return
     with ExitStack() as locks:
-        aside = None
-        if fresh and folder.exists():
+        aside, is_new = None, not folder.exists()
+        if fresh and not is_new:
             locks.enter_context(_locked(folder))
             aside = move_aside(folder)
         locks.enter_context(_locked(folder))
         try:
             yield
         except BaseException:
-            if aside is not None and not any((folder / part).exists() for part in (CHECKPOINTS, "metrics.csv")):
+            if (is_new or aside) and not any((folder / part).exists() for part in (CHECKPOINTS, "metrics.csv")):
                 shutil.rmtree(folder, ignore_errors=True)
-                aside.rename(folder)
-                rank_zero_info(f"The fit has failed before its first step: the earlier run is in {folder} again.")
+                if aside:
+                    aside.rename(folder)
+                    rank_zero_info(f"The fit has failed before its first step: the earlier run is in {folder} again.")
             raise
 
 
