@@ -74,7 +74,9 @@ digits: install
 $(foreach d,$(DATASETS),$(foreach m,remixit self_remixing surf_rm surf_sr,\
 	$(eval runs/$(d)_$(m)/metrics.json: runs/$(d)_mixit/metrics.json)))
 
-# Table 3's upper bound is trained on FUSS, and measured as the others are.
+# Table 3's upper bound is trained on FUSS, with FUSS_ARGS for ARGS, and measured as the others are.
+FUSS_ARGS := $(ARGS)
+runs/fuss_supervised_flow/metrics.json: override ARGS := $(FUSS_ARGS)
 runs/audioset_supervised_flow/metrics.json: runs/fuss_supervised_flow/metrics.json
 	@mkdir -p runs/logs
 	@$(SURF) test --config configs/fuss_supervised_flow.yaml --data configs/data/audioset.yaml --trainer.logger false \

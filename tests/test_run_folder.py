@@ -93,6 +93,20 @@ def test_a_folder_belongs_to_one_fit(fresh: bool) -> None:
     assert Path("runs/a.1" if fresh else "runs/a", LAST).exists()
 
 
+def test_a_worker_that_outlives_its_fit_holds_nothing() -> None:
+    """Killed, a fit leaves its loader's workers for some seconds."""
+    fit = "import os, sys, time; from pathlib import Path; from surf_lightning.run_folder import claimed\n"
+    fit += "with claimed(Path('runs/a'), False):\n"
+    fit += "    if os.fork(): print('begun', flush=True); os.kill(os.getpid(), 9)\n"
+    fit += "    time.sleep(20)"
+    killed = subprocess.Popen([sys.executable, "-c", fit], stdout=subprocess.PIPE)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == b"begun\n"
+    killed.wait()
+    with claimed(Path("runs/a"), fresh=False):
+        pass
+
+
 def test_a_lock_held_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(run_folder.time, "sleep", waited.append)

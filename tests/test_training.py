@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from surf_lightning.cli import main
 from surf_lightning.errors import UserError
 from surf_lightning.methods import SURF, MixIT, ReMixITLoss
 from surf_lightning.reporting.runs import read_curves
-from surf_lightning.training import TRAINER_DEFAULTS, fit
+from surf_lightning.training import TRAINER_DEFAULTS, check, fit
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,12 @@ def files(folder: Path) -> set[str]:
 
 def step_of(folder: Path) -> int:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
+def test_only_one_device_and_ddp_are_supported() -> None:
+    trainer: Any = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
+    with pytest.raises(UserError, match="FSDPStrategy is not supported"):
+        check(trainer, mixit(), tiny.digits(), None)
 
 
 def test_a_run_holds_what_that_of_the_command_line_does() -> None:

@@ -75,7 +75,11 @@ def rebuild(description: Any, trust: bool = False) -> Any:
         raise UserError(f"the checkpoint needs {module}.{name}, which cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UserError(f"the checkpoint would call {module}.{name}, which is no network")
-    return cls(**{key: rebuild(value, trust) for key, value in description["init_args"].items()})
+    arguments = {key: rebuild(value, trust) for key, value in description["init_args"].items()}
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise UserError(f"the checkpoint's {name} cannot be rebuilt: {error}") from error
 
 
 def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:

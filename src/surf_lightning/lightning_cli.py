@@ -59,7 +59,7 @@ class SurfCLI(LightningCLI):
         # Given to surf again, it means this run by default, but neither its checkpoint nor its W&B run.
         self.lasting_config = copy.deepcopy(config)
         self.lasting_config.ckpt_path = None
-        if not given:
+        if not given and config.name is None:
             self.lasting_config.name = self.folder.name
         config.trainer.default_root_dir = str(self.folder)
         if TorchElasticEnvironment.detect():
@@ -83,6 +83,8 @@ class SurfCLI(LightningCLI):
             raise UserError(f"trainer.devices is {processes}, but this machine has {cores} CPU cores")
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # which leaves nothing
             self.fit_context.enter_context(run_folder.claimed(self.folder, fresh=self.is_new))
+            for callback in _configuration(self.trainer):
+                callback.write(self.trainer)  # the other processes may be about to read it
             tracking.remember(self.trainer.loggers, self.folder)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -101,10 +103,13 @@ class SurfCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = standard
         trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
         tracking.mend(trainer.loggers)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, SaveConfig):
-                callback.config = self.lasting_config
+        for callback in _configuration(trainer):
+            callback.config = self.lasting_config
         return trainer
+
+
+def _configuration(trainer: Trainer) -> list[SaveConfig]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, SaveConfig)]  # type: ignore[attr-defined]
 
 
 def _list(given: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from surf_lightning.errors import UserError
+from surf_lightning.files import partial_path
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
@@ -80,21 +81,29 @@ def claimed(folder: Path, fresh: bool) -> Iterator[None]:
     if getattr(rank_zero_only, "rank", 0):
         yield
         return
-    with ExitStack() as locks:
+    with ExitStack() as earlier:
         aside, is_new = None, not folder.exists()
         if fresh and not is_new:
-            locks.enter_context(_locked(folder))
+            earlier.enter_context(_locked(folder))
             aside = move_aside(folder)
-        locks.enter_context(_locked(folder))
         try:
-            yield
+            with _locked(folder):
+                yield
         except BaseException:
             if (is_new or aside) and not any((folder / part).exists() for part in (CHECKPOINTS, "metrics.csv")):
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
                 if aside:
                     aside.rename(folder)
-                    rank_zero_info(f"The fit has failed before its first step: the earlier run is in {folder} again.")
+                    rank_zero_info(f"The fit has failed before it left anything: the earlier run is in {folder} again.")
             raise
+
+
+def _remove(folder: Path) -> None:
+    """Its name is free at once, even where a file in it is still open on a network's disk."""
+    failed = partial_path(folder)
+    shutil.rmtree(failed, ignore_errors=True)
+    folder.rename(failed)
+    shutil.rmtree(failed, ignore_errors=True)
 
 
 @contextmanager
@@ -102,7 +111,9 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system lets go of with the process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a+") as file:
+        os.register_at_fork(after_in_child=file.close)  # loader workers may outlive the process for seconds
         patience = time.monotonic() + LEASE
+        waited = False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,6 +125,9 @@ def _locked(folder: Path) -> Iterator[None]:
                     raise UserError(
                         f"a fit is running in {folder} ({holder}): give this one another --name, or end that one"
                     ) from None
+                if not waited:
+                    rank_zero_info(f"Waiting up to {LEASE:.0f} s for {holder or 'another fit'}, which holds {folder}.")
+                waited = True
                 time.sleep(1)
             except OSError:  # a file system without locks
                 break

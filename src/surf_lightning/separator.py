@@ -95,7 +95,8 @@ class FlowSeparator(Separator):
         velocity = self.network(x, torch.full_like(mixtures.flatten(1)[:, 0], 0.5), mixtures)
         if velocity.shape != x.shape:
             raise UserError(f"the network's velocity is {list(velocity.shape)} for sources of {list(x.shape)}")
-        if velocity.sum(1).abs().max() > 0.01 * velocity.abs().max() + 1e-3 * mixtures.abs().max():
+        tolerance = 0.01 * velocity.abs().max() + 1e-3 * mixtures.abs().max()
+        if not velocity.sum(1).abs().max() <= tolerance:  # NaN neither
             raise UserError(
                 "the network's velocity does not sum to zero over the sources, so that the estimates would not sum to "
                 "the mixture: project it (surf_lightning.flow.project_zero_sum), or let one of the heads do so"

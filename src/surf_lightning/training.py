@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,10 @@ def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, co
     Raises:
         UserError: it cannot succeed.
     """
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):  # others are kinds of these
         raise UserError(f"{type(trainer.strategy).__name__} is not supported: train on one device or by DDP")
     if isinstance(trainer.accelerator, MPSAccelerator):
-        raise UserError("exact assignments need float64, which MPS has not: --trainer.accelerator cpu")
+        raise UserError("assignments are computed in float64, which MPS has not: use --trainer.accelerator cpu")
     if trainer.precision not in PRECISIONS:
         raise UserError(
             f"trainer.precision {trainer.precision} would round away the small steps of an EMA teacher: use bf16-mixed"
@@ -113,6 +114,7 @@ def fit(
     keep_quiet()
     trainer = make_trainer(folder, "fit", callbacks=callbacks, max_steps=max_steps, **options)
     check(trainer, module, data, continued)
-    with run_folder.claimed(folder, fresh=ckpt_path is None):
+    leaves_nothing = trainer.fast_dev_run  # type: ignore[attr-defined]
+    with nullcontext() if leaves_nothing else run_folder.claimed(folder, fresh=ckpt_path is None):
         trainer.fit(module, datamodule=data, ckpt_path=continued)
     return trainer

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from surf_lightning.data.audio_files import BadAudio, open_audio, read_crop, resampler
+from surf_lightning.data.audio_files import BadAudio, is_cut_short, open_audio, read_crop, resampler
 from surf_lightning.separation.audio_io import AudioFile, StreamResampler
 from tests.data.audio_trees import BROKEN, RATE, noise, write
 
@@ -152,3 +152,17 @@ def test_nan_is_found_where_it_is_alone(tmp_path: Path) -> None:
         write(tmp_path / "a.wav", signal, subtype="FLOAT")
         with pytest.raises(BadAudio, match="NaN or infinity"):
             read_crop(tmp_path / "a.wav", 10000, 20000, RATE)
+
+
+@pytest.mark.parametrize("comment", [10, 5000])
+def test_a_wav_file_cut_short_is_known_however_long_its_header(comment: int, tmp_path: Path) -> None:
+    """libsndfile's own words of it end after 2 kB of header."""
+    write(tmp_path / "a.wav", noise(1.0, 0))
+    whole = (tmp_path / "a.wav").read_bytes()
+    text = b"LIST" + (comment + 12).to_bytes(4, "little") + b"INFOICMT" + comment.to_bytes(4, "little") + b"x" * comment
+    where = whole.index(b"data")
+    riff = whole[:4] + (len(whole) + len(text) - 8).to_bytes(4, "little") + whole[8:where] + text + whole[where:]
+    (tmp_path / "a.wav").write_bytes(riff)
+    assert not is_cut_short(tmp_path / "a.wav")
+    (tmp_path / "a.wav").write_bytes(riff[: len(riff) * 2 // 3])
+    assert is_cut_short(tmp_path / "a.wav")

@@ -30,7 +30,12 @@ class SaveConfig(SaveConfigCallback):
     """``config.yaml``: the configuration of the latest fit in this folder, and what it was made with."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
+        if stage == "fit":
+            self.write(trainer)
+
+    def write(self, trainer: L.Trainer) -> None:
+        """Write it now."""
+        if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             made_with = provenance(trainer.strategy.root_device)

@@ -28,6 +28,7 @@ AGREE_SECONDS = 5.0  # where that many steps take longer, the ranks agree at eve
 class LastCheckpoint(ModelCheckpoint):
     """``last.ckpt`` after every validation, when time has passed, at the end, and on SIGTERM, SIGUSR1 or Ctrl-C.
 
+    After a validation amid accumulated gradients, which are in no checkpoint, it waits for the next step.
     A signal only sets a flag: the checkpoint is written between two optimizer steps, after the EMA, so that
     ``--ckpt_path last`` continues bit for bit. The process then ends with status 143 and a SLURM job requeues itself;
     after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once. Where a validation was next, the run that
@@ -101,7 +102,7 @@ class LastCheckpoint(ModelCheckpoint):
         if self._owed:  # there is a checkpoint of this step, from before
             self._owed, self._last_global_step_saved = False, 0
         if not trainer.sanity_checking and trainer.fit_loop._should_accumulate():
-            self._saved = -math.inf  # due at the next step
+            self._saved, self._agree_at = -math.inf, 0  # due at the next step
         else:
             super().on_validation_end(trainer, pl_module)
 

@@ -113,7 +113,7 @@ def _fetch_ends(path: str | Path) -> None:
 
 
 def _look_for_truncation(path: str | Path, file: soundfile.SoundFile) -> None:
-    if is_cut_short(file) or (file.format == "OGG" and _ogg_is_truncated(path)):
+    if is_cut_short(path) or (file.format == "OGG" and _ogg_is_truncated(path)):
         raise BadAudio("truncated: the file ends before its audio does")
     tail = min(file.frames, BLOCK // 16)
     if len(read_frames(file, file.frames - tail, tail)) < tail:

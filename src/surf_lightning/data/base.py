@@ -82,7 +82,7 @@ class SeparationData(L.LightningDataModule, ABC):
         if min(batch_size, batches_per_epoch) < 1:
             raise ValueError("batch_size and batches_per_epoch must be at least 1")
         if num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, as {num_workers} is")
+            raise ValueError(f"num_workers must be at least 0, not {num_workers}")
         self.batch_size, self.batches_per_epoch, self.num_workers = batch_size, batches_per_epoch, num_workers
         self.seed = seed
 

@@ -138,10 +138,9 @@ class SeparationModule(L.LightningModule, ABC):
         fused = any(group.get("fused") for group in optimizer.param_groups)
         if gradient_clip_val and fused and self.trainer.precision == "16-mixed":
             raise UserError("16-mixed cannot clip a fused optimizer: use bf16-mixed, or --model.optimizer.fused false")
-        if self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
-            if gradient_clip_val:
-                weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-                nn.utils.clip_grad_norm_(weights, gradient_clip_val)
+        if fused and self.trainer.precision == "bf16-mixed" and gradient_clip_val and gradient_clip_val > 0:
+            clip: Any = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip([weight for group in optimizer.param_groups for weight in group["params"]], gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

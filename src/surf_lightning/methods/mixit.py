@@ -44,7 +44,7 @@ class MixIT(SeparationModule):
         """Recordings without truth are measured by MoMi, for which mixtures of mixtures are enough."""
         if "sources" not in batch and self.signal["kind"] == "audio":
             pairs = in_pairs(batch["mixtures"])
-            self.momi.update(self.separator.network(pairs.sum(1)), pairs)
+            self.momi.update(in_micro_batches(self.separator.network, self.micro_batch, pairs.sum(1)), pairs)
             self.log("val/momi", self.momi, prog_bar=True)
         return super().validation_step(batch, batch_idx)
 

@@ -26,7 +26,7 @@ WATCHED = {  # on held-out mixtures, the first two that were logged
     "val/si_sdri": "SI-SDRi (dB)",
     "val/MSi": "MSi (dB)",
     "val/momi": "MoMi (dB)",
-    "val/loss": "the loss of each method's own",
+    "val/loss": "loss (each method has its own)",
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#7a3b9c", "#444444", "#b22222", "#6b8e23")
 STYLE: Any = {

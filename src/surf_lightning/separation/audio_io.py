@@ -84,7 +84,7 @@ class AudioFile:
                     file.channels,
                     file.samplerate,
                     SampleFormat(file.format, file.subtype, file.endian, path.suffix),
-                    "cut short: its header promises more; what is there is separated" if is_cut_short(file) else None,
+                    "cut short: its header promises more; what is there is separated" if is_cut_short(path) else None,
                 )
         except soundfile.LibsndfileError as error:
             if path.is_file() and path.stat().st_size == 0:
