@@ -131,3 +131,22 @@ def test_torchrun_says_how_many_processes_there_are(job: dict[str, str]) -> None
     refused = run("--trainer.devices", "1")
     assert refused.returncode != 0
     assert "torchrun started 2 processes on each of 1 nodes, but devices is 1" in refused.stderr
+
+
+@pytest.mark.slow
+def test_all_processes_find_the_configuration_of_the_run_that_they_displace() -> None:
+    fit("digits_mixit", "runs/mine", 1)
+    command = [
+        *COMMAND,
+        "fit",
+        "--config",
+        "runs/mine/config.yaml",
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert all(Path(run, "checkpoints", "last.ckpt").is_file() for run in ("runs/mine", "runs/mine.1"))
