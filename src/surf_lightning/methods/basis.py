@@ -30,10 +30,6 @@ from surf_lightning.separator import Separator
 class LangevinUpdate(nn.Module, ABC):
     """A ``langevin.Update`` that a checkpoint can name."""
 
-    # Written out so that @recorded sees a signature without *args.
-    def __init__(self) -> None:
-        super().__init__()
-
     @abstractmethod
     def forward(self, x: Tensor, moves: Tensor, mixtures: Tensor, weight: float) -> Tensor:
         """As ``langevin.Update``."""

@@ -152,10 +152,6 @@ class ConsistencyWeights(nn.Module, ABC):
 class UniformWeights(ConsistencyWeights):
     """Equal shares, 1/M."""
 
-    # Written out so that @recorded sees a signature without *args.
-    def __init__(self) -> None:
-        super().__init__()
-
     def forward(self, estimates: Tensor, features: Tensor) -> Tensor:
         return torch.full_like(estimates[..., 0], 1 / estimates.shape[1])
 
@@ -163,9 +159,6 @@ class UniformWeights(ConsistencyWeights):
 @recorded
 class PowerWeights(ConsistencyWeights):
     """Shares in proportion to each estimate's mean power (plus 1e-8): "magsq" of the MixIT code."""
-
-    def __init__(self) -> None:
-        super().__init__()
 
     def forward(self, estimates: Tensor, features: Tensor) -> Tensor:
         power = 1e-8 + estimates.square().mean(-1)

@@ -27,10 +27,6 @@ class Head(nn.Module, ABC):
 class VelocityHead(Head):
     """The raw output is the velocity itself: v = P raw, with P the zero-sum projection."""
 
-    # Written out so that @recorded sees a signature without *args.
-    def __init__(self) -> None:
-        super().__init__()
-
     def forward(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return project_zero_sum(raw)
 
@@ -44,9 +40,6 @@ class SourceHead(Head):
 
     x_t + (1 - t) v is then the raw output made consistent with the mixture that x_t sums to.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
 
     def forward(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         # The floor keeps t = 1 finite; there the residual's weight is zero, and 0 * inf would be NaN.

@@ -150,10 +150,6 @@ class LogSigma(TimeConditioning):
 class PlainTime(TimeConditioning):
     """t itself."""
 
-    # Written out so that @recorded sees a signature without *args.
-    def __init__(self) -> None:
-        super().__init__()
-
     def forward(self, t: Tensor) -> Tensor:
         return t
 

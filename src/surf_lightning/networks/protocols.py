@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 Class = TypeVar("Class", bound=type[Any])
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # nn.Module's own, which takes none
 
 
 def recorded(cls: Class) -> Class:
@@ -20,6 +21,7 @@ def recorded(cls: Class) -> Class:
     """
     init = cls.__init__
     signature = inspect.signature(init)
+    named = [name for name, parameter in signature.parameters.items() if parameter.kind not in VARIADIC][1:]
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -27,7 +29,7 @@ def recorded(cls: Class) -> Class:
         bound.apply_defaults()
         init(self, *args, **kwargs)
         if type(self) is cls:  # else a recorded subclass does it
-            self.init_args = dict(list(bound.arguments.items())[1:])
+            self.init_args = {name: bound.arguments[name] for name in named}
 
     cls.__init__ = __init__
     return cls
