@@ -93,6 +93,17 @@ def test_a_folder_belongs_to_one_fit(fresh: bool) -> None:
     assert Path("runs/a.1" if fresh else "runs/a", LAST).exists()
 
 
+def test_of_two_fits_that_begin_at_once_one_leaves_the_others_folder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen that there was no folder yet."""
+    with claimed(Path("runs/a"), fresh=True), monkeypatch.context() as patched:
+        Path("runs/a/wandb_id").write_text("mine")
+        patched.setattr(Path, "exists", lambda path: False)
+        with pytest.raises(UserError, match="a fit is running"), claimed(Path("runs/a"), fresh=True):
+            pass
+        assert os.listdir("runs") == ["a"]
+        assert Path("runs/a/wandb_id").read_text() == "mine"
+
+
 def test_a_worker_that_outlives_its_fit_holds_nothing() -> None:
     """Killed, a fit leaves its loader's workers for some seconds."""
     fit = "import os, sys, time; from pathlib import Path; from surf_lightning.run_folder import claimed\n"

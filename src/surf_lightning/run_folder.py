@@ -81,14 +81,16 @@ def claimed(folder: Path, fresh: bool) -> Iterator[None]:
     if getattr(rank_zero_only, "rank", 0):
         yield
         return
-    with ExitStack() as earlier:
+    with ExitStack() as locks:
         aside, is_new = None, not folder.exists()
         if fresh and not is_new:
-            earlier.enter_context(_locked(folder))
+            locks.enter_context(_locked(folder))
             aside = move_aside(folder)
+        locks.enter_context(
+            _locked(folder)
+        )  # if this fails, the folder is another fit's: hands off
         try:
-            with _locked(folder):
-                yield
+            yield
         except BaseException:
             if (is_new or aside) and not any((folder / part).exists() for part in (CHECKPOINTS, "metrics.csv")):
                 _remove(folder)
