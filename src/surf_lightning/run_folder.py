@@ -86,9 +86,7 @@ def claimed(folder: Path, fresh: bool) -> Iterator[None]:
         if fresh and not is_new:
             locks.enter_context(_locked(folder))
             aside = move_aside(folder)
-        locks.enter_context(
-            _locked(folder)
-        )  # if this fails, the folder is another fit's: hands off
+        locks.enter_context(_locked(folder))  # if this fails, the folder is another fit's: hands off
         try:
             yield
         except BaseException:
