@@ -13,8 +13,8 @@ from timing import alone, compare
 from torch import Tensor
 from torchmetrics.functional.audio import permutation_invariant_training
 
-from surf_lightning.losses import mixit, pit_order
-from surf_lightning.permutation import permute
+from surf_lightning.functional.losses import mixit, pit_permutation
+from surf_lightning.functional.permutation import reorder
 
 SAMPLES = 160_000  # 10 s at 16 kHz
 BATCH = 4
@@ -82,7 +82,7 @@ def run(machine: Machine) -> Iterator[Timing]:
         estimates, truth = torch.randn(2, 8, sources, 16_000, generator=generator, device=device)
 
         def ordered(estimates: Tensor = estimates, truth: Tensor = truth) -> Tensor:
-            return pit_order(estimates, truth)
+            return pit_permutation(estimates, truth)
 
         def reference(estimates: Tensor = estimates, truth: Tensor = truth) -> Tensor:
             return permutation_invariant_training(
@@ -90,8 +90,8 @@ def run(machine: Machine) -> Iterator[Timing]:
             )[1]
 
         # torchmetrics' order is one of the estimates.
-        ours = (estimates - permute(truth, ordered())).square().sum((1, 2))
-        theirs = (permute(estimates, reference()) - truth).square().sum((1, 2))
+        ours = (estimates - reorder(truth, ordered())).square().sum((1, 2))
+        theirs = (reorder(estimates, reference()) - truth).square().sum((1, 2))
         torch.testing.assert_close(ours, theirs)
         floor = machine.floor_ms(bytes_moved=estimates.nbytes + truth.nbytes)
         case = f"PIT, K = {sources}, B = 8, T = 16000"

@@ -18,9 +18,9 @@ from rows import Timing
 from shipped import RATE, build, inputs, operations
 from timing import alone
 
+from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
+from surf_lightning.inference.streaming import separate_file
 from surf_lightning.networks import GlobalRMSNoise
-from surf_lightning.separation.streaming import separate_file
-from surf_lightning.separator import FlowSeparator, RegressionSeparator, Separator
 
 # Config, seconds, whether its activations are computed again: in seconds on a CPU, and as trained on CUDA.
 ON_CPU = (("folder_locoformer", 4.0, False), ("audioset_velocity", 0.2, False), ("audioset_mixit", 4.0, False))

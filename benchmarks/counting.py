@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
-from surf_lightning import losses, permutation
+from surf_lightning.functional import losses, permutation
 from surf_lightning.networks.stft import STFT
 
 aten = torch.ops.aten
@@ -62,7 +62,7 @@ def without_data() -> Iterator[None]:
         """In place of istft, which looks at the window's values; a transform's own operations are not counted."""
         return spectrum.flatten(-3).sum(-1, keepdim=True).expand(*spectrum.shape[:-3], length)
 
-    tables = (permutation._all_orders, losses._subsets, losses._partitions)  # made once, with contents or without
+    tables = (permutation._all_permutations, losses._subsets, losses._partitions)  # made once, with contents or without
     try:
         for table in tables:
             table.cache_clear()

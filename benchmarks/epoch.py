@@ -13,8 +13,8 @@ from shipped import RATE, build, operations
 from surf_step import STEPS, our_step, surf
 from timing import alone
 
+from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.networks import GlobalRMSNoise
-from surf_lightning.separator import RegressionSeparator
 
 HOURS, CLIP = 731, 10.0  # of audio in the SURF paper's AudioSet; seconds of a crop
 CLIPS = HOURS * 3600 / CLIP

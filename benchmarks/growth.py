@@ -20,11 +20,11 @@ from surf_step import DIGITS, our_step, surf
 from timing import alternating
 
 from surf_lightning.data import Folder
-from surf_lightning.losses import pit_order
+from surf_lightning.functional.losses import pit_permutation
+from surf_lightning.functional.remixing import remix
+from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.inference.streaming import separate_stream
 from surf_lightning.networks import RegressionNCSNpp, SharedNCSNpp
-from surf_lightning.remixing import remix
-from surf_lightning.separation.streaming import separate_stream
-from surf_lightning.separator import RegressionSeparator
 
 
 def grow(
@@ -52,7 +52,7 @@ def run(machine: Machine) -> Iterator[Growth]:
 
     def order(sources: int) -> Callable[[], Any]:
         estimates, truth = torch.randn(2, 8, sources, 16_000, device=device)
-        return functools.partial(pit_order, estimates, truth)
+        return functools.partial(pit_permutation, estimates, truth)
 
     def shuffle(batch: int) -> Callable[[], Any]:
         sources = torch.randn(batch, 4, SAMPLES, device=device)

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from surf_lightning.data import Folder
 from surf_lightning.data.audio_examples import Examples
-from surf_lightning.remixing import Ranks
+from surf_lightning.functional.randomness import Ranks
 
 CROP_SECONDS, BATCH = 10.0, 4
 CPU = torch.device("cpu")

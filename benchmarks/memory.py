@@ -11,8 +11,8 @@ from rows import Memory
 from shipped import RATE, build, training_bytes
 from surf_step import our_step, surf
 
+from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.networks import GlobalRMSNoise
-from surf_lightning.separator import RegressionSeparator
 
 TEN_SECONDS = 10 * RATE
 

@@ -11,8 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from timing import wall_seconds
 
-from surf_lightning.losses import regrouped
-from surf_lightning.remixing import BatchRandomness, Ranks, remix
+from surf_lightning.functional.losses import regrouped
+from surf_lightning.functional.randomness import BatchRandomness, Ranks
+from surf_lightning.functional.remixing import remix
 
 SHAPE = (4, 4, 160_000)  # of a rank's estimates
 ROUNDS = 7
@@ -39,7 +40,7 @@ def _rank(rank: int, world_size: int, device_type: str, meeting: str, results: A
     random = BatchRandomness(0, 0, device, Ranks.current())
     estimates = torch.randn(SHAPE, device=device)
     residual = torch.randn(SHAPE, device=device).requires_grad_()
-    pit_order = torch.arange(SHAPE[1], device=device).expand(SHAPE[:2]).contiguous()
+    pit_permutation = torch.arange(SHAPE[1], device=device).expand(SHAPE[:2]).contiguous()
     order = remix(random.ranks.gather(estimates), random.generator).order
 
     def forth() -> None:
@@ -47,7 +48,7 @@ def _rank(rank: int, world_size: int, device_type: str, meeting: str, results: A
         random.ranks.local(whole.sources), random.ranks.local(whole.mixtures)
 
     def back() -> None:
-        original = regrouped(random.ranks.gather(residual), random.ranks.gather(pit_order), order)
+        original = regrouped(random.ranks.gather(residual), random.ranks.gather(pit_permutation), order)
         random.ranks.local(original).square().mean().backward()
 
     def timed(function: Any) -> float:

@@ -11,8 +11,8 @@ import yaml
 from counting import LiveBytes, count_flops, without_data
 from torch import Tensor, nn
 
-from surf_lightning.checkpoint import rebuild
-from surf_lightning.networks.protocols import VelocityNetwork
+from surf_lightning.inference.checkpoint import rebuild
+from surf_lightning.networks.base import VelocityNetwork
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "network"
 RATE = 16_000

@@ -20,12 +20,12 @@ from timing import alone, compare
 from torch import Tensor
 
 from surf_lightning.callbacks.ema_teacher import ema_update
-from surf_lightning.flow import project_zero_sum
-from surf_lightning.methods import SURF, ReMixITLoss
+from surf_lightning.functional.flow import project_zero_sum
+from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.methods import SURF
 from surf_lightning.methods.base import compile_networks
 from surf_lightning.networks import RegressionNCSNpp, SharedNCSNpp
-from surf_lightning.remixing import BatchRandomness
-from surf_lightning.separator import RegressionSeparator
 
 STEPS, ALPHA = 5, 0.999
 CIFAR: dict[str, Any] = {"image_size": 32, "image_channels": 3, "channels": 64, "blocks": 4, "dropout": 0.0}
@@ -112,8 +112,8 @@ def our_step(module: SURF, optimizer: Any, mixtures: Tensor, autocast: torch.aut
 def surf(network: Any, mixit: RegressionSeparator, device: torch.device, **options: Any) -> tuple[SURF, Any]:
     """A SURF module with its anchor in place, and its optimizer."""
     make = functools.partial(torch.optim.Adam, lr=1e-4)
-    module = SURF(network, ReMixITLoss(), mixit_checkpoint="", optimizer=make, **options).to(device)
-    module.anchor = mixit.to(device).requires_grad_(False).eval()
+    module = SURF(network, "remixit", mixit_checkpoint="", optimizer=make, **options).to(device)
+    module.frozen_teacher = mixit.to(device).requires_grad_(False).eval()
     return module.train(), make(module.student.parameters())
 
 

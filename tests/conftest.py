@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data import audio_trees
+from tests.audio import trees as audio_trees
 
 torch.set_num_threads(1)  # several test processes of several spinning threads each would stand still
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from surf_lightning import data, methods, networks
 from surf_lightning.cli import main
 from surf_lightning.data.mixing import RandomMixtures
+from surf_lightning.engine.run_folder import LOCK
 from surf_lightning.errors import UserError
-from surf_lightning.networks import SharedNCSNpp, recorded
-from surf_lightning.run_folder import LOCK
+from surf_lightning.networks import SharedNCSNpp, serializable
 from tests.test_configs import ROOT, arguments
 
 
@@ -80,7 +80,7 @@ def test_missing_data_says_where_it_was_sought(tmp_path: Path, capfd: pytest.Cap
 def test_fit_test_and_report_leave_what_they_promise() -> None:
     shrunk = ["--config", str(ROOT / "tests" / "tiny_digits.yaml"), "--trainer.enable_progress_bar", "false"]
     config = ["--config", str(ROOT / "configs" / "digits_mixit.yaml"), *shrunk]
-    no_wandb = ["--trainer.logger", "surf_lightning.tracking.MetricsCSV"]
+    no_wandb = ["--trainer.logger", "surf_lightning.engine.loggers.MetricsCSV"]
     assert main(["fit", *config, *no_wandb]) == 0
     folder = Path("runs/digits_mixit")
     with open(folder / "metrics.csv", newline="") as file:
@@ -160,8 +160,8 @@ def test_every_argument_of_a_class_is_explained_in_its_help(package: ModuleType)
 
 def test_a_network_of_the_users_own_is_found_in_the_folder_where_surf_runs(tmp_path: Path) -> None:
     Path("my_networks.py").write_text(
-        "from surf_lightning.networks import RegressionNCSNpp, recorded\n\n\n"
-        "@recorded\n"
+        "from surf_lightning.networks import RegressionNCSNpp, serializable\n\n\n"
+        "@serializable\n"
         "class Mine(RegressionNCSNpp):\n"
         "    def __init__(self, num_outputs: int) -> None:\n"
         "        super().__init__(num_outputs, 2, 1, 8, channels=4, multipliers=(1,), blocks=1)\n"
@@ -181,7 +181,7 @@ class Unrecorded(SharedNCSNpp):
         super().__init__(2, 1, 8, channels=4, multipliers=(1,), blocks=1)
 
 
-@recorded
+@serializable
 class NotZeroSum(Unrecorded):
     def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
         return x_t

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from surf_lightning.cli import main
-from surf_lightning.separator import load_separator
+from surf_lightning.inference.separator import load_separator
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))

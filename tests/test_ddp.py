@@ -14,10 +14,10 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from surf_lightning.cli import main
+from surf_lightning.engine.lightning_cli import _follow_torchrun
 from surf_lightning.errors import UserError
-from surf_lightning.lightning_cli import _follow_torchrun
+from surf_lightning.functional.randomness import BatchRandomness, Ranks
 from surf_lightning.methods.base import SeparationModule
-from surf_lightning.remixing import BatchRandomness, Ranks
 from tests.test_configs import arguments
 
 COMMAND = [sys.executable, "-m", "surf_lightning"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.audio_trees import noise, write
+from tests.audio.trees import noise, write
 
 ROOT = Path(__file__).parents[1]
 

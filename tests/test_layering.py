@@ -121,7 +121,11 @@ import sys
 for name in {blocked}:
     sys.modules[name] = None
 import torch
-from surf_lightning import flow, langevin, losses, permutation, remixing
+from surf_lightning.functional import flow
+from surf_lightning.functional import langevin
+from surf_lightning.functional import losses
+from surf_lightning.functional import permutation
+from surf_lightning.functional import remixing
 remixed = remixing.remix(torch.randn(3, 2, 4))
 x0 = flow.sample_prior(remixed.mixtures, 2)
 loss, order = losses.pit(flow.euler(lambda x, t, m: -x, x0, remixed.mixtures), remixed.sources, losses.squared_error)

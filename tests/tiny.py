@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from surf_lightning.data import Digits
+from surf_lightning.engine.fit import make_trainer
 from surf_lightning.methods import MixIT
 from surf_lightning.networks import RegressionNCSNpp, SharedNCSNpp
-from surf_lightning.training import make_trainer
 
 Module = TypeVar("Module", bound=nn.Module)
 adam = functools.partial(torch.optim.Adam, lr=1e-2)

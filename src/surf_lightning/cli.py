@@ -48,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
     command, *rest = args
     try:
         if command in ("fit", "validate", "test", "predict"):
-            from surf_lightning.lightning_cli import run_lightning
+            from surf_lightning.engine.lightning_cli import run_lightning
 
             run_lightning(args)
         elif command == "report":
@@ -56,11 +56,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
             run_report(rest)
         elif command == "separate":
-            from surf_lightning.separation.command import run_separate
+            from surf_lightning.inference.separate import run_separate
 
             return run_separate(rest)
         elif command == "export":
-            from surf_lightning.export import run_export
+            from surf_lightning.inference.export import run_export
 
             run_export(rest)
         else:

@@ -13,9 +13,9 @@ from memory import surf_step_bytes
 from shipped import RATE, build, inputs, operations
 from surf_step import our_step, surf
 
+from surf_lightning.functional.permutation import best_permutation
+from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.networks import GlobalRMSNoise, MBLocoformer
-from surf_lightning.permutation import best_order
-from surf_lightning.separator import RegressionSeparator
 
 
 def forward(groups: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -96,8 +96,8 @@ def test_activations_of_a_linear_layer_are_counted() -> None:
 
 def test_counting_without_data_leaves_no_tables_behind() -> None:
     with without_data():
-        best_order(torch.zeros(1, 3, 3))
-    assert best_order(-torch.eye(3)[None]).tolist() == [[0, 1, 2]]
+        best_permutation(torch.zeros(1, 3, 3))
+    assert best_permutation(-torch.eye(3)[None]).tolist() == [[0, 1, 2]]
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops, WholeExamples, usable_examples
 from surf_lightning.errors import UserError
-from surf_lightning.remixing import Ranks
-from tests.data.audio_trees import BROKEN, RATE, broken, noise, write
+from surf_lightning.functional.randomness import Ranks
+from tests.audio.trees import BROKEN, RATE, broken, noise, write
 
 CROP = 4000
 

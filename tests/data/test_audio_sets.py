@@ -25,14 +25,14 @@ from surf_lightning.data.audioset import listed_ids, youtube_id
 from surf_lightning.data.base import SeparationData
 from surf_lightning.data.librispeech_fuss import at_snr
 from surf_lightning.errors import UserError
+from surf_lightning.functional.randomness import Ranks
 from surf_lightning.methods import MixIT
 from surf_lightning.metrics.audio import SISDR
 from surf_lightning.metrics.fuss import FUSSMetrics
 from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ
 from surf_lightning.networks.conv_tasnet import ConvTasNet
-from surf_lightning.remixing import Ranks
-from tests.data import audio_trees
-from tests.data.audio_trees import BROKEN, RATE, broken, noise, write
+from tests.audio import trees as audio_trees
+from tests.audio.trees import BROKEN, RATE, broken, noise, write
 from tests.tiny import adam, trainer
 
 SMALL: dict[str, Any] = {"crop_seconds": 0.5, "batch_size": 3, "num_workers": 0}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from surf_lightning.errors import UserError
-from surf_lightning.remixing import Ranks
+from surf_lightning.functional.randomness import Ranks
 from tests.tiny import digits
 
 

@@ -39,7 +39,7 @@ def test_digits_are_tested_without_networks_and_the_other_sets_by_all_columns_of
     assert [name for name, _ in Digits().test_metrics().columns.items()] == ["psnr", "ssim"]  # type: ignore[union-attr,operator]
     for cls in (MNIST, CIFAR10):
         assert isinstance(cls(root="nowhere").evaluation, PerceptualMetrics)
-    assert (Digits().test_record, Digits(evaluation=SampleMetrics()).test_record) == ("metrics", "metrics_samples")
+    assert (Digits().results_name, Digits(evaluation=SampleMetrics()).results_name) == ("metrics", "metrics_samples")
 
 
 def test_an_evaluation_gets_the_whole_training_set_and_the_folder_of_weights(image_sets: Path) -> None:

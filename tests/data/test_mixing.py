@@ -10,7 +10,7 @@ from scipy.stats import binomtest, chisquare
 from torch import Tensor
 
 from surf_lightning.data.mixing import FixedMixtures, RandomMixtures, distinct, to_sources
-from surf_lightning.remixing import Ranks
+from surf_lightning.functional.randomness import Ranks
 
 
 def numbered(count: int) -> Tensor:

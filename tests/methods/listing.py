@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surf_lightning.networks.protocols import VelocityNetwork
+from surf_lightning.networks.base import VelocityNetwork
 
 Rows = list[list[Tensor]]  # [B][K] signals
 

@@ -15,18 +15,16 @@ from torch import Tensor
 from surf_lightning.data import Digits
 from surf_lightning.data.base import Batches
 from surf_lightning.errors import UserError
+from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.methods import (
     SURF,
     MixIT,
     Remixing,
-    ReMixITLoss,
-    SelfRemixingLoss,
     SupervisedFlow,
     SupervisedRegression,
 )
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.metrics.images import ImageMetrics
-from surf_lightning.remixing import BatchRandomness
 from tests.tiny import adam, digits, mixit_checkpoint, regression, trainer, velocity
 
 
@@ -44,8 +42,8 @@ def build(method: str, mixit: str, **options: Any) -> SeparationModule:
     if method == "SupervisedFlow":
         return SupervisedFlow(velocity(), **options)
     if method == "Remixing":
-        return Remixing(regression(), SelfRemixingLoss(), mixit_checkpoint=mixit, **options)
-    return SURF(velocity(), ReMixITLoss(), mixit_checkpoint=mixit, **options)
+        return Remixing(regression(), "self_remixing", mixit_checkpoint=mixit, **options)
+    return SURF(velocity(), "remixit", mixit_checkpoint=mixit, **options)
 
 
 METHODS = ["MixIT", "SupervisedRegression", "SupervisedFlow", "Remixing", "SURF"]
@@ -244,13 +242,13 @@ def test_a_fresh_fit_takes_over_the_earlier_stage_and_a_resumed_one_its_own(mixi
     first: Any = build("SURF", mixit)
     fit(first)
     weights = torch.load(mixit, weights_only=True)["state_dict"]
-    for name, value in first.anchor.state_dict().items():
+    for name, value in first.frozen_teacher.state_dict().items():
         assert torch.equal(value, weights[f"separator.{name}"])
     resumed: Any = build("SURF", "gone.ckpt")
     fit(resumed, "run/checkpoints/last.ckpt", max_steps=4)
-    for name, value in resumed.anchor.state_dict().items():
+    for name, value in resumed.frozen_teacher.state_dict().items():
         assert torch.equal(value, weights[f"separator.{name}"])
-    assert not any(parameter.requires_grad for parameter in resumed.anchor.parameters())
+    assert not any(parameter.requires_grad for parameter in resumed.frozen_teacher.parameters())
 
 
 @pytest.mark.parametrize("method", ["Remixing", "SURF"])
@@ -259,7 +257,7 @@ def test_a_student_may_begin_with_the_weights_of_mixit_that_fit(method: str, mix
     module: Any = build(method, mixit, initialize_from_mixit=True, optimizer=still)
     made = {name: value.clone() for name, value in module.student.network.state_dict().items()}
     fit(module)
-    theirs = module.anchor.network.state_dict()
+    theirs = module.frozen_teacher.network.state_dict()
     fitting = {name for name, value in made.items() if name in theirs and theirs[name].shape == value.shape}
     assert {"stem.weight", "heads.0.2.weight"} & {name.removeprefix("trunk.") for name in made.keys() - fitting}
     assert len(fitting) > len(made) / 2
@@ -279,8 +277,6 @@ def test_a_resumed_student_does_not_begin_again(mixit: str) -> None:
 
 
 def test_a_mixit_of_another_width_is_nothing_to_begin_with(mixit: str) -> None:
-    module = SURF(
-        velocity(channels=8), ReMixITLoss(), mixit_checkpoint=mixit, initialize_from_mixit=True, optimizer=adam
-    )
+    module = SURF(velocity(channels=8), "remixit", mixit_checkpoint=mixit, initialize_from_mixit=True, optimizer=adam)
     with pytest.raises(UserError, match="no weight of the MixIT network has a namesake of the same shape"):
         fit(module)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
+from surf_lightning.inference.separator import load_separator
 from surf_lightning.methods import BASIS, SequentialUpdate, SimultaneousUpdate
 from surf_lightning.methods.basis import BasisSeparator
 from surf_lightning.networks import ScoreNCSNpp, ScoreNetwork
-from surf_lightning.remixing import BatchRandomness, Ranks, mix_seed
-from surf_lightning.separator import load_separator
 from tests.tiny import adam, digits, perturbed, trainer
 
 SEED, BATCH, CPU = 2, 5, torch.device("cpu")

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surf_lightning.losses import log_energy, log_error
+from surf_lightning.functional.losses import log_energy, log_mse
+from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.functional.remixing import Remix
+from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import (
     BASIS,
     SURF,
@@ -17,13 +20,11 @@ from surf_lightning.methods import (
     MixIT,
     MixPIT,
     Remixing,
-    ReMixITLoss,
-    SelfRemixingLoss,
     SupervisedFlow,
     SupervisedRegression,
 )
 from surf_lightning.methods.base import SeparationModule
-from surf_lightning.methods.teaching import TeacherStudentModule
+from surf_lightning.methods.remixing import TeacherStudentModule
 from surf_lightning.networks import (
     ConcatenatedNCSNpp,
     ConvTasNet,
@@ -33,8 +34,6 @@ from surf_lightning.networks import (
     ScoreNCSNpp,
 )
 from surf_lightning.networks.stft import STFT
-from surf_lightning.remixing import BatchRandomness, Remix
-from surf_lightning.separator import RegressionSeparator
 from tests.tiny import adam, perturbed, regression, velocity
 
 CPU = torch.device("cpu")
@@ -63,7 +62,7 @@ def log_surf(*args: Any, **options: Any) -> SURF:
     return SURF(*args, noise=GlobalRMSNoise(), **options)
 
 
-RM, SR = ReMixITLoss(), SelfRemixingLoss()
+RM, SR = "remixit", "self_remixing"
 CASES: dict[str, Callable[[], SeparationModule]] = {
     "mixit ncsnpp": lambda: MixIT(regression(4), optimizer=adam),
     "mixit conv_tasnet": lambda: MixIT(conv_tasnet(4), optimizer=adam),
@@ -72,22 +71,20 @@ CASES: dict[str, Callable[[], SeparationModule]] = {
     "mixcycle ncsnpp": lambda: MixCycle(regression(), mixpit_steps=0, optimizer=adam),
     "basis ncsnpp": lambda: BASIS(perturbed(ScoreNCSNpp(**IMAGE)), optimizer=adam),
     "supervised ncsnpp": lambda: SupervisedRegression(regression(), optimizer=adam),
-    "supervised locoformer": lambda: SupervisedRegression(locoformer(), error=log_error, optimizer=adam),
+    "supervised locoformer": lambda: SupervisedRegression(locoformer(), error=log_mse, optimizer=adam),
     "flow ncsnpp": lambda: SupervisedFlow(velocity(attention_resolutions=[8]), optimizer=adam),
     "flow concatenated": lambda: SupervisedFlow(perturbed(ConcatenatedNCSNpp(2, **IMAGE)), optimizer=adam),
     "flow locoformer": lambda: SupervisedFlow(perturbed(MBLocoformer(2, **LOCOFORMER)), log_energy, optimizer=adam),
     "remixit ncsnpp": lambda: remixing(Remixing, regression(), regression(4), RM),
-    "remixit locoformer": lambda: remixing(Remixing, locoformer(), conv_tasnet(4), ReMixITLoss(log_energy)),
-    "self_remixing conv_tasnet": lambda: remixing(
-        Remixing, conv_tasnet(), conv_tasnet(4), SelfRemixingLoss(log_energy)
-    ),
+    "remixit locoformer": lambda: remixing(Remixing, locoformer(), conv_tasnet(4), RM, log_energy),
+    "self_remixing conv_tasnet": lambda: remixing(Remixing, conv_tasnet(), conv_tasnet(4), SR, log_energy),
     "surf_rm ncsnpp": lambda: remixing(SURF, velocity(), regression(4), RM),
     "surf_sr ncsnpp": lambda: remixing(SURF, velocity(), regression(4), SR),
     "surf_rm locoformer": lambda: remixing(
-        log_surf, perturbed(MBLocoformer(2, **LOCOFORMER)), conv_tasnet(4), ReMixITLoss(log_energy)
+        log_surf, perturbed(MBLocoformer(2, **LOCOFORMER)), conv_tasnet(4), RM, log_energy
     ),
     "surf_sr locoformer": lambda: remixing(
-        log_surf, perturbed(MBLocoformer(2, **LOCOFORMER)), conv_tasnet(4), SelfRemixingLoss(log_energy)
+        log_surf, perturbed(MBLocoformer(2, **LOCOFORMER)), conv_tasnet(4), SR, log_energy
     ),
 }
 

@@ -14,11 +14,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from surf_lightning.cli import main
-from surf_lightning.methods import SURF, SelfRemixingLoss
+from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.methods import SURF
 from surf_lightning.methods.base import compile_networks
 from surf_lightning.networks import ConvTasNet, MBLocoformer, RegressionNetwork, VelocityNetwork
-from surf_lightning.remixing import BatchRandomness
-from surf_lightning.separator import RegressionSeparator
 from tests.test_configs import arguments
 from tests.tiny import adam, perturbed, regression, velocity
 
@@ -85,7 +85,7 @@ def networks(family: str) -> tuple[VelocityNetwork, RegressionNetwork, Tensor]:
 @pytest.mark.parametrize("family", ["NCSN++", pytest.param("Locoformer and Conv-TasNet", marks=pytest.mark.slow)])
 def test_each_network_is_one_graph_of_any_batch_size(family: str, backend: CompileCounterWithBackend) -> None:
     flow, anchor, mixtures = networks(family)
-    plain = SURF(flow, SelfRemixingLoss(), mixit_checkpoint="", optimizer=adam)
+    plain = SURF(flow, "self_remixing", mixit_checkpoint="", optimizer=adam)
     plain._freeze(RegressionSeparator(anchor, 2))
     plain.beta = 0.5
     compiled = copy.deepcopy(plain)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.losses import squared_error
+from surf_lightning.functional.losses import squared_error
+from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
 from surf_lightning.methods import MixCycle, MixPIT
 from surf_lightning.methods.mixcycle import exchange
-from surf_lightning.remixing import BatchRandomness, Ranks, mix_seed
 from tests.tiny import adam, digits, regression, trainer
 
 SEED, BATCH, CPU = 2, 5, torch.device("cpu")

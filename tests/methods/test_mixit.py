@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.losses import squared_error
+from surf_lightning.functional.losses import squared_error
+from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.methods import MixIT
 from surf_lightning.metrics.audio import MoMi
-from surf_lightning.remixing import BatchRandomness
 from tests.methods.test_bfloat16 import conv_tasnet
 from tests.tiny import adam, regression
 

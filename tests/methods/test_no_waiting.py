@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from surf_lightning.callbacks.bookkeeping import standard_callbacks
 from surf_lightning.callbacks.ema_teacher import ema_update
-from surf_lightning.callbacks.progress import Progress
-from surf_lightning.methods import SURF, SelfRemixingLoss
+from surf_lightning.engine.bookkeeping import standard_callbacks
+from surf_lightning.engine.progress import Progress
+from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.methods import SURF
 from surf_lightning.methods.base import SeparationModule
-from surf_lightning.remixing import BatchRandomness
 from tests.methods.test_bfloat16 import CASES, batch
 from tests.tiny import adam, digits, mixit_checkpoint, velocity
 
@@ -99,7 +99,7 @@ def test_cuda_is_not_waited_for_between_the_third_batch_and_the_last(tmp_path: P
     bar = Progress()
     bar._drawn = float("inf")  # not due within the test
     checkpoint = mixit_checkpoint(tmp_path / "mixit")
-    module = SURF(velocity(), SelfRemixingLoss(), mixit_checkpoint=checkpoint, optimizer=adam, beta_steps=10)
+    module = SURF(velocity(), "self_remixing", mixit_checkpoint=checkpoint, optimizer=adam, beta_steps=10)
     trainer = L.Trainer(
         accelerator="cuda",
         devices=1,

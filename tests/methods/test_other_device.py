@@ -16,8 +16,8 @@ from counting import empty_weights, without_data
 from torch.utils import backend_registration
 
 from surf_lightning.callbacks.ema_teacher import ema_update
+from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.methods.base import SeparationModule
-from surf_lightning.remixing import BatchRandomness
 from tests.methods.test_bfloat16 import CASES, batch
 from tests.test_configs import ROOT
 

@@ -23,7 +23,7 @@ STEPS, STOP = 11, 7  # epochs of 4 batches, 3 workers' batches ahead of the step
 
 def fit(name: str, folder: str, *more: str) -> dict[str, Any]:
     args = [*arguments(name, Path()), "--trainer.default_root_dir", folder, "--data.batches_per_epoch", "4"]
-    args += ["--trainer.logger", "surf_lightning.tracking.MetricsCSV", *more]
+    args += ["--trainer.logger", "surf_lightning.engine.loggers.MetricsCSV", *more]
     assert main(args) == 0
     return torch.load(Path(folder, "checkpoints", "last.ckpt"), weights_only=True)
 
@@ -75,7 +75,12 @@ def test_resuming_with_accumulated_gradients_continues_bit_for_bit() -> None:
 
 
 def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_bit_for_bit() -> None:
-    options = ["--model.network.init_args.dropout", "0.3", "--trainer.logger", "surf_lightning.tracking.MetricsCSV"]
+    options = [
+        "--model.network.init_args.dropout",
+        "0.3",
+        "--trainer.logger",
+        "surf_lightning.engine.loggers.MetricsCSV",
+    ]
     args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "parts", *options]
     command = [sys.executable, "-m", "surf_lightning", *args]
     process = subprocess.Popen([*command, "--trainer.max_steps", "1000000"], env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -106,7 +111,7 @@ def test_a_run_that_was_killed_and_resumed_leaves_the_table_of_one_that_was_not(
     options = ["--trainer.max_steps", "9"]
     fit("digits_mixit", "whole", *options)
     args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "parts", "--data.batches_per_epoch", "4"]
-    args += ["--trainer.logger", "surf_lightning.tracking.MetricsCSV", *options]
+    args += ["--trainer.logger", "surf_lightning.engine.loggers.MetricsCSV", *options]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, *args], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )

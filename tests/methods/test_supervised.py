@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from surf_lightning.losses import log_energy, log_error, mean_square
-from surf_lightning.methods import SURF, ReMixITLoss, SupervisedFlow, SupervisedRegression
+from surf_lightning.functional.losses import log_energy, log_mse
+from surf_lightning.functional.randomness import BatchRandomness, mix_seed
+from surf_lightning.functional.remixing import remix
+from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.methods import SURF, SupervisedFlow, SupervisedRegression
 from surf_lightning.networks import ConstantNoise, SourceHead, VelocityHead
-from surf_lightning.networks.heads import Head
-from surf_lightning.remixing import BatchRandomness, mix_seed, remix
-from surf_lightning.separator import RegressionSeparator
+from surf_lightning.networks.base import Head
 from tests.methods import listing
 from tests.tiny import adam, perturbed, regression, velocity
 
@@ -34,7 +35,7 @@ def random() -> BatchRandomness:
 @pytest.mark.parametrize("logarithmic", [False, True])
 @pytest.mark.parametrize(("num_outputs", "num_sources"), [(2, 2), (4, 2), (3, 3)])
 def test_regression_is_the_least_error_over_all_orders(logarithmic: bool, num_outputs: int, num_sources: int) -> None:
-    options = {"error": log_error} if logarithmic else {}
+    options = {"error": log_mse} if logarithmic else {}
     module = SupervisedRegression(regression(num_outputs, num_sources), num_sources, optimizer=adam, **options).double()
     data = batch(num_sources=num_sources)
     estimates = module.separator.separate(data["mixtures"])
@@ -84,7 +85,7 @@ def test_the_log_loss_of_the_flow_is_in_decibels_of_each_example() -> None:
 
 
 def test_surf_with_remixit_is_the_supervised_flow_on_its_remixed_estimates() -> None:
-    surf = SURF(velocity(), ReMixITLoss(mean_square), mixit_checkpoint="", optimizer=adam)
+    surf = SURF(velocity(), mixit_checkpoint="", optimizer=adam)
     perturbed(surf.separator, seed=7)
     surf._freeze(RegressionSeparator(regression(4), 2))
     surf.double().beta = 0.5

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surf_lightning.methods import SURF, ReMixITLoss, SelfRemixingLoss
-from surf_lightning.methods.objectives import RemixingLoss
+from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
+from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.methods import SURF
+from surf_lightning.methods.remixing import Objective
 from surf_lightning.networks import ConstantNoise, SourceHead, VelocityHead
-from surf_lightning.networks.heads import Head
-from surf_lightning.remixing import BatchRandomness, Ranks, mix_seed
-from surf_lightning.separator import RegressionSeparator
+from surf_lightning.networks.base import Head
 from tests.methods import listing
 from tests.tiny import adam, digits, mixit_checkpoint, perturbed, regression, trainer, velocity
 
 SEED, BATCH, CPU = 3, 17, torch.device("cpu")
 
 
-def surf(objective: RemixingLoss, num_sources: int = 2, head: Head | None = None, **options: Any) -> SURF:
+def surf(objective: Objective, num_sources: int = 2, head: Head | None = None, **options: Any) -> SURF:
     """In float64, teacher and student apart, the anchor in place."""
     student = velocity(num_sources, head=head or VelocityHead())
     module = SURF(student, objective, mixit_checkpoint="", optimizer=adam, **options)
@@ -51,21 +51,21 @@ def listed(module: SURF, m: Tensor, self_remixing: bool) -> Tensor:
     num_sources, sigma = module.student.num_sources, module.student.noise.scale
     x0 = listing.prior(m, sigma * draws.normal(len(m), num_sources, m.shape[1:]))
     teacher = module.separator
-    pseudo = listing.hybrid_sample(teacher.network, module.anchor, m, x0, module.beta, teacher.num_steps)
+    pseudo = listing.hybrid_sample(teacher.network, module.frozen_teacher, m, x0, module.beta, teacher.num_steps)
     order = draws.order(len(m) * num_sources)
     residual, orders = listing.aligned_residual(module.student.network, listing.remixed(pseudo, order), draws, sigma)
     return listing.sr_loss(residual, orders, order) if self_remixing else listing.rm_loss(residual)
 
 
 @pytest.mark.parametrize("head", [VelocityHead(), SourceHead()])
-@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
+@pytest.mark.parametrize("objective", ["remixit", "self_remixing"])
 @pytest.mark.parametrize(("num_sources", "beta"), [(2, 1.0), (2, 0.5), (3, 0.2), (2, 0.0)])
 def test_the_loss_and_its_gradient_are_those_of_code_listing_1(
-    head: Head, objective: RemixingLoss, num_sources: int, beta: float
+    head: Head, objective: Objective, num_sources: int, beta: float
 ) -> None:
     module = surf(objective, num_sources, head, noise=ConstantNoise(0.8), num_steps=4)
     module.beta = beta
-    expected = listed(module, mixtures(), isinstance(objective, SelfRemixingLoss))
+    expected = listed(module, mixtures(), objective == "self_remixing")
     expected.backward()
     wanted = gradients(module)
     loss = module.loss({"mixtures": mixtures()}, random())
@@ -85,26 +85,26 @@ def test_the_loss_and_its_gradient_are_those_of_code_listing_1(
     ("beta", "anchored", "sampled"), [(1.0, 1, 0), (0.99, 1, 0), (0.5, 1, 2), (0.1, 1, 4), (0.0, 0, 5)]
 )
 def test_a_step_evaluates_no_network_in_vain(beta: float, anchored: int, sampled: int) -> None:
-    module = surf(ReMixITLoss())
+    module = surf("remixit")
     module.beta = beta
     calls: list[tuple[str, bool]] = []
-    for name in ("anchor", "separator", "student"):
+    for name in ("frozen_teacher", "separator", "student"):
         network = getattr(module, name).network
         network.register_forward_hook(lambda *_, name=name: calls.append((name, torch.is_grad_enabled())))
     module.loss({"mixtures": mixtures()}, random()).backward()
-    expected = [("anchor", False)] * anchored + [("separator", False)] * sampled
+    expected = [("frozen_teacher", False)] * anchored + [("separator", False)] * sampled
     assert calls == [*expected, ("student", False), ("student", True)]
 
 
-@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
+@pytest.mark.parametrize("objective", ["remixit", "self_remixing"])
 @pytest.mark.parametrize("micro_batch", [1, 4])
-def test_micro_batches_give_the_same_gradient(objective: RemixingLoss, micro_batch: int) -> None:
+def test_micro_batches_give_the_same_gradient(objective: Objective, micro_batch: int) -> None:
     module, m = surf(objective), mixtures(6)
     module.beta = 0.5
     whole = module.loss({"mixtures": m}, random())
     whole.backward()
     wanted = gradients(module)
-    rows = {"anchor": 0, "separator": 0, "student": 0}
+    rows = {"frozen_teacher": 0, "separator": 0, "student": 0}
 
     def count(name: str, inputs: Tensor) -> None:
         rows[name] += len(inputs)
@@ -118,11 +118,11 @@ def test_micro_batches_give_the_same_gradient(objective: RemixingLoss, micro_bat
     torch.testing.assert_close(loss, whole)
     for name, gradient in gradients(module).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-8, atol=1e-10)
-    assert rows == {"anchor": 6, "separator": 2 * 6, "student": 3 * 6}
+    assert rows == {"frozen_teacher": 6, "separator": 2 * 6, "student": 3 * 6}
 
 
-@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
-def test_the_sources_of_a_batch_are_not_looked_at(objective: RemixingLoss) -> None:
+@pytest.mark.parametrize("objective", ["remixit", "self_remixing"])
+def test_the_sources_of_a_batch_are_not_looked_at(objective: Objective) -> None:
     module, m = surf(objective), mixtures()
     alone = module.loss({"mixtures": m}, random())
     garbage = torch.full((6, 2, 1, 8, 8), float("nan"), dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_the_sources_of_a_batch_are_not_looked_at(objective: RemixingLoss) -> No
 
 
 def test_the_loss_is_a_function_of_seed_and_batch_number() -> None:
-    module, m = surf(SelfRemixingLoss()), mixtures()
+    module, m = surf("self_remixing"), mixtures()
     loss = module.loss({"mixtures": m}, random())
     torch.manual_seed(99)
     assert torch.equal(module.loss({"mixtures": m}, random()), loss)
@@ -141,15 +141,15 @@ def test_the_loss_is_a_function_of_seed_and_batch_number() -> None:
 def test_one_mixture_alone_teaches_remixit_but_not_self_remixing() -> None:
     m = mixtures(1)
     with pytest.warns(UserWarning, match="batch_size of at least 2"):
-        loss = surf(SelfRemixingLoss()).loss({"mixtures": m}, random())
+        loss = surf("self_remixing").loss({"mixtures": m}, random())
     assert loss.item() < 1e-12
-    assert surf(ReMixITLoss()).loss({"mixtures": m}, random()).item() > 1e-2
+    assert surf("remixit").loss({"mixtures": m}, random()).item() > 1e-2
 
 
 def test_self_remixing_is_zero_where_mates_meet_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "randperm", lambda size, **_: torch.arange(size).view(-1, 2).flip(0, 1).flatten())
-    assert surf(SelfRemixingLoss()).loss({"mixtures": mixtures()}, random()).item() < 1e-12
-    assert surf(ReMixITLoss()).loss({"mixtures": mixtures()}, random()).item() > 1e-2
+    assert surf("self_remixing").loss({"mixtures": mixtures()}, random()).item() < 1e-12
+    assert surf("remixit").loss({"mixtures": mixtures()}, random()).item() > 1e-2
 
 
 class Threads(Ranks):
@@ -166,8 +166,8 @@ class Threads(Ranks):
         return everything
 
 
-@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
-def test_two_ranks_compute_what_one_computes_of_their_batches_together(objective: RemixingLoss) -> None:
+@pytest.mark.parametrize("objective", ["remixit", "self_remixing"])
+def test_two_ranks_compute_what_one_computes_of_their_batches_together(objective: Objective) -> None:
     module, m = surf(objective), mixtures(6)
     module.beta = 0.5
     alone = module.loss({"mixtures": m}, random())
@@ -191,8 +191,8 @@ def test_two_ranks_compute_what_one_computes_of_their_batches_together(objective
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
-def test_remixing_within_the_rank_is_one_shuffle_a_rank_and_needs_no_other_process(objective: RemixingLoss) -> None:
+@pytest.mark.parametrize("objective", ["remixit", "self_remixing"])
+def test_remixing_within_the_rank_is_one_shuffle_a_rank_and_needs_no_other_process(objective: Objective) -> None:
     """Together the ranks compute what one does whose permutation keeps each half of the batch to itself."""
     module, m = surf(objective, remix_over_ranks=False), mixtures(6)
     module.beta = 0.5
@@ -210,22 +210,22 @@ def test_remixing_within_the_rank_is_one_shuffle_a_rank_and_needs_no_other_proce
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(listing, "Draws", Halves)
-        expected = listed(module, m, isinstance(objective, SelfRemixingLoss))
+        expected = listed(module, m, objective == "self_remixing")
     expected.backward()
     torch.testing.assert_close((losses[0] + losses[1]) / 2, expected, rtol=1e-5, atol=0)
     for name, gradient in gradients(module).items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [ReMixITLoss(), SelfRemixingLoss()])
-def test_on_one_process_it_makes_no_difference_where_remixing_ends(objective: RemixingLoss) -> None:
+@pytest.mark.parametrize("objective", ["remixit", "self_remixing"])
+def test_on_one_process_it_makes_no_difference_where_remixing_ends(objective: Objective) -> None:
     losses = [surf(objective, remix_over_ranks=over).loss({"mixtures": mixtures()}, random()) for over in (True, False)]
     assert torch.equal(*losses)
 
 
 def test_the_teacher_starts_as_the_student_and_follows_it_alone(tmp_path: Path) -> None:
     checkpoint = mixit_checkpoint(tmp_path / "mixit")
-    module = SURF(velocity(dropout=0.3), SelfRemixingLoss(), mixit_checkpoint=checkpoint, ema_decay=0.9, optimizer=adam)
+    module = SURF(velocity(dropout=0.3), "self_remixing", mixit_checkpoint=checkpoint, ema_decay=0.9, optimizer=adam)
     teacher = {name: value.double() for name, value in module.separator.state_dict().items()}
     for name, value in module.student.state_dict().items():
         assert torch.equal(teacher[name].float(), value)
@@ -235,40 +235,40 @@ def test_the_teacher_starts_as_the_student_and_follows_it_alone(tmp_path: Path) 
     class Watch(SURF):
         def on_train_start(self) -> None:
             super().on_train_start()
-            anchor.update({name: value.clone() for name, value in self.anchor.state_dict().items()})
+            anchor.update({name: value.clone() for name, value in self.frozen_teacher.state_dict().items()})
 
         def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
             super().optimizer_step(*args, **kwargs)
             for name, value in self.student.state_dict().items():
                 teacher[name] = 0.9 * teacher[name] + 0.1 * value.double()
-            modes.extend(part.training for part in [*self.separator.modules(), *self.anchor.modules()])
+            modes.extend(part.training for part in [*self.separator.modules(), *self.frozen_teacher.modules()])
             assert self.student.training
 
     module.__class__ = Watch
     trainer(tmp_path / "surf", max_steps=5).fit(module, digits(num_validation=8))
     for name, value in module.separator.state_dict().items():
         torch.testing.assert_close(value.double(), teacher[name], rtol=1e-5, atol=1e-6)
-    for name, value in module.anchor.state_dict().items():
+    for name, value in module.frozen_teacher.state_dict().items():
         assert torch.equal(value, anchor[name])
     assert modes
     assert not any(modes)
 
 
 def test_a_bare_train_leaves_teacher_and_anchor_in_evaluation_mode_without_gradients() -> None:
-    module = surf(ReMixITLoss())
+    module = surf("remixit")
     for mode in (True, False, True):
         module.train(mode)
         assert all(part.training is mode for part in module.student.modules())
-        for frozen in (module.separator, module.anchor):
+        for frozen in (module.separator, module.frozen_teacher):
             assert not any(part.training for part in frozen.modules())
             assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 def test_the_teachers_sample_is_consistent_and_the_anchor_at_beta_one() -> None:
-    module, m = surf(ReMixITLoss()), mixtures()
+    module, m = surf("remixit"), mixtures()
     for beta in (1.0, 0.6, 0.0):
         module.beta = beta
         sample = module.teacher_estimates(m, random())
         torch.testing.assert_close(sample.sum(1), m, rtol=0, atol=1e-6)
-        assert torch.allclose(sample, module.anchor.separate(m)) == (beta == 1)
+        assert torch.allclose(sample, module.frozen_teacher.separate(m)) == (beta == 1)
         assert not sample.requires_grad

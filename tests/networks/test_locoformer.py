@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from surf_lightning.networks import locoformer_layers
-from surf_lightning.networks.heads import Head, SourceHead, VelocityHead
+from surf_lightning.networks.base import Head, SourceHead, VelocityHead
 from surf_lightning.networks.locoformer import Locoformer, LocoformerBlock, MBLocoformer, RegressionLocoformer
 from surf_lightning.networks.locoformer_layers import (
     AdaptiveResidual,
@@ -28,7 +28,7 @@ from surf_lightning.networks.locoformer_layers import (
     identity,
     rotate,
 )
-from surf_lightning.networks.stft import level
+from surf_lightning.networks.stft import rms
 
 TINY: dict[str, Any] = {
     "features": 8, "attention": 8, "heads": 2, "hidden": 6, "blocks": 2, "mel_bands": 4, "n_fft": 32, "hop": 16
@@ -343,7 +343,7 @@ def test_bfloat16_autocast() -> None:
     for network in (velocity_net, regression_net):
         assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
     with torch.no_grad():
-        assert level((velocity - velocity_net(x_t, t, mixtures)).flatten()) < 0.03 * level(velocity.flatten())
+        assert rms((velocity - velocity_net(x_t, t, mixtures)).flatten()) < 0.03 * rms(velocity.flatten())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surf_lightning.networks.heads import SourceHead, VelocityHead
+from surf_lightning.networks.base import SourceHead, VelocityHead
 from surf_lightning.networks.image_layers import (
     Attention,
     FIRDown,

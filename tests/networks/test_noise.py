@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from surf_lightning.checkpoint import describe, rebuild
-from surf_lightning.flow import sample_prior
-from surf_lightning.networks.noise import ConstantNoise, EnvelopeNoise, GlobalRMSNoise, PriorNoise
+from surf_lightning.functional.flow import sample_prior
+from surf_lightning.inference.checkpoint import describe, rebuild
+from surf_lightning.networks.base import ConstantNoise, EnvelopeNoise, GlobalRMSNoise, PriorNoise
 
 
 def mixtures(*shape: int) -> Tensor:

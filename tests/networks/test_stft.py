@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surf_lightning.networks.stft import COMPRESSION, STFT, compress, expand, level
+from surf_lightning.networks.stft import COMPRESSION, STFT, compress, expand, rms
 
 
 def signals(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -70,17 +70,17 @@ def test_expansion_inverts_compression() -> None:
 def test_silence_has_finite_gradients() -> None:
     x = torch.zeros(1, 1, 40, requires_grad=True)
     stft = STFT(16, 8)
-    out = stft.inverse(expand(compress(stft(x))), 40) + level(x)
+    out = stft.inverse(expand(compress(stft(x))), 40) + rms(x)
     (gradient,) = torch.autograd.grad(out.sum(), x)
     assert gradient.isfinite().all()
-    assert (out == level(x)).all()
+    assert (out == rms(x)).all()
 
 
 def test_level_is_the_root_mean_square() -> None:
     x = signals(4, 100)
-    torch.testing.assert_close(level(x)[:, 0], x.pow(2).mean(1).sqrt(), atol=1e-12, rtol=0)
-    torch.testing.assert_close(level(torch.zeros(2, 5)), torch.full((2, 1), 1e-8), atol=0, rtol=1e-5)
-    assert level(x.bfloat16()).dtype == torch.float32
+    torch.testing.assert_close(rms(x)[:, 0], x.pow(2).mean(1).sqrt(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(rms(torch.zeros(2, 5)), torch.full((2, 1), 1e-8), atol=0, rtol=1e-5)
+    assert rms(x.bfloat16()).dtype == torch.float32
 
 
 def test_float32_under_autocast() -> None:

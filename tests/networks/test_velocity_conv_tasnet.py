@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surf_lightning.flow import interpolate, prior_from_noise
+from surf_lightning.functional.flow import interpolate, prior_from_noise
 from surf_lightning.networks import VelocityConvTasNet
 from tests.networks.test_conv_tasnet import TINY, perturbed, randn
 

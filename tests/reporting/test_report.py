@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from surf_lightning.reporting import run_report
-from surf_lightning.reporting.pictures import thinned
+from surf_lightning.reporting.figures import thinned
 from surf_lightning.reporting.runs import Run
 from surf_lightning.reporting.sections import make_sections
 from tests.reporting.fabricate import audio_examples, image_examples, record, write

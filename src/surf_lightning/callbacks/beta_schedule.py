@@ -1,4 +1,4 @@
-"""How long the hybrid teacher trusts its MixIT anchor (Appendix D.3)."""
+"""How long the hybrid teacher follows the frozen MixIT teacher (Appendix D.3)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 
 class BetaSchedule(L.Callback):
     """Sets ``module.beta``: ``start`` for ``frozen_steps`` steps, then linearly to ``end`` within ``steps`` steps.
+
+    Works in any Trainer, for any LightningModule.
 
     The paper goes from 1 to 0 in 200,000; the ablation of Table 9 holds it (``start`` = ``end``).
     """
@@ -25,7 +27,7 @@ class BetaSchedule(L.Callback):
         """beta at optimizer step ``step``, counted from 0."""
         progress = max(step - self.frozen_steps, 0) / self.steps
         if progress >= 1:
-            return self.end  # to the bit: the anchor's part ends where t < beta does
+            return self.end  # to the bit: the frozen teacher's part ends where t < beta does
         return self.start + (self.end - self.start) * progress
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:

@@ -18,7 +18,9 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
 
 
 class EMATeacher(L.Callback):
-    """Moves ``module.separator`` towards ``module.student`` once per optimizer step, however many batches a step has.
+    """Moves ``module.teacher`` towards ``module.student`` once per optimizer step, however many batches a step has.
+
+    Works in any Trainer, for any LightningModule with these two modules of one shape.
 
     Args:
         decay: alpha, the share of itself that the teacher keeps at each step.
@@ -35,5 +37,5 @@ class EMATeacher(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step > self._followed:
-            ema_update(pl_module.separator, pl_module.student, self.decay)
+            ema_update(pl_module.teacher, pl_module.student, self.decay)
             self._followed = trainer.global_step

@@ -28,7 +28,7 @@ def without_nan(values: dict[str, float]) -> dict[str, float | None]:
 class PrintedResult(L.Callback):
     """Prints the row of the paper's table instead of Lightning's list of numbers.
 
-    A test's is read from the file that ``TestRecord``, a callback before this one, has written.
+    A test's is read from the file that ``TestResults``, a callback before this one, has written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,6 +62,6 @@ class PrintedResult(L.Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        path = self.folder / f"{data.test_record}.json"
+        path = self.folder / f"{data.results_name}.json"
         record = json.loads(path.read_text())
-        print(f"\n{result_text(self.folder, data.test_record, record)}\nwritten to {path}")
+        print(f"\n{result_text(self.folder, data.results_name, record)}\nwritten to {path}")

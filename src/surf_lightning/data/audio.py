@@ -13,9 +13,9 @@ from torchmetrics import Metric, MetricCollection
 from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops, WholeExamples, usable_examples
 from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.errors import UserError
+from surf_lightning.functional.randomness import Ranks
 from surf_lightning.metrics.audio import SISDR, SISDRi, align_by_si_sdr
 from surf_lightning.metrics.speech import speech_metrics
-from surf_lightning.remixing import Ranks
 
 Part = Literal["train", "validation", "test"]
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics.utilities import rank_zero_warn
 
-from surf_lightning.data.audio_files import BadAudio, read_crop, resampler
-from surf_lightning.data.audio_index import SILENT, Examined, index_audio, listed
+from surf_lightning.audio.files import BadAudio, read_crop, resampler
+from surf_lightning.audio.index import SILENT, Examined, index_audio, listed
 from surf_lightning.errors import UserError
+from surf_lightning.functional.randomness import Ranks, mix_seed
 from surf_lightning.metrics.audio import is_active
-from surf_lightning.remixing import Ranks, mix_seed
 
 MAX_DRAWS = 100  # for one crop: beyond it something is wrong with the set
 NOTHING = b""  # in place of the name of a source: there is none, or it is silent

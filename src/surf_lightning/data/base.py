@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
 from surf_lightning.errors import UserError
-from surf_lightning.remixing import Ranks
+from surf_lightning.functional.randomness import Ranks
 
 Batches = Dataset[dict[str, Tensor]]
 
@@ -109,7 +109,7 @@ class SeparationData(L.LightningDataModule, ABC):
         """As ``metrics``, for the final evaluation: what is too slow to be computed during fit is welcome."""
         return self.metrics()
 
-    test_record = "metrics"
+    results_name = "metrics"
     """Name of the file, without .json, that the final evaluation is written to."""
 
     def protocol(self) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from torchmetrics.utilities import rank_zero_warn
 
+from surf_lightning.audio.files import EXTENSIONS
+from surf_lightning.audio.index import audio_under
 from surf_lightning.data.audio import AudioMixtures, Part
 from surf_lightning.data.audio_examples import Examples
-from surf_lightning.data.audio_files import EXTENSIONS
-from surf_lightning.data.audio_index import audio_under
 from surf_lightning.errors import UserError
 
 

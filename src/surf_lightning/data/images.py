@@ -15,9 +15,9 @@ from torchmetrics import Metric
 
 from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.data.mixing import FixedMixtures, RandomMixtures
+from surf_lightning.functional.randomness import Ranks
 from surf_lightning.metrics.evaluation import ImageEvaluation, PerceptualMetrics
 from surf_lightning.metrics.images import ImageMetrics
-from surf_lightning.remixing import Ranks
 
 
 def md5(path: Path) -> str:
@@ -70,7 +70,7 @@ class ImageMixtures(SeparationData):
         self.num_sources, self.single_source_share = num_sources, single_source_share
         self.num_validation, self.num_test = num_validation, num_test
         self.evaluation, self.weights = evaluation or self.usual_evaluation(), weights
-        self.test_record = self.evaluation.record
+        self.results_name = self.evaluation.record
 
     @abstractmethod
     def load(self) -> ImageSplits:
@@ -117,9 +117,9 @@ class ImageMixtures(SeparationData):
     def _published(self, name: str) -> str | None:
         """The table of the genuine set ``name``, where the protocol is the paper's as well."""
         paper = {"metrics": (2, 5000), "metrics_samples": (2, 25_000)}
-        if (self.num_sources, self.num_test) != paper.get(self.test_record):
+        if (self.num_sources, self.num_test) != paper.get(self.results_name):
             return None
-        return name if self.test_record == "metrics" else f"{name}_samples"
+        return name if self.results_name == "metrics" else f"{name}_samples"
 
     def signal(self) -> dict[str, Any]:
         return {"kind": "image", "shape": list(self.splits.test.shape[1:])}

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from surf_lightning.audio.index import audio_under
 from surf_lightning.data.audio import AudioMixtures, Part, find_folder
 from surf_lightning.data.audio_examples import Examples
-from surf_lightning.data.audio_index import audio_under
 from surf_lightning.errors import UserError
 from surf_lightning.metrics.speech import WIDE_BAND
 

@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
+from surf_lightning.audio.files import BadAudio
+from surf_lightning.audio.index import audio_under
 from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder, speech_columns
 from surf_lightning.data.audio_examples import MAX_DRAWS, Examples, as_batch
-from surf_lightning.data.audio_files import BadAudio
-from surf_lightning.data.audio_index import audio_under
 from surf_lightning.data.base import Batches
 from surf_lightning.data.fuss import NUM_EVAL, fuss_folder, fuss_rows
 from surf_lightning.errors import UserError
+from surf_lightning.functional.randomness import mix_seed
 from surf_lightning.metrics.audio import is_active
 from surf_lightning.metrics.speech import WIDE_BAND
-from surf_lightning.remixing import mix_seed
 
 SPEECH = "test-clean"
 NUM_UTTERANCES = 2620

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from surf_lightning.remixing import Ranks, mix_seed
+from surf_lightning.functional.randomness import Ranks, mix_seed
 
 
 def distinct(count: int, size: int, population: int, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,6 @@
 from surf_lightning.methods.basis import BASIS, SequentialUpdate, SimultaneousUpdate
 from surf_lightning.methods.mixcycle import MixCycle, MixPIT
 from surf_lightning.methods.mixit import MixIT
-from surf_lightning.methods.objectives import ReMixITLoss, SelfRemixingLoss
 from surf_lightning.methods.remixing import Remixing
 from surf_lightning.methods.supervised import SupervisedFlow, SupervisedRegression
 from surf_lightning.methods.surf import SURF
@@ -14,9 +13,7 @@ __all__ = [
     "MixCycle",
     "MixIT",
     "MixPIT",
-    "ReMixITLoss",
     "Remixing",
-    "SelfRemixingLoss",
     "SequentialUpdate",
     "SimultaneousUpdate",
     "SupervisedFlow",

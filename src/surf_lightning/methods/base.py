@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -13,13 +15,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric
 
-from surf_lightning.checkpoint import KEY, check_fits, class_path, record_of
 from surf_lightning.data.base import SeparationData, batches_done
 from surf_lightning.errors import UserError
-from surf_lightning.remixing import BatchRandomness, Ranks, mix_seed
-from surf_lightning.separator import Separator
+from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
+from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_metadata, class_path
+from surf_lightning.inference.separator import Separator
 
 Batch = dict[str, Tensor]
 HELD_OUT_SEED = 0  # held-out mixtures are separated from the same noise in every run
@@ -86,6 +89,10 @@ class SeparationModule(L.LightningModule, ABC):
         sources, slots = getattr(data, "num_sources", None), self.separator.num_sources
         if sources is not None and (sources > slots or (sources != slots and data.signal()["kind"] == "image")):
             raise UserError(f"the mixtures have {sources} sources (data.num_sources), the network separates {slots}")
+
+    def micro_batched(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``function`` evaluated on ``micro_batch`` examples at a time, see ``in_micro_batches``."""
+        return functools.partial(in_micro_batches, function, self.micro_batch)
 
     # -- training --
 
@@ -228,7 +235,7 @@ class SeparationModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         seconds = self.trained_seconds + time.monotonic() - self._clock
-        checkpoint[KEY] = {**record_of(self), "seconds": seconds, "batch": self._whole_batch()}
+        checkpoint[KEY] = {**checkpoint_metadata(self), "seconds": seconds, "batch": self._whole_batch()}
 
     def _whole_batch(self) -> int:
         """Mixtures in a training batch of all processes."""
@@ -236,6 +243,21 @@ class SeparationModule(L.LightningModule, ABC):
 
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
+
+
+def in_micro_batches(function: Callable[..., Tensor], size: int | None, *batches: Tensor) -> Tensor:
+    """``function(*batches)``, evaluated on ``size`` examples at a time; ``batches`` are alike in their first axis.
+
+    ``function`` must treat examples independently. Where gradients are wanted, each part is evaluated again in the
+    backward pass instead of keeping its activations, from the same random numbers, so that the peak of memory is a
+    part's, while the loss may couple all rows of the batch, as Self-Remixing's does.
+    """
+    if size is None or len(batches[0]) <= size:
+        return function(*batches)
+    parts = zip(*(batch.split(size) for batch in batches), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([recompute(function, *part, use_reentrant=False) for part in parts])
+    return torch.cat([function(*part) for part in parts])
 
 
 def compile_networks(module: nn.Module) -> None:

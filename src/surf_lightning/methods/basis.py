@@ -11,20 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surf_lightning.flow import rows_like
-from surf_lightning.langevin import (
+from surf_lightning.functional.flow import expand_like
+from surf_lightning.functional.langevin import (
     annealed_langevin,
     denoising_error,
     noise_levels,
     sequential_update,
     simultaneous_update,
 )
+from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.inference.separator import Separator
 from surf_lightning.methods.base import Batch, SeparationModule
-from surf_lightning.methods.micro_batches import in_micro_batches
-from surf_lightning.networks.protocols import recorded
+from surf_lightning.networks.base import serializable
 from surf_lightning.networks.score import ScoreNetwork
-from surf_lightning.remixing import BatchRandomness
-from surf_lightning.separator import Separator
 
 
 class LangevinUpdate(nn.Module, ABC):
@@ -35,7 +34,7 @@ class LangevinUpdate(nn.Module, ABC):
         """As ``langevin.Update``."""
 
 
-@recorded
+@serializable
 class SimultaneousUpdate(LangevinUpdate):
     """``langevin.simultaneous_update``, of the authors' MNIST code; diverges at their step size where K > 2."""
 
@@ -43,7 +42,7 @@ class SimultaneousUpdate(LangevinUpdate):
         return simultaneous_update(x, moves, mixtures, weight)
 
 
-@recorded
+@serializable
 class SequentialUpdate(LangevinUpdate):
     """``langevin.sequential_update``, of the authors' CIFAR-10 code."""
 
@@ -51,7 +50,7 @@ class SequentialUpdate(LangevinUpdate):
         return sequential_update(x, moves, mixtures, weight)
 
 
-@recorded
+@serializable
 class BasisSeparator(Separator):
     """Annealed Langevin samples of the sources of a mixture, each source under the same prior.
 
@@ -147,7 +146,7 @@ class BASIS(SeparationModule):
         images = (sources.flatten(0, 1) + 1) / 2
         if self.flip:
             mirrored = random.uniform(len(images)) < 0.5
-            images = torch.where(rows_like(mirrored, images), images.flip(-1), images)
+            images = torch.where(expand_like(mirrored, images), images.flip(-1), images)
         return (255 * images + random.uniform(images.numel()).view_as(images)) / 256
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
@@ -155,6 +154,6 @@ class BASIS(SeparationModule):
         sigmas = images.new_tensor(self.separator.sigmas)
         sigma = sigmas[(len(sigmas) * random.uniform(len(images))).long()]
         noise = random.normal(images.shape)
-        noisy = images + rows_like(sigma, images) * noise
-        score = in_micro_batches(self.separator.network, self.micro_batch, noisy, sigma)
+        noisy = images + expand_like(sigma, images) * noise
+        score = self.micro_batched(self.separator.network)(noisy, sigma)
         return denoising_error(score, noise, sigma).mean()

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surf_lightning.losses import ErrorOfEnergies, pit, thresholded_error
+from surf_lightning.functional.losses import EnergyLoss, pit, thresholded_snr
+from surf_lightning.functional.permutation import reorder
+from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods.base import Batch, SeparationModule
-from surf_lightning.methods.micro_batches import in_micro_batches
-from surf_lightning.methods.pairs import in_pairs
-from surf_lightning.networks.protocols import RegressionNetwork
-from surf_lightning.permutation import permute
-from surf_lightning.remixing import BatchRandomness
-from surf_lightning.separator import RegressionSeparator
+from surf_lightning.methods.mixit import in_pairs
+from surf_lightning.networks.base import RegressionNetwork
 
 
 def exchange(estimates: Tensor, swapped: Tensor) -> Tensor:
@@ -31,7 +30,7 @@ def exchange(estimates: Tensor, swapped: Tensor) -> Tensor:
         ``sources [B,2,*S]``: mixtures 2p and 2p+1 hold the first and second estimates of the old 2p and 2p+1.
     """
     places = torch.arange(2, device=estimates.device)
-    shuffled = permute(estimates, torch.where(swapped.unsqueeze(1), 1 - places, places))
+    shuffled = reorder(estimates, torch.where(swapped.unsqueeze(1), 1 - places, places))
     return shuffled.unflatten(0, (-1, 2)).transpose(1, 2).flatten(0, 1)
 
 
@@ -40,7 +39,7 @@ class MixPIT(SeparationModule):
 
     Args:
         network: of two outputs.
-        error: of each mixture, a function of energies in ``surf_lightning.losses``.
+        error: of each mixture, a function of energies in ``surf_lightning.functional.losses``.
 
     The other arguments are those of ``SeparationModule``.
 
@@ -50,7 +49,7 @@ class MixPIT(SeparationModule):
 
     label = "MixPIT"
 
-    def __init__(self, network: RegressionNetwork, error: ErrorOfEnergies = thresholded_error, **options: Any) -> None:
+    def __init__(self, network: RegressionNetwork, error: EnergyLoss = thresholded_snr, **options: Any) -> None:
         if network.num_outputs != 2:
             raise ValueError(f"MixPIT and MixCycle need a network of 2 outputs, not {network.num_outputs}")
         super().__init__(RegressionSeparator(network, num_sources=2), **options)
@@ -62,7 +61,7 @@ class MixPIT(SeparationModule):
 
     def _pit(self, sources: Tensor) -> Tensor:
         """The mean error of separating the sums of ``sources [P,2,*S]``."""
-        estimates = in_micro_batches(self.separator, self.micro_batch, sources.sum(1))
+        estimates = self.micro_batched(self.separator)(sources.sum(1))
         losses, _ = pit(estimates, sources, self.error)
         return losses.mean()
 
@@ -88,7 +87,7 @@ class MixCycle(MixPIT):
     def teacher_estimates(self, mixtures: Tensor) -> Tensor:
         """``[B,2,*S]``, of the weights as they are, dropout off: theta' = theta in Fig. 3."""
         self.separator.eval()
-        estimates = in_micro_batches(self.separator, self.micro_batch, mixtures)
+        estimates = self.micro_batched(self.separator)(mixtures)
         self.separator.train(self.training)
         return estimates
 

@@ -1,21 +1,167 @@
-"""Regression remixing baselines, ReMixIT and Self-Remixing. Axes: B batch, K sources, *S the signal."""
+"""Teacher and student, and the regression baselines ReMixIT and Self-Remixing. Axes: B batch, K sources, *S signal."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import os
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from surf_lightning.losses import pit_order
-from surf_lightning.methods.base import Batch
-from surf_lightning.methods.micro_batches import in_micro_batches
-from surf_lightning.methods.objectives import RemixingLoss
-from surf_lightning.methods.teaching import TeacherStudentModule
-from surf_lightning.networks.protocols import RegressionNetwork
-from surf_lightning.permutation import permute
-from surf_lightning.remixing import BatchRandomness
-from surf_lightning.separator import RegressionSeparator
+from surf_lightning.callbacks.ema_teacher import EMATeacher
+from surf_lightning.errors import UserError
+from surf_lightning.functional.losses import Reduction, mean_square, pit_permutation, remixit, self_remixing
+from surf_lightning.functional.permutation import reorder
+from surf_lightning.functional.randomness import BatchRandomness, Ranks
+from surf_lightning.functional.remixing import Remix, shuffle_sources
+from surf_lightning.inference.checkpoint import KEY, describe, rebuild
+from surf_lightning.inference.separator import RegressionSeparator, Separator, load_separator
+from surf_lightning.methods.base import Batch, SeparationModule
+from surf_lightning.networks.base import RegressionNetwork
+
+Objective = Literal["remixit", "self_remixing"]
+LABELS = {"remixit": "ReMixIT", "self_remixing": "Self-Remixing"}
+
+
+class TeacherStudentModule(SeparationModule):
+    """A ``student``, the ``teacher``, which is its EMA copy and what separates, and the ``frozen_teacher``, MixIT.
+
+    Args:
+        student: what is trained.
+        objective: ``remixit`` or ``self_remixing``, of ``functional.losses``.
+        reduction: what makes one number of a residual.
+        mixit_checkpoint: a checkpoint of the MixIT stage; read only when a fit starts from the beginning.
+        ema_decay: alpha, see ``callbacks.EMATeacher``.
+        remix_over_ranks: shuffle the teacher's estimates over the batches of all processes, as if they were one. False:
+            each process shuffles its own batch, and exchanges nothing but gradients.
+        initialize_from_mixit: begin with the weights of the MixIT network that have a namesake of the same shape in the
+            student's, Appendix D.4. For networks of one family, such as ConvTasNet and VelocityConvTasNet.
+        trust_checkpoint: allow networks from outside this package, imported by the checkpoint, such as your own.
+
+    The other arguments are those of ``SeparationModule``.
+    """
+
+    frozen_teacher: RegressionSeparator
+    family: str
+    loss_tells_the_best = False  # the teacher moves
+
+    def __init__(
+        self,
+        student: Separator,
+        objective: Objective,
+        reduction: Reduction,
+        mixit_checkpoint: str,
+        ema_decay: float = 0.999,
+        remix_over_ranks: bool = True,
+        initialize_from_mixit: bool = False,
+        trust_checkpoint: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(copy.deepcopy(student).requires_grad_(False).eval(), **options)
+        self.student, self.trust_checkpoint = student, trust_checkpoint
+        self.mixit_checkpoint, self.follower = mixit_checkpoint, EMATeacher(ema_decay)
+        self.remix_over_ranks, self.initialize_from_mixit = remix_over_ranks, initialize_from_mixit
+        self.objective, self.reduction = objective, reduction
+        self.label = f"{self.family} ({LABELS[objective]})"
+
+    @property
+    def teacher(self) -> Any:
+        return self.separator
+
+    def remixing_ranks(self, random: BatchRandomness) -> Ranks:
+        """The processes whose batches are remixed as one."""
+        return random.ranks if self.remix_over_ranks else Ranks()
+
+    def remix(self, estimates: Tensor, order: Tensor, ranks: Ranks) -> Remix:
+        """Shuffle teacher ``estimates [B,K,*S]`` by the ``order`` of all ``ranks``, Eq. (14)-(15): this rank's part."""
+        whole = shuffle_sources(ranks.gather(estimates), order)
+        return Remix(ranks.local(whole.sources), ranks.local(whole.mixtures), order)
+
+    def remixing_loss(self, residual: Tensor, pit_permutation: Tensor, order: Tensor, ranks: Ranks) -> Tensor:
+        """The mean of the objective over this rank's mixtures, from the student's ``residual [B,K,*S]``."""
+        if self.objective == "remixit":
+            return remixit(residual, self.reduction).mean()
+        if len(order) == residual.shape[1]:
+            rank_zero_warn("Self-Remixing of one mixture has a loss of 0: use a batch_size of at least 2")
+        losses = self_remixing(ranks.gather(residual), ranks.gather(pit_permutation), order, self.reduction)
+        return ranks.local(losses).mean()
+
+    def on_fit_start(self) -> None:
+        if not hasattr(self, "frozen_teacher"):  # a resumed fit has that of its checkpoint
+            self._take_over(self.mixit_checkpoint)
+            self.frozen_teacher.to(self.device, self.dtype)  # type: ignore[arg-type]
+        self.lay_out(self.frozen_teacher)
+        super().on_fit_start()
+
+    def check_earlier_stage(self) -> None:
+        frozen_teacher = self._earlier_stage(self.mixit_checkpoint)
+        if self.initialize_from_mixit:
+            self._shared_weights(frozen_teacher)
+
+    def _earlier_stage(self, path: str) -> RegressionSeparator:
+        if not os.path.isfile(path):
+            raise UserError(
+                f"there is no checkpoint {path} of the earlier stage, MixIT. Train it first (surf fit --config "
+                "configs/<dataset>_mixit.yaml), or name another by --model.mixit_checkpoint"
+            )
+        frozen_teacher = load_separator(path, trust=self.trust_checkpoint)
+        if not isinstance(frozen_teacher, RegressionSeparator):
+            raise UserError(
+                f"{path} holds a {type(frozen_teacher).__name__}: a regression separator such as MixIT is needed"
+            )
+        return frozen_teacher
+
+    def _take_over(self, path: str) -> None:
+        frozen_teacher = self._earlier_stage(path)
+        if frozen_teacher.signal != self.signal or frozen_teacher.num_sources != self.separator.num_sources:
+            raise UserError(
+                f"{path} separates {frozen_teacher.num_sources} sources of {frozen_teacher.signal}, but this run has "
+                f"{self.separator.num_sources} sources of {self.signal}"
+            )
+        self._freeze(frozen_teacher)
+        if self.initialize_from_mixit:
+            weights = self._shared_weights(frozen_teacher)
+            for separator in (self.student, self.separator):
+                separator.network.load_state_dict(weights, strict=False)
+            taken = sum(weight.numel() for weight in weights.values())
+            total = sum(weight.numel() for weight in self.student.network.state_dict().values())
+            rank_zero_info(f"The student begins with {taken / total:.0%} of its weights from MixIT.")
+
+    def _shared_weights(self, frozen_teacher: RegressionSeparator) -> dict[str, Tensor]:
+        """Weights of the frozen teacher that the student has under the same names in the same shapes."""
+        own, theirs = self.student.network.state_dict(), frozen_teacher.network.state_dict()
+        shared = {name: weight for name, weight in theirs.items() if name in own and own[name].shape == weight.shape}
+        if not shared:
+            raise UserError(
+                "no weight of the MixIT network has a namesake of the same shape in the student's: leave out "
+                "model.initialize_from_mixit, or choose networks of one family and width"
+            )
+        return shared
+
+    def _freeze(self, frozen_teacher: RegressionSeparator) -> None:
+        self.frozen_teacher = frozen_teacher.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> TeacherStudentModule:
+        """Both teachers stay in evaluation mode: their dropout is off."""
+        super().train(mode)
+        self.teacher.eval()
+        if hasattr(self, "frozen_teacher"):
+            self.frozen_teacher.eval()
+        return self
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [self.follower]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[KEY]["frozen_teacher"] = describe(self.frozen_teacher)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._freeze(rebuild(checkpoint[KEY]["frozen_teacher"], self.trust_checkpoint))
 
 
 class Remixing(TeacherStudentModule):
@@ -23,31 +169,36 @@ class Remixing(TeacherStudentModule):
 
     Args:
         network: the student; where it has more than K outputs, the K most energetic count.
-        objective: ReMixITLoss, Eq. (16), or SelfRemixingLoss, Eq. (17).
+        objective: ``remixit``, Eq. (16), or ``self_remixing``, Eq. (17).
+        reduction: ``mean_square`` (images) or ``log_energy`` (audio) of ``functional.losses``.
         num_sources: sources in a mixture (K).
         teacher_steps: optimizer steps in which the frozen MixIT is the teacher; from then on the student's EMA is.
 
     The other arguments are those of ``TeacherStudentModule``.
     """
 
+    family = "Regression"
+
     def __init__(
         self,
         network: RegressionNetwork,
-        objective: RemixingLoss,
+        objective: Objective = "remixit",
+        reduction: Reduction = mean_square,
         num_sources: int = 2,
         teacher_steps: int = 200_000,
         **options: Any,
     ) -> None:
-        super().__init__(RegressionSeparator(network, num_sources), **options)
-        self.objective, self.teacher_steps = objective, teacher_steps
-        self.label = f"Regression ({objective.label})"
+        super().__init__(RegressionSeparator(network, num_sources), objective, reduction, **options)
+        self.teacher_steps = teacher_steps
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        teacher = self.anchor if self.steps_made < self.teacher_steps else self.separator
+        mixtures = batch["mixtures"]
+        ranks = self.remixing_ranks(random)
+        order = random.remix_order(len(mixtures) * self.student.num_sources, ranks)
+        teacher = self.frozen_teacher if self.steps_made < self.teacher_steps else self.teacher
         with torch.no_grad():
-            pseudo_sources = in_micro_batches(teacher, self.micro_batch, batch["mixtures"])
-        remixed, ranks = self.remix(pseudo_sources, random)
-        estimates = in_micro_batches(self.student, self.micro_batch, remixed.mixtures)
-        order = pit_order(estimates, remixed.sources)
-        residual = estimates - permute(remixed.sources, order)
-        return self.objective(residual, order, remixed.order, ranks).mean()
+            estimates = self.micro_batched(teacher)(mixtures)
+        remixed = self.remix(estimates, order, ranks)
+        estimates = self.micro_batched(self.student)(remixed.mixtures)
+        pit = pit_permutation(estimates, remixed.sources)
+        return self.remixing_loss(estimates - reorder(remixed.sources, pit), pit, order, ranks)

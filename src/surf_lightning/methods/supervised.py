@@ -8,15 +8,12 @@ import torch
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.losses import ErrorOfEnergies, mean_square, pit, squared_error
+from surf_lightning.functional.flow import expand_like, flow_residual
+from surf_lightning.functional.losses import EnergyLoss, Reduction, mean_square, pit, squared_error
+from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
 from surf_lightning.methods.base import Batch, SeparationModule
-from surf_lightning.methods.flow_matching import flow_residual
-from surf_lightning.methods.micro_batches import in_micro_batches
-from surf_lightning.methods.objectives import Reduction
-from surf_lightning.networks.noise import PriorNoise
-from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork
-from surf_lightning.remixing import BatchRandomness
-from surf_lightning.separator import FlowSeparator, RegressionSeparator
+from surf_lightning.networks.base import PriorNoise, RegressionNetwork, VelocityNetwork
 
 
 def true_sources(batch: Batch, count: int) -> Tensor:
@@ -40,7 +37,7 @@ class SupervisedRegression(SeparationModule):
     Args:
         network: of as many outputs as there are sources, or more: then the most energetic are taken.
         num_sources: sources in a mixture (K).
-        error: of each source, a function of energies: ``losses.log_error`` (Section 5.1) or ``losses.squared_error``
+        error: of each source, a function of energies: ``losses.log_mse`` (Section 5.1) or ``losses.squared_error``
             (Appendix D.4).
 
     The other arguments are those of ``SeparationModule``.
@@ -52,14 +49,14 @@ class SupervisedRegression(SeparationModule):
         self,
         network: RegressionNetwork,
         num_sources: int = 2,
-        error: ErrorOfEnergies = squared_error,
+        error: EnergyLoss = squared_error,
         **options: Any,
     ) -> None:
         super().__init__(RegressionSeparator(network, num_sources), **options)
         self.error = error
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        estimates = in_micro_batches(self.separator, self.micro_batch, batch["mixtures"])
+        estimates = self.micro_batched(self.separator)(batch["mixtures"])
         losses, _ = pit(estimates, true_sources(batch, estimates.shape[1]), self.error)
         return losses.mean()
 
@@ -91,6 +88,9 @@ class SupervisedFlow(SeparationModule):
         self.reduction = reduction
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        sources = true_sources(batch, self.separator.num_sources)
-        flow = flow_residual(self.separator, sources, batch["mixtures"], random, self.micro_batch)
-        return self.reduction(flow.residual).mean()
+        sources, mixtures = true_sources(batch, self.separator.num_sources), batch["mixtures"]
+        t = random.uniform(len(mixtures))
+        x0 = self.separator.prior(mixtures, random.normal(sources.shape))
+        network = self.separator.network
+        residual, _ = flow_residual(self.micro_batched(network), x0, sources, mixtures, t)
+        return self.reduction(expand_like(network.residual_weight(t), residual) * residual).mean()

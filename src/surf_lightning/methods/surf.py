@@ -9,24 +9,22 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from surf_lightning.callbacks.beta_schedule import BetaSchedule
-from surf_lightning.flow import hybrid_euler
+from surf_lightning.functional.flow import expand_like, flow_residual, hybrid_euler
+from surf_lightning.functional.losses import Reduction, mean_square
+from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.inference.separator import FlowSeparator
 from surf_lightning.methods.base import Batch
-from surf_lightning.methods.flow_matching import flow_residual
-from surf_lightning.methods.micro_batches import in_micro_batches
-from surf_lightning.methods.objectives import RemixingLoss
-from surf_lightning.methods.teaching import TeacherStudentModule
-from surf_lightning.networks.noise import PriorNoise
-from surf_lightning.networks.protocols import VelocityNetwork
-from surf_lightning.remixing import BatchRandomness
-from surf_lightning.separator import FlowSeparator
+from surf_lightning.methods.remixing import Objective, TeacherStudentModule
+from surf_lightning.networks.base import PriorNoise, VelocityNetwork
 
 
 class SURF(TeacherStudentModule):
-    """A flow student learns from remixed samples of its teacher, a hybrid of the frozen MixIT and its own EMA.
+    """A flow student learns from remixed samples of its teacher, a hybrid of the frozen MixIT teacher and its own EMA.
 
     Args:
         network: of K sources, for student and teacher.
-        objective: ReMixITLoss, Eq. (24), or SelfRemixingLoss, Eq. (30).
+        objective: ``remixit``, Eq. (24), or ``self_remixing``, Eq. (30).
+        reduction: ``mean_square`` (images) or ``log_energy`` (audio) of ``functional.losses``.
         noise: standard deviation of the prior.
         num_steps: Euler steps of the sampler, in training and after.
         frozen_steps: optimizer steps before beta begins to fall.
@@ -38,12 +36,13 @@ class SURF(TeacherStudentModule):
     """
 
     student: FlowSeparator
-    separator: FlowSeparator
+    family = "SURF"
 
     def __init__(
         self,
         network: VelocityNetwork,
-        objective: RemixingLoss,
+        objective: Objective = "remixit",
+        reduction: Reduction = mean_square,
         noise: PriorNoise | None = None,
         num_steps: int = 5,
         frozen_steps: int = 0,
@@ -52,11 +51,38 @@ class SURF(TeacherStudentModule):
         beta_steps: int = 200_000,
         **options: Any,
     ) -> None:
-        super().__init__(FlowSeparator(network, num_steps, noise), **options)
-        self.objective = objective
-        self.label = f"SURF ({objective.label})"
+        super().__init__(FlowSeparator(network, num_steps, noise), objective, reduction, **options)
         self.beta = beta_start
         self.schedule = BetaSchedule(beta_start, beta_end, beta_steps, frozen_steps)
+
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        mixtures = batch["mixtures"]  # line 3
+        shape = (len(mixtures), self.student.num_sources, *mixtures.shape[1:])
+        # All random numbers of lines 4 to 8.
+        ranks = self.remixing_ranks(random)
+        teacher_noise = random.normal(shape)
+        order = random.remix_order(shape[0] * shape[1], ranks)
+        t = random.uniform(len(mixtures))
+        noise = random.normal(shape)
+
+        estimates = self.teacher_estimates(mixtures, teacher_noise)  # line 4
+        remixed = self.remix(estimates, order, ranks)  # lines 5-6
+        x0 = self.student.prior(remixed.mixtures, noise)  # line 9
+        student = self.student.network
+        velocity = self.micro_batched(student)
+        residual, pit = flow_residual(velocity, x0, remixed.sources, remixed.mixtures, t)  # lines 10-12
+        residual = expand_like(student.residual_weight(t), residual) * residual
+        return self.remixing_loss(residual, pit, order, ranks)  # lines 13-14; the optimizer is line 15, EMATeacher 16
+
+    @torch.no_grad()
+    def teacher_estimates(self, mixtures: Tensor, noise: Tensor) -> Tensor:
+        """A sample ``[B,K,*S]`` of the hybrid teacher for ``mixtures [B,*S]`` and ``noise [B,K,*S]``, Appendix D.3."""
+        velocity, num_steps = self.teacher.network, self.teacher.num_steps
+
+        def sample(x0: Tensor, mixtures: Tensor) -> Tensor:
+            return hybrid_euler(velocity, self.frozen_teacher, x0, mixtures, self.beta, num_steps)
+
+        return self.micro_batched(sample)(self.teacher.prior(mixtures, noise), mixtures)
 
     def configure_callbacks(self) -> list[Callback]:
         return [*super().configure_callbacks(), self.schedule]
@@ -64,17 +90,3 @@ class SURF(TeacherStudentModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.beta = self.schedule.beta(self.trained_steps)
-
-    @torch.no_grad()
-    def teacher_estimates(self, mixtures: Tensor, random: BatchRandomness) -> Tensor:
-        """A sample ``[B,K,*S]`` of the hybrid teacher, Appendix D.3."""
-
-        def sample(x0: Tensor, mixtures: Tensor) -> Tensor:
-            return hybrid_euler(self.separator.network, self.anchor, x0, mixtures, self.beta, self.separator.num_steps)
-
-        return in_micro_batches(sample, self.micro_batch, self.separator.prior(mixtures, random), mixtures)
-
-    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        remixed, ranks = self.remix(self.teacher_estimates(batch["mixtures"], random), random)
-        flow = flow_residual(self.student, remixed.sources, remixed.mixtures, random, self.micro_batch)
-        return self.objective(flow.residual, flow.pit_order, remixed.order, ranks).mean()

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchmetrics import Metric
 
-from surf_lightning.losses import mixit
-from surf_lightning.permutation import best_order, permute
+from surf_lightning.functional.losses import mixit
+from surf_lightning.functional.permutation import best_permutation, reorder
 
 SILENCE = 1e-8
 """A signal whose RMS is not above this is silent."""
@@ -72,8 +72,8 @@ def align(estimates: Tensor, references: Tensor) -> Aligned:
     size = max(estimates.shape[1], references.shape[1])
     estimates, references = (pad(x.double(), (0, 0, 0, size - x.shape[1])) for x in (estimates, references))
     scores = pairwise_si_sdr(estimates, references)
-    order = best_order(-scores)
-    return Aligned(permute(estimates, order), references, scores.gather(2, order.unsqueeze(2)).squeeze(2))
+    order = best_permutation(-scores)
+    return Aligned(reorder(estimates, order), references, scores.gather(2, order.unsqueeze(2)).squeeze(2))
 
 
 def align_by_si_sdr(estimates: Tensor, references: Tensor) -> Tensor:

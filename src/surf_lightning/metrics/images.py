@@ -11,15 +11,15 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from surf_lightning.losses import pit_order
-from surf_lightning.permutation import invert, permute
+from surf_lightning.functional.losses import pit_permutation
+from surf_lightning.functional.permutation import invert, reorder
 
 MSE_FLOOR = 1e-10  # a pixel-exact image counts as 100 dB
 
 
 def align(estimates: Tensor, sources: Tensor) -> Tensor:
     """``estimates [B,K,*S]`` in the order of ``sources [B,K,*S]`` that makes the squared error least."""
-    return permute(estimates, invert(pit_order(estimates, sources)))
+    return reorder(estimates, invert(pit_permutation(estimates, sources)))
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 
+from surf_lightning.functional.precision import full_precision
+from surf_lightning.functional.randomness import Ranks
 from surf_lightning.metrics.availability import not_available
 from surf_lightning.metrics.images import ImageMean
-from surf_lightning.precision import full_precision
-from surf_lightning.remixing import Ranks
 
 INCEPTION = "inception_fid.pth"  # FID's Inception-v3, in torch-fidelity's keys
 ALEXNET = "alexnet_features.pth"  # AlexNet's convolutions, in torchvision's keys features.N.*

@@ -1,11 +1,20 @@
 """Networks, and the two protocols by which methods use them."""
 
+from surf_lightning.networks.base import (
+    ConstantNoise,
+    EnvelopeNoise,
+    GlobalRMSNoise,
+    Head,
+    PriorNoise,
+    RegressionNetwork,
+    SourceHead,
+    VelocityHead,
+    VelocityNetwork,
+    serializable,
+)
 from surf_lightning.networks.conv_tasnet import ConvTasNet, PowerWeights, PredictedSourceWeights, UniformWeights
-from surf_lightning.networks.heads import Head, SourceHead, VelocityHead
 from surf_lightning.networks.locoformer import MBLocoformer, RegressionLocoformer
 from surf_lightning.networks.ncsnpp import ConcatenatedNCSNpp, LogSigma, PlainTime, RegressionNCSNpp, SharedNCSNpp
-from surf_lightning.networks.noise import ConstantNoise, EnvelopeNoise, GlobalRMSNoise, PriorNoise
-from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork, recorded
 from surf_lightning.networks.score import ScoreNCSNpp, ScoreNetwork
 from surf_lightning.networks.velocity_conv_tasnet import VelocityConvTasNet
 
@@ -33,5 +42,5 @@ __all__ = [
     "VelocityConvTasNet",
     "VelocityHead",
     "VelocityNetwork",
-    "recorded",
+    "serializable",
 ]

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surf_lightning.functional.precision import at_least_float32, full_precision
 from surf_lightning.networks.locoformer_layers import RMSGroupNorm
-from surf_lightning.precision import at_least_float32, full_precision
 
 _HZ_PER_MEL = 200 / 3
 _BREAK_HZ, _BREAK_MEL = 1000.0, 15.0

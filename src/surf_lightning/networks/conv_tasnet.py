@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surf_lightning.networks.protocols import RegressionNetwork, recorded
-from surf_lightning.networks.stft import level
-from surf_lightning.precision import at_least_float32, full_precision
+from surf_lightning.functional.precision import at_least_float32, full_precision
+from surf_lightning.networks.base import RegressionNetwork, serializable
+from surf_lightning.networks.stft import rms
 
 
 class ScaledConv(nn.Module):
@@ -148,7 +148,7 @@ class ConsistencyWeights(nn.Module, ABC):
         """``estimates [B,M,T]``, TCN output ``features [B,C,N]`` -> ``weights [B,M]``."""
 
 
-@recorded
+@serializable
 class UniformWeights(ConsistencyWeights):
     """Equal shares, 1/M."""
 
@@ -156,7 +156,7 @@ class UniformWeights(ConsistencyWeights):
         return torch.full_like(estimates[..., 0], 1 / estimates.shape[1])
 
 
-@recorded
+@serializable
 class PowerWeights(ConsistencyWeights):
     """Shares in proportion to each estimate's mean power (plus 1e-8): "magsq" of the MixIT code."""
 
@@ -165,7 +165,7 @@ class PowerWeights(ConsistencyWeights):
         return power / power.sum(1, keepdim=True)
 
 
-@recorded
+@serializable
 class PredictedSourceWeights(ConsistencyWeights):
     """Shares predicted from the time mean of the TCN output: "pred_source", the default of the MixIT code.
 
@@ -182,7 +182,7 @@ class PredictedSourceWeights(ConsistencyWeights):
         return at_least_float32(self.linear(features.mean(-1))).softmax(-1)  # bfloat16 would not sum to one
 
 
-@recorded
+@serializable
 class ConvTasNet(RegressionNetwork):
     """Learned filterbank, dilated convolutions, one sigmoid mask per output, mixture consistency.
 
@@ -233,7 +233,7 @@ class ConvTasNet(RegressionNetwork):
     def forward(self, mixtures: Tensor) -> Tensor:
         """``mixtures [B,T]`` (sums), any T -> ``estimates [B,M,T]``, which sum to them."""
         means = mixtures / self.num_sources
-        scale = level(means)
+        scale = rms(means)
         coefficients = self.filterbank.encode(means / scale)
         features = self.tcn(self.dense(coefficients))
         estimates = self.filterbank.decode(self.masks(features), coefficients, mixtures.shape[-1])

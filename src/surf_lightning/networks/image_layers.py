@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surf_lightning.precision import full_precision
+from surf_lightning.functional.precision import full_precision
 
 SQRT_HALF = math.sqrt(0.5)
 BACKGROUND = -1.0

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from surf_lightning.flow import mixture_consistent
+from surf_lightning.functional.flow import mixture_consistent
 from surf_lightning.networks.band_split import BandDecoder, BandEncoder, mel_band_bins
-from surf_lightning.networks.heads import Head, VelocityHead
+from surf_lightning.networks.base import Head, RegressionNetwork, VelocityHead, VelocityNetwork, serializable
 from surf_lightning.networks.locoformer_layers import (
     AdaptiveResidual,
     ConvolutionalAttention,
@@ -25,8 +25,7 @@ from surf_lightning.networks.locoformer_layers import (
     identity,
     rotate,
 )
-from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork, recorded
-from surf_lightning.networks.stft import STFT, compress, expand, level
+from surf_lightning.networks.stft import STFT, compress, expand, rms
 
 
 class LocoformerBlock(nn.Module):
@@ -113,7 +112,7 @@ class Locoformer(nn.Module):
         return x
 
 
-@recorded
+@serializable
 class MBLocoformer(VelocityNetwork):
     """The flow network: one token per source and one for the mixture at each time-frequency point.
 
@@ -186,7 +185,7 @@ class MBLocoformer(VelocityNetwork):
     def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
         """``x_t [B,K,T]``, ``t [B]`` in [0,1], ``mixtures [B,T]`` (sums), any T -> zero-sum ``velocity [B,K,T]``."""
         means = mixtures[:, None] / self.num_sources
-        scale = level(means)
+        scale = rms(means)
         sources = self.source_encoder(compress(self.stft(x_t / scale)))
         mixture = self.mixture_encoder(compress(self.stft(means / scale)))
         tokens = self.trunk(torch.cat([sources, mixture], 1), self.time(t))
@@ -198,7 +197,7 @@ class MBLocoformer(VelocityNetwork):
         return self.head.residual_weight(t)
 
 
-@recorded
+@serializable
 class RegressionLocoformer(RegressionNetwork):
     """The same network without time and noise: M copies of the mixture's tokens, told apart by learned slot vectors.
 
@@ -267,7 +266,7 @@ class RegressionLocoformer(RegressionNetwork):
     def forward(self, mixtures: Tensor) -> Tensor:
         """``mixtures [B,T]`` (sums), any T -> ``estimates [B,M,T]``, which sum to them."""
         means = mixtures[:, None] / self.num_sources
-        scale = level(means)
+        scale = rms(means)
         tokens = self.encoder(compress(self.stft(means / scale))) + self.slots
         spectrum = expand(self.decoder(self.trunk(tokens)))
         estimates = scale * self.stft.inverse(spectrum, mixtures.shape[-1])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surf_lightning.precision import at_least_float32, full_precision
+from surf_lightning.functional.precision import at_least_float32, full_precision
 
 _LARGEST_BATCH = 65535
 """Batch limit of the flash and memory-efficient kernels of scaled_dot_product_attention (a CUDA grid's)."""

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from surf_lightning.flow import mixture_consistent, rows_like
-from surf_lightning.networks.heads import Head, VelocityHead
+from surf_lightning.functional.flow import expand_like, mixture_consistent
+from surf_lightning.networks.base import Head, RegressionNetwork, VelocityHead, VelocityNetwork, serializable
 from surf_lightning.networks.image_layers import (
     AttendedResBlock,
     FIRDown,
@@ -22,7 +22,6 @@ from surf_lightning.networks.image_layers import (
     conv3x3,
     group_norm,
 )
-from surf_lightning.networks.protocols import RegressionNetwork, VelocityNetwork, recorded
 
 
 class NCSNpp(nn.Module):
@@ -129,7 +128,7 @@ class TimeConditioning(nn.Module, ABC):
         """``t [B]`` in [0,1] -> conditioning value ``[B]``."""
 
 
-@recorded
+@serializable
 class LogSigma(TimeConditioning):
     """log sigma(t), where sigma(t) = sigma_max^(1-t) sigma_min^t.
 
@@ -146,7 +145,7 @@ class LogSigma(TimeConditioning):
         return (1 - t) * self.log_max + t * self.log_min
 
 
-@recorded
+@serializable
 class PlainTime(TimeConditioning):
     """t itself."""
 
@@ -212,7 +211,7 @@ class _VelocityNCSNpp(VelocityNetwork):
         time = self.time(t)
         raw = self._raw(x_t, time, mixtures / self.num_sources).to(x_t.dtype)
         if self.scale_by_sigma:
-            raw = raw / rows_like(time.exp(), raw)  # the conditioning value is log sigma(t)
+            raw = raw / expand_like(time.exp(), raw)  # the conditioning value is log sigma(t)
         return self.head(raw, x_t, t)
 
     def residual_weight(self, t: Tensor) -> Tensor:
@@ -228,7 +227,7 @@ class _VelocityNCSNpp(VelocityNetwork):
         raise NotImplementedError
 
 
-@recorded
+@serializable
 class SharedNCSNpp(_VelocityNCSNpp):
     """One network shared by the sources, each seen with the mixture: permutation-equivariant at every t.
 
@@ -246,7 +245,7 @@ class SharedNCSNpp(_VelocityNCSNpp):
         return self.trunk(items, time.repeat_interleave(k), group=k if k > 2 else 1).unflatten(0, (-1, k))
 
 
-@recorded
+@serializable
 class ConcatenatedNCSNpp(_VelocityNCSNpp):
     """All sources and the mixture stacked as channels of one image; not permutation-equivariant."""
 
@@ -259,7 +258,7 @@ class ConcatenatedNCSNpp(_VelocityNCSNpp):
         return self.trunk(items, time).unflatten(1, (self.num_sources, -1))
 
 
-@recorded
+@serializable
 class RegressionNCSNpp(RegressionNetwork):
     """NCSN++ without time and noise: mixture / K in, M ordered estimates out, made consistent with the mixture.
 

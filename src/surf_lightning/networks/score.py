@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from surf_lightning.flow import rows_like
+from surf_lightning.functional.flow import expand_like
+from surf_lightning.networks.base import serializable
 from surf_lightning.networks.ncsnpp import NCSNpp
-from surf_lightning.networks.protocols import recorded
 
 
 class ScoreNetwork(nn.Module, ABC):
@@ -20,7 +20,7 @@ class ScoreNetwork(nn.Module, ABC):
         """Noisy signals ``x [N,*S]``, noise levels ``sigma [N]`` in the units of x -> ``score [N,*S]``."""
 
 
-@recorded
+@serializable
 class ScoreNCSNpp(ScoreNetwork):
     """NCSN++ conditioned on log sigma, its output divided by sigma. Images, and sigma, are in units of [0,1].
 
@@ -57,4 +57,4 @@ class ScoreNCSNpp(ScoreNetwork):
         )
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.trunk(2 * x - 1, sigma.log()).to(x.dtype) / rows_like(sigma, x)
+        return self.trunk(2 * x - 1, sigma.log()).to(x.dtype) / expand_like(sigma, x)

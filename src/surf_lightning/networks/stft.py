@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surf_lightning.precision import at_least_float32, full_precision
+from surf_lightning.functional.precision import at_least_float32, full_precision
 
 COMPRESSION = 0.33
 """Exponent of the magnitude compression, Tables 7 and 8 of the SURF paper."""
 
 
-def level(signals: Tensor, eps: float = 1e-8) -> Tensor:
+def rms(signals: Tensor, eps: float = 1e-8) -> Tensor:
     """Root mean square over the samples, ``[*,T] -> [*,1]``, at least ``eps`` so that silence can be divided by it."""
     return (at_least_float32(signals).square().mean(-1, keepdim=True) + eps**2).sqrt()
 

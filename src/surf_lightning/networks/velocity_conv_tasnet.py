@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from surf_lightning.flow import rows_like
+from surf_lightning.functional.flow import expand_like
+from surf_lightning.networks.base import SourceHead, VelocityNetwork, serializable
 from surf_lightning.networks.conv_tasnet import MaskedFilterbank, ScaledConv, TemporalNetwork
-from surf_lightning.networks.heads import SourceHead
 from surf_lightning.networks.locoformer_layers import TimeEmbedding
-from surf_lightning.networks.protocols import VelocityNetwork, recorded
-from surf_lightning.networks.stft import level
+from surf_lightning.networks.stft import rms
 
 
-@recorded
+@serializable
 class VelocityConvTasNet(VelocityNetwork):
     """The sources as masks of the mixture; the masks from the mixture, the noisy sources and t.
 
@@ -66,10 +65,10 @@ class VelocityConvTasNet(VelocityNetwork):
     def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
         """``x_t [B,K,T]``, ``t [B]`` in [0,1], ``mixtures [B,T]`` (sums), any T -> zero-sum ``velocity [B,K,T]``."""
         means = mixtures[:, None] / self.num_sources
-        scale = level(means)
+        scale = rms(means)
         coefficients = self.filterbank.encode((means / scale)[:, 0])
         noisy = self.filterbank.encode((x_t / scale).flatten(0, 1)).unflatten(0, (-1, self.num_sources)).flatten(1, 2)
-        features = self.dense(coefficients) + self.time(t)[..., None] + rows_like(t, noisy) * self.noisy(noisy)
+        features = self.dense(coefficients) + self.time(t)[..., None] + expand_like(t, noisy) * self.noisy(noisy)
         estimates = self.filterbank.decode(self.masks(self.tcn(features)), coefficients, mixtures.shape[-1])
         return self.head(self.num_sources * scale * estimates, x_t, t)
 

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from surf_lightning.reporting.figures import save
 from surf_lightning.reporting.page import CAPTION, html_page
-from surf_lightning.reporting.pictures import save
 from surf_lightning.reporting.runs import Run, facts_in_common
 from surf_lightning.reporting.sections import Section, make_sections
 from surf_lightning.reporting.tables import Table, markdown

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 
 from surf_lightning import __version__
-from surf_lightning.reporting.pictures import save
+from surf_lightning.reporting.figures import save
 from surf_lightning.reporting.runs import Run, facts_in_common
 from surf_lightning.reporting.sections import Section
 from surf_lightning.reporting.sounds import Sound, SoundExample, validation_examples

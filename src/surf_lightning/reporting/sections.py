@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from matplotlib.figure import Figure
 
-from surf_lightning.reporting.pictures import curves, image_examples, sweep_curves
+from surf_lightning.reporting.figures import curves, image_examples, sweep_curves
 from surf_lightning.reporting.published import SUPERVISED
 from surf_lightning.reporting.runs import RECORDS, Run
 from surf_lightning.reporting.sounds import SoundExample, sound_examples

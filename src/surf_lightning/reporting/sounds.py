@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from surf_lightning.metrics.audio import align_by_si_sdr, is_active
-from surf_lightning.reporting.pictures import levels, spectrogram
+from surf_lightning.reporting.figures import levels, spectrogram
 from surf_lightning.reporting.runs import Run, names_of
 
 SECONDS = 10

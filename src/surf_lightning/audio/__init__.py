@@ -1,0 +1,1 @@
+"""Audio files: opening, reading parts, streaming, resampling, writing, indexing."""

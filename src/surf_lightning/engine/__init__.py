@@ -1,0 +1,1 @@
+"""A run: fitting, the command line of Lightning, run folders, checkpoints, loggers."""

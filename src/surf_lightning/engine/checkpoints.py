@@ -1,0 +1,196 @@
+"""When checkpoints are written: after validations, when time has passed, when the cluster takes the machine back."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+
+from surf_lightning.engine.run_folder import CHECKPOINTS
+from surf_lightning.files import replacing
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+AGREE_EVERY = 20  # optimizer steps; the ranks' agreement is a collective and a synchronisation
+AGREE_SECONDS = 5.0  # where that many steps take longer, the ranks agree at every one
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt`` after every validation, when time has passed, at the end, and on SIGTERM, SIGUSR1 or Ctrl-C.
+
+    After a validation amid accumulated gradients, which are in no checkpoint, it waits for the next step.
+    A signal only sets a flag: the checkpoint is written between two optimizer steps, after the EMA, so that
+    ``--ckpt_path last`` continues bit for bit. The process then ends with status 143 and a SLURM job requeues itself;
+    after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once. Where a validation was next, the run that
+    goes on begins with it.
+
+    Args:
+        folder: the run's.
+        every_minutes: the longest time between two checkpoints.
+        keep: how many checkpoints are kept. Where more than one, they are named by their steps, and ``last.ckpt`` is
+            another name of the newest.
+    """
+
+    def __init__(self, folder: Path, every_minutes: float = 10.0, keep: int = 1) -> None:
+        if every_minutes <= 0 or keep < 1:
+            raise ValueError(f"checkpoints.every_minutes ({every_minutes}) must be positive, keep ({keep}) at least 1")
+        super().__init__(folder / CHECKPOINTS, "last", enable_version_counter=False, save_on_train_epoch_end=False)
+        self.every_minutes, self.keep = every_minutes, keep
+        self._signal = 0
+        self._saved = 0.0
+        self._owed = False  # a validation, to the step of the latest checkpoint
+        self._agree_at, self._agreed = 0, (0, 0.0)  # the next step, and the last step and its time
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint now, unless there is one of this step."""
+        self._saved = time.monotonic()
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if self.keep > 1 and trainer.is_global_zero:
+            keep_newest(Path(filepath), trainer.global_step, self.keep)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._saved = time.monotonic()
+        self._agreed = trainer.global_step, self._saved
+        self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        if self._owed:
+            _validate(trainer)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        if number == signal.SIGINT:
+            rank_zero_info("Stopping after this step; Ctrl-C again stops at once.")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Gradients that are accumulated but not used yet are in no checkpoint.
+        if trainer.fit_loop._should_accumulate() or trainer.global_step < self._agree_at:
+            return
+        now = time.monotonic()
+        if trainer.world_size > 1:
+            a_step = (now - self._agreed[1]) / max(trainer.global_step - self._agreed[0], 1)
+            slow = self._on_any_rank(trainer, a_step * AGREE_EVERY > AGREE_SECONDS)
+            self._agreed = trainer.global_step, now
+            self._agree_at = trainer.global_step + (1 if slow else AGREE_EVERY)
+        signalled = self._on_any_rank(trainer, self._signal != 0)
+        if signalled or self._on_any_rank(trainer, now - self._saved > 60 * self.every_minutes):
+            assert trainer.fit_loop._data_fetcher is not None
+            self._owed = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+            self.save(trainer)
+        if signalled:
+            trainer._logger_connector.update_train_step_metrics()  # which Lightning does after this hook
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._owed:  # there is a checkpoint of this step, from before
+            self._owed, self._last_global_step_saved = False, 0
+        if not trainer.sanity_checking and trainer.fit_loop._should_accumulate():
+            self._saved, self._agree_at = -math.inf, 0  # due at the next step
+        else:
+            super().on_validation_end(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "validation_owed": self._owed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._owed = state_dict.get("validation_owed", False)
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
+        rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
+        if interrupted:
+            raise SystemExit(128 + signal.SIGINT)
+        _requeue()
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def _on_any_rank(self, trainer: L.Trainer, here: bool) -> bool:
+        return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer)
+        self._restore_handlers()  # not in teardown, before which Lightning puts back those that it replaced earlier
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def _validate(trainer: L.Trainer) -> None:
+    """The validation that Lightning leaves out of a run resumed from an epoch's last batch; it counts to the next."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+
+
+def keep_newest(last: Path, step: int, keep: int) -> None:
+    """Name ``last`` by its ``step`` as well, and remove the oldest files so named beyond ``keep``."""
+    named = last.with_name(f"step_{step:07d}.ckpt")
+    named.unlink(missing_ok=True)
+    try:
+        os.link(last, named)  # no second copy: the next last.ckpt takes the place of the name, not of the file
+    except OSError:  # a file system without links
+        with last.open("rb") as original, replacing(named) as copy:
+            shutil.copyfileobj(original, copy)
+    for old in sorted(last.parent.glob("step_*.ckpt"), key=lambda path: path.stat().st_mtime_ns)[:-keep]:
+        old.unlink()
+
+
+@rank_zero_only
+def _requeue() -> None:
+    if job := os.environ.get("SLURM_JOB_ID"):
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            rank_zero_warn(f"The job cannot be requeued from here ({error}): submit it again.")
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt`` by the DataModule's ``monitor``: PSNR or SI-SDR where truth exists.
+
+    Where none does, by the loss, or the newest where the loss cannot tell (``loss_tells_the_best`` of the method).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / CHECKPOINTS, "best", enable_version_counter=False, save_on_train_epoch_end=False)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.monitor, self.mode = data.monitor, data.monitor_mode
+        if self.monitor == "val/loss" and not pl_module.loss_tells_the_best:
+            self.monitor = None
+        self.kth_value = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
+        super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the best score so far even where the run's folder has been moved, which Lightning would not."""
+        best = os.path.join(str(self.dirpath), "best.ckpt")
+        paths: dict[str, Any] = {"dirpath": self.dirpath}
+        if state_dict["best_k_models"]:
+            paths |= {"best_model_path": best, "kth_best_model_path": best}
+            paths["best_k_models"] = {best: state_dict["best_model_score"]}
+        super().load_state_dict({**state_dict, **paths})

@@ -1,0 +1,53 @@
+"""Exact assignment of rows to rows. Axes: B batch, K sources, P permutations, *S the signal."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+# 6! = 720 sums of 6 terms are cheaper on any device than a round trip to the host; 7! = 5040 of 7 are not.
+ENUMERATION_LIMIT = 6
+
+
+@functools.lru_cache(maxsize=64)
+def _all_permutations(size: int, device: torch.device) -> Tensor:
+    """Every permutation of ``size`` items, ``[P,K]``, the identity first."""
+    return torch.tensor(list(itertools.permutations(range(size))), device=device)
+
+
+def best_permutation(cost: Tensor) -> Tensor:
+    """The order of least total cost, exact for any K, Eq. (3) and (22).
+
+    Args:
+        cost: ``[B,K,K]``, finite; ``cost[b,i,j]`` is paid when row j is put in place i.
+
+    Returns:
+        ``order [B,K]`` (long), minimising ``sum_i cost[b,i,order[b,i]]``. Up to K = 6 every permutation is tried on
+        the device, without synchronisation; beyond, the Hungarian algorithm runs on the host.
+
+    Raises:
+        ValueError: ``cost`` is not ``[B,K,K]``.
+    """
+    if cost.ndim != 3 or cost.shape[1] != cost.shape[2]:
+        raise ValueError(f"cost must be [B,K,K], got {list(cost.shape)}")
+    size = cost.shape[1]
+    if size <= ENUMERATION_LIMIT:
+        orders = _all_permutations(size, cost.device)
+        totals = cost.detach().double()[:, torch.arange(size, device=cost.device), orders].sum(-1)
+        return orders[totals.argmin(1)]
+    host = cost.detach().double().cpu().numpy()
+    return torch.stack([torch.as_tensor(linear_sum_assignment(c)[1]) for c in host]).to(cost.device)
+
+
+def reorder(rows: Tensor, order: Tensor) -> Tensor:
+    """``out[b,i] = rows[b, order[b,i]]`` for ``rows [B,K,*S]`` and ``order [B,K]``."""
+    return torch.take_along_dim(rows, order.view(*order.shape, *[1] * (rows.ndim - 2)), dim=1)
+
+
+def invert(order: Tensor) -> Tensor:
+    """The order that undoes ``order [B,K]``: ``reorder(reorder(x, order), invert(order))`` is ``x``."""
+    return order.argsort(dim=1)

@@ -1,0 +1,1 @@
+"""A trained model: loading it, separating files with it, sharing it."""

@@ -1,0 +1,139 @@
+"""`surf export`: a trained separator as safetensors, a JSON config and a model card, and reading that back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from surf_lightning.errors import UserError
+from surf_lightning.files import new_folder
+from surf_lightning.inference.checkpoint import PREFIX, load_separator_checkpoint, rebuild
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # the names of the Hugging Face Hub
+RECORD = ("method", "separator", "signal", "version")  # of a checkpoint's record, what a separator needs
+
+CARD_TEMPLATE = """\
+---
+library_name: surf-lightning
+pipeline_tag: {pipeline}
+tags:
+- source-separation
+- unsupervised-learning
+- model_hub_mixin
+- pytorch_model_hub_mixin
+---
+
+# {name}
+
+Separates mixtures of {what}. Trained by `{method}` of surf-lightning {version}; {parameters:,} parameters.
+The estimated sources sum to the mixture.
+
+```python
+from surf_lightning.inference.separator import load_separator
+
+separator = load_separator("path/to/this/folder")
+estimates = separator.separate(mixtures)  # {shapes}
+```
+
+The same from the command line: `surf separate {example} --checkpoint path/to/this/folder --output separated/`.
+`surf_lightning.inference.hub.HubSeparator.from_pretrained("user/name")` loads it from the Hub.
+The weights are safetensors and the configuration is JSON: loading them runs no code.
+
+## Limits
+
+It knows what it was trained on. Say here which recordings or images those were, how well it does on held-out ones, and
+under which licence the weights may be used.
+"""
+
+
+def model_card(record: dict[str, Any], parameters: int) -> str:
+    """The README of an exported separator."""
+    signal = record["signal"]
+    if signal["kind"] == "audio":
+        words = {
+            "pipeline": "audio-to-audio",
+            "what": f"sounds at {signal['sample_rate']} Hz",
+            "shapes": "[B,T] -> [B,K,T]",
+            "example": "field/",
+        }
+    else:
+        words = {
+            "pipeline": "image-to-image",
+            "what": f"images of shape {signal['shape']} (channels, height, width)",
+            "shapes": "[B,C,H,W], sums of K sources in [-1,1] -> [B,K,C,H,W]",
+            "example": "mixtures/*.png",
+        }
+    name = f"{record['method'].rpartition('.')[2]} separator"
+    return CARD_TEMPLATE.format(
+        name=name, method=record["method"], version=record["version"], parameters=parameters, **words
+    )
+
+
+def export(checkpoint: str | PathLike[str], output: Path, trust: bool = False) -> None:
+    """Write the separator of ``checkpoint`` to the folder ``output``, complete or not at all.
+
+    Raises:
+        UserError: there is no such checkpoint, or ``output`` is there already and not empty.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is there already: give the name of a new folder by --output")
+    record, state = load_separator_checkpoint(checkpoint)
+    separator = rebuild(record["separator"], trust)
+    separator.load_state_dict(state)  # what cannot be loaded is not worth exporting
+    weights = {PREFIX + key: value.clone().contiguous() for key, value in state.items()}
+    config = {key: record[key] for key in RECORD}
+    parameters = sum(parameter.numel() for parameter in separator.parameters())
+    try:
+        with new_folder(output) as folder:
+            (folder / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner alone
+            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            (folder / CARD).write_text(model_card(record, parameters), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error}") from error
+
+
+def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The record and the separator's weights of a folder written by ``surf export``; nothing in it is unpickled.
+
+    Raises:
+        UserError: it is no such folder, or is damaged.
+    """
+    config, weights = Path(folder, CONFIG), Path(folder, WEIGHTS)
+    for path in (config, weights):
+        if not path.is_file():
+            raise UserError(
+                f"{folder} holds no {path.name}: give a checkpoint (of a run {folder}/checkpoints/best.ckpt), or a "
+                "folder written by surf export"
+            )
+    try:
+        record = json.loads(config.read_text(encoding="utf-8"))
+        state = load_file(weights)
+    except (ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be read as an exported separator; it is damaged: {error}") from error
+    if not isinstance(record, dict) or not set(RECORD) <= record.keys():
+        raise UserError(f"{config} was not written by surf export")
+    return record, {key[len(PREFIX) :]: value for key, value in state.items() if key.startswith(PREFIX)}
+
+
+def run_export(args: Sequence[str]) -> None:
+    """The command line of `surf export`."""
+    parser = argparse.ArgumentParser(
+        prog="surf export",
+        description="Write a trained separator in the Hugging Face layout: safetensors, a JSON config, a model card.",
+    )
+    parser.add_argument("--checkpoint", required=True, help="a run's checkpoint")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--trust", action="store_true", help="import classes from outside this package, if it needs any"
+    )
+    options = parser.parse_args(list(args))
+    export(options.checkpoint, options.output, options.trust)
+    print(f"written to {options.output}: {WEIGHTS}, {CONFIG} and {CARD}, the model card")

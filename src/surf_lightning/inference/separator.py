@@ -1,0 +1,138 @@
+"""A trained model as a user holds it. Axes: B batch, K sources, M outputs, *S the signal."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surf_lightning import __version__
+from surf_lightning.errors import UserError
+from surf_lightning.functional.flow import euler, mixture_consistent, prior_from_noise, sample_prior
+from surf_lightning.functional.losses import most_energetic
+from surf_lightning.inference.checkpoint import load_separator_checkpoint, rebuild
+from surf_lightning.inference.export import read_export
+from surf_lightning.networks.base import ConstantNoise, PriorNoise, RegressionNetwork, VelocityNetwork, serializable
+
+
+class Separator(nn.Module, ABC):
+    """A network with all that turns its output into sources."""
+
+    network: nn.Module
+    num_sources: int
+    signal: dict[str, Any]
+
+    @abstractmethod
+    def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``mixtures [B,*S]`` (sums of sources) -> ``estimates [B,K,*S]`` that sum to them; keeps gradients."""
+
+    def check(self, mixtures: Tensor) -> None:
+        """Raises UserError where the network does not do what its kind promises, on any ``mixtures [B,*S]``."""
+
+    @torch.no_grad()
+    def separate(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Separate ``mixtures [B,*S]``: sums of K sources, images in units where a source lies in [-1,1].
+
+        Args:
+            generator: makes the estimates of a flow reproducible; a regression draws nothing.
+
+        Returns:
+            ``estimates [B,K,*S]``, which sum to the mixtures.
+
+        Raises:
+            ValueError: the mixtures are not such as a loaded separator has been trained on.
+        """
+        signal = getattr(self, "signal", None)
+        if signal is not None:
+            shape = signal["shape"] if signal["kind"] == "image" else ["T"]
+            if mixtures.ndim != 1 + len(shape) or (shape != ["T"] and list(mixtures.shape[1:]) != shape):
+                expected = ", ".join(map(str, ["B", *shape]))
+                raise ValueError(f"this separator takes mixtures [{expected}], not {list(mixtures.shape)}")
+        return self(mixtures, generator)
+
+    @torch.no_grad()
+    def separate_from(self, mixtures: Tensor, noise: Tensor) -> Tensor:
+        """As ``separate``; a flow starts from this standard normal ``noise [B,K,*S]``, regressions ignore it."""
+        return self(mixtures)
+
+
+@serializable
+class RegressionSeparator(Separator):
+    """The K most energetic outputs of a regression network, the residual shared equally among them."""
+
+    def __init__(self, network: RegressionNetwork, num_sources: int) -> None:
+        super().__init__()
+        if network.num_outputs < num_sources:
+            raise ValueError(f"a network of {network.num_outputs} outputs cannot separate {num_sources} sources")
+        divisor = getattr(network, "num_sources", num_sources)
+        if divisor != num_sources:
+            raise ValueError(f"the network is for mixtures of {divisor} sources (its num_sources), not {num_sources}")
+        self.network, self.num_sources = network, num_sources
+
+    def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return mixture_consistent(most_energetic(self.network(mixtures), self.num_sources), mixtures)
+
+
+@serializable
+class FlowSeparator(Separator):
+    """A flow from the prior to the sources, sampled by ``num_steps`` uniform Euler steps."""
+
+    def __init__(self, network: VelocityNetwork, num_steps: int = 5, noise: PriorNoise | None = None) -> None:
+        super().__init__()
+        self.network: VelocityNetwork = network
+        self.num_sources, self.num_steps = network.num_sources, num_steps
+        self.noise: PriorNoise = noise or ConstantNoise()
+
+    @torch.no_grad()
+    def check(self, mixtures: Tensor) -> None:
+        x = torch.stack([mixtures / self.num_sources] * self.num_sources, 1)
+        velocity = self.network(x, torch.full_like(mixtures.flatten(1)[:, 0], 0.5), mixtures)
+        if velocity.shape != x.shape:
+            raise UserError(f"the network's velocity is {list(velocity.shape)} for sources of {list(x.shape)}")
+        tolerance = 0.01 * velocity.abs().max() + 1e-3 * mixtures.abs().max()
+        if not velocity.sum(1).abs().max() <= tolerance:  # NaN neither
+            raise UserError(
+                "the network's velocity does not sum to zero over the sources, so that the estimates would not sum to "
+                "the mixture: project it (surf_lightning.functional.flow.project_zero_sum), or let one of the heads do so"
+            )
+
+    def prior(self, mixtures: Tensor, noise: Tensor) -> Tensor:
+        """x0 of Eq. (4) for ``mixtures [B,*S]`` from standard normal ``noise``, both it and x0 ``[B,K,*S]``."""
+        return prior_from_noise(mixtures, self.noise(mixtures, self.num_sources) * noise)
+
+    def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        scale = self.noise(mixtures, self.num_sources)
+        x0 = sample_prior(mixtures, self.num_sources, scale, generator)
+        return euler(self.network, x0, mixtures, self.num_steps)
+
+    @torch.no_grad()
+    def separate_from(self, mixtures: Tensor, noise: Tensor) -> Tensor:
+        return euler(self.network, self.prior(mixtures, noise), mixtures, self.num_steps)
+
+
+def load_separator(
+    checkpoint: str | PathLike[str], device: str | torch.device = "cpu", trust: bool = False
+) -> Separator:
+    """The separator of a checkpoint written by any method of this package, in evaluation mode.
+
+    A folder written by ``surf export`` does as well. Nothing is read by unpickling code. ``signal`` on the result says
+    what it separates (kind, shape or sample rate), ``trust=True`` allows classes from outside this package.
+
+    Raises:
+        UserError: there is no such file, or it is no checkpoint of this package, or of a version that does not fit.
+    """
+    read = read_export if os.path.isdir(checkpoint) else load_separator_checkpoint
+    record, state = read(checkpoint)
+    try:
+        separator: Any = rebuild(record["separator"], trust)
+        separator.load_state_dict(state)
+    except (TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{checkpoint}, of version {record['version']}, does not fit this version, {__version__}: {error}"
+        ) from error
+    separator.signal = record["signal"]
+    return separator.to(device).eval()

@@ -1,0 +1,256 @@
+"""Which checkpoints a fit leaves: by time, the newest few, and where the user stops it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning
+import pytest
+import torch
+
+from surf_lightning.cli import main
+from surf_lightning.engine import checkpoints
+from surf_lightning.engine.checkpoints import LastCheckpoint, keep_newest
+from tests.test_configs import arguments
+
+LAST = Path("run/checkpoints/last.ckpt")
+
+
+def fit(*more: str) -> list[str]:
+    args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "run", *more]
+    assert main(args) == 0
+    return sorted(path.name for path in LAST.parent.iterdir())
+
+
+def step(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def test_the_newest_few_are_kept_by_their_steps_across_resumes() -> None:
+    steps = ["--checkpoints.keep", "3", "--data.batches_per_epoch", "1", "--trainer.max_steps"]
+    assert fit(*steps, "4") == ["best.ckpt", "last.ckpt", *(f"step_000000{n}.ckpt" for n in (2, 3, 4))]
+    kept = fit(*steps, "6", "--ckpt_path", "last")
+    assert kept == ["best.ckpt", "last.ckpt", *(f"step_000000{n}.ckpt" for n in (4, 5, 6))]
+    assert [step(LAST.with_name(name)) for name in kept[1:]] == [6, 4, 5, 6]
+    # An earlier one is gone back to: what is removed is what was written first, whatever its step.
+    earlier = str(LAST.with_name("step_0000004.ckpt"))
+    assert fit(*steps, "5", "--ckpt_path", earlier) == [
+        "best.ckpt",
+        "last.ckpt",
+        *(f"step_000000{n}.ckpt" for n in (4, 5, 6)),
+    ]
+    assert step(LAST) == 5
+
+
+def test_without_links_a_copy_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    last = tmp_path / "last.ckpt"
+    for number in range(1, 5):
+        last.write_text(str(number))
+        os.utime(last, ns=(number, number))
+        keep_newest(last, number, keep=2)
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert kept == {"last.ckpt": "4", "step_0000003.ckpt": "3", "step_0000004.ckpt": "4"}
+
+
+def test_a_checkpoint_is_written_when_its_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One second a step, a validation that never comes: every 3 steps and at the end."""
+    now = [0.0]
+
+    def tick() -> float:
+        now[0] += 0.5  # read twice a step where nothing is written
+        return now[0]
+
+    written: list[int] = []
+    monkeypatch.setattr(checkpoints, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
+    plain = LastCheckpoint.on_train_batch_end
+
+    def clocked(self: LastCheckpoint, trainer: object, *args: object) -> None:
+        tick(), tick()
+        plain(self, trainer, *args)  # type: ignore[arg-type]
+        saved = self._last_global_step_saved
+        if saved and saved not in written:
+            written.append(saved)
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", clocked)
+    options = ["--data.batches_per_epoch", "100", "--trainer.max_steps", "8"]
+    fit(*options, "--checkpoints.every_minutes", str(2.5 / 60))
+    assert written == [3, 6]
+    assert step(LAST) == 8
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.01, [1, 21, 41]), (2.0, [1, 2, 3, 4, 5])])
+def test_ranks_agree_seldom_where_steps_are_fast_and_always_where_they_are_slow(
+    seconds: float, asked: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A cluster's warning is of 30 to 90 seconds: 20 slow steps would outlast it."""
+    steps: list[int] = []
+    ranks = SimpleNamespace(reduce_boolean_decision=lambda here, all: steps.append(trainer.global_step) or here)
+    trainer: Any = SimpleNamespace(world_size=2, strategy=ranks, fit_loop=SimpleNamespace(_should_accumulate=bool))
+    callback = LastCheckpoint(tmp_path)
+    for step in range(1, asked[-1] + 1):
+        trainer.global_step = step
+        monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda now=step * seconds: now))
+        callback.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    assert sorted(set(steps)) == asked
+
+
+@pytest.mark.parametrize("option", [["every_minutes", "0"], ["keep", "0"]])
+def test_what_cannot_be_is_refused(option: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    args = [*arguments("digits_mixit", Path()), f"--checkpoints.{option[0]}", option[1]]
+    assert main(args) == 2
+    assert "must be positive" in capfd.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on() -> None:
+    args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "run", "--trainer.max_steps", "1000000"]
+    command = [sys.executable, "-m", "surf_lightning", *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    while not LAST.is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == (
+        f"Stopped after step {step(LAST)}; the same command with --ckpt_path last goes on."
+    )
+    assert "Traceback" not in stderr
+
+
+def test_after_a_stop_the_signals_mean_what_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [signal.getsignal(number) for number in checkpoints.SIGNALS]
+    fit()
+    assert [signal.getsignal(number) for number in checkpoints.SIGNALS] == before
+    plain = LastCheckpoint.on_train_batch_end
+
+    def interrupted(self: LastCheckpoint, *args: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        plain(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        fit()
+    assert [signal.getsignal(number) for number in checkpoints.SIGNALS] == before
+    assert step(LAST) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "requeued"), [(signal.SIGTERM, True), (signal.SIGUSR1, True), (signal.SIGINT, False)]
+)
+def test_a_slurm_job_that_is_signalled_goes_back_into_the_queue(
+    number: int, requeued: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    plain = LastCheckpoint.on_train_batch_end
+
+    def signalled(self: LastCheckpoint, *args: object) -> None:
+        os.kill(os.getpid(), number)
+        plain(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", signalled)
+    with pytest.raises(SystemExit):
+        fit()
+    assert step(LAST) == 1
+    asked = tmp_path / "asked"
+    assert (asked.read_text() if asked.exists() else None) == ("requeue 1234\n" if requeued else None)
+
+
+def test_a_job_that_cannot_be_requeued_ends_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container there may be no scontrol."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    plain = LastCheckpoint.on_train_batch_end
+
+    def signalled(self: LastCheckpoint, *args: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", signalled)
+    with pytest.warns(UserWarning, match="submit it again"), pytest.raises(SystemExit, match="143"):
+        fit()
+    assert step(LAST) == 1
+
+
+def test_a_validation_amid_accumulated_gradients_leaves_its_checkpoint_to_the_next_step() -> None:
+    """The gradients so far are in no checkpoint: one written then would not go on as the run does."""
+    options = ["--data.batches_per_epoch", "8", "--trainer.accumulate_grad_batches", "4"]
+    options += ["--trainer.val_check_interval", "6", "--trainer.max_steps", "4", "--checkpoints.keep", "10"]
+    fit(*options)
+    whole = torch.load(LAST, weights_only=True)
+    named = sorted(LAST.parent.glob("step_*.ckpt"))
+    assert [path.name for path in named] == ["step_0000002.ckpt", "step_0000004.ckpt"]
+    shutil.copy(named[0], "first.ckpt")
+    fit(*options, "--ckpt_path", "first.ckpt")
+    again = torch.load(LAST, weights_only=True)
+    assert all(torch.equal(again["state_dict"][name], weight) for name, weight in whole["state_dict"].items())
+
+
+def rows(run: str) -> list[dict[str, str]]:
+    with open(Path(run, "metrics.csv"), newline="") as file:
+        return [{**row, "epoch": ""} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("between", [[], ["4"]])  # stopped once, and again as soon as it went on
+@pytest.mark.parametrize("stopped_after", [3, 4])  # in mid-epoch; at its last batch, before the validation
+def test_a_stop_just_before_a_validation_leaves_none_out(
+    stopped_after: int, between: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--data.batches_per_epoch", "4", "--trainer.logger", "surf_lightning.engine.loggers.MetricsCSV"]
+    plain = LastCheckpoint.on_train_batch_end
+
+    def signalled(self: LastCheckpoint, trainer: lightning.Trainer, *args: object) -> None:
+        if trainer.global_step == stopped_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, trainer, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LastCheckpoint, "on_train_batch_end", signalled)
+        with pytest.raises(SystemExit, match="143"):
+            fit(*options, "--trainer.max_steps", "9")
+    assert step(LAST) == stopped_after
+    for steps in [*between, "9"]:
+        fit(*options, "--trainer.max_steps", steps, "--ckpt_path", "last")
+    Path("run").rename("parts")
+    fit(*options, "--trainer.max_steps", "9")
+    assert rows("parts") == rows("run")
+    stopped, whole = (torch.load(Path(run, "checkpoints/best.ckpt"), weights_only=True) for run in ("parts", "run"))
+    assert stopped["global_step"] == whole["global_step"]
+    assert all(torch.equal(value, whole["state_dict"][name]) for name, value in stopped["state_dict"].items())
+
+
+@pytest.mark.parametrize("method", ["surf_rm", "remixit"])
+def test_without_truth_a_moving_teacher_leaves_the_newest_as_the_best(
+    method: str, audio_sets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss grows as beta falls, or as the student's own average teaches: its least says nothing of the weights."""
+    steps = ["--trainer.max_steps", "6", "--trainer.logger", "surf_lightning.engine.loggers.MetricsCSV"]
+    schedule = ["--model.beta_steps", "2"] if method == "surf_rm" else ["--model.teacher_steps", "3"]
+    assert main(arguments("folder_mixit", audio_sets)) == 0
+    args = [*arguments(f"folder_{method}", audio_sets), "--trainer.default_root_dir", "run"]
+    assert main([*args, *steps, *schedule]) == 0
+    assert step(LAST.with_name("best.ckpt")) == 6
+    logged = [row["val/loss"] for row in rows("run") if row["val/loss"]]
+    assert len(logged) == 3
+    capsys.readouterr()
+    assert main(["validate", *args[1:], *schedule, "--ckpt_path", "last"]) == 0
+    assert f"{float(logged[-1]):.3f}" in capsys.readouterr().out

@@ -1,0 +1,88 @@
+"""`fit` from Python leaves the run that `surf fit` leaves."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
+
+from surf_lightning.cli import main
+from surf_lightning.engine.fit import TRAINER_DEFAULTS, check, fit
+from surf_lightning.errors import UserError
+from surf_lightning.methods import SURF, MixIT
+from surf_lightning.reporting.runs import read_curves
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+
+
+def mixit() -> MixIT:
+    return MixIT(tiny.regression(4), optimizer=tiny.adam)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def step_of(folder: Path) -> int:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
+def test_only_one_device_and_ddp_are_supported() -> None:
+    trainer: Any = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
+    with pytest.raises(UserError, match="FSDPStrategy is not supported"):
+        check(trainer, mixit(), tiny.digits(), None)
+
+
+def test_a_run_holds_what_that_of_the_command_line_does() -> None:
+    paths = (ROOT / "configs" / "digits_mixit.yaml", ROOT / "tests" / "tiny_digits.yaml")
+    assert main(["fit", *(f"--config={path}" for path in paths), "--name", "command", "--trainer.logger", "true"]) == 0
+    trainer = fit(mixit(), tiny.digits(), "runs/python", 2, **QUIET)
+    assert trainer.global_step == 2
+    assert files(Path("runs/python")) == files(Path("runs/command")) - {"config.yaml"}  # there is none
+    curves = [read_curves(Path("runs", name, "metrics.csv")) for name in ("python", "command")]
+    assert curves[0].keys() == curves[1].keys()
+
+
+def test_an_earlier_run_is_moved_aside_or_continued() -> None:
+    fit(mixit(), tiny.digits(), "run", 2, **QUIET)
+    fit(mixit(), tiny.digits(), "run", 3, ckpt_path="last", **QUIET)
+    assert step_of(Path("run")) == 3
+    assert not Path("run.1").exists()
+    fit(mixit(), tiny.digits(), "run", 2, **QUIET)
+    assert (step_of(Path("run")), step_of(Path("run.1"))) == (2, 3)
+
+
+def test_a_stage_without_its_earlier_one_leaves_the_folder_alone() -> None:
+    fit(mixit(), tiny.digits(), "run", 2, **QUIET)
+    surf = SURF(tiny.velocity(), objective="remixit", mixit_checkpoint="nowhere.ckpt", optimizer=tiny.adam)
+    with pytest.raises(UserError, match=r"nowhere\.ckpt of the earlier stage"):
+        fit(surf, tiny.digits(), "run", 2, **QUIET)
+    with pytest.raises(UserError, match="have 3 sources"):
+        fit(mixit(), tiny.digits(num_sources=3), "run", 2, **QUIET)
+    assert step_of(Path("run")) == 2
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        fit(mixit(), tiny.digits(), "run", 2, ckpt_path="nowhere.ckpt", **QUIET)
+
+
+def test_options_of_the_trainer_replace_the_defaults() -> None:
+    trainer = fit(mixit(), tiny.digits(), "run", 2, logger=False, log_every_n_steps=7, **QUIET)
+    assert (trainer.loggers, trainer.log_every_n_steps) == ([], 7)
+    assert not Path("run", "metrics.csv").exists()
+    assert trainer.max_epochs == TRAINER_DEFAULTS["max_epochs"]
+
+
+def test_nothing_is_advertised_or_warned_of(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        fit(mixit(), tiny.digits(), "run", 1, **QUIET)
+        rank_zero_info("a fact")
+    assert "Tip" not in caplog.text
+    assert "a fact" in caplog.text
+    assert [str(warning.message) for warning in recwarn] == []

@@ -1,0 +1,180 @@
+"""Which folder a run has, and which of its checkpoints a command takes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from surf_lightning.engine import run_folder
+from surf_lightning.engine.run_folder import (
+    checkpoint,
+    checkpoint_to_continue,
+    claimed,
+    default_folder,
+    move_aside,
+    trained_checkpoint,
+)
+from surf_lightning.errors import UserError
+
+
+def run(path: str, *parts: str) -> Path:
+    folder = Path(path)
+    for part in parts:
+        (folder / part).parent.mkdir(parents=True, exist_ok=True)
+        (folder / part).write_text(path)
+    return folder
+
+
+LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "folder"),
+    [
+        (None, "configs/digits_mixit.yaml", "runs/digits_mixit"),
+        (None, "/some/where/else.v2.yaml", "runs/else.v2"),
+        ("mine", "configs/digits_mixit.yaml", "runs/mine"),
+        ("mine", None, "runs/mine"),
+    ],
+)
+def test_a_run_is_named_after_its_first_config(name: str | None, config: str | None, folder: str) -> None:
+    assert default_folder(name, config) == Path(folder)
+
+
+def test_a_run_without_config_and_name_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--config configs/digits_mixit\.yaml.*--name"):
+        default_folder(None, None)
+
+
+@pytest.mark.parametrize("part", [LAST, "config.yaml", "metrics.csv"])
+def test_a_fresh_fit_moves_earlier_runs_aside_and_loses_none(part: str, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(3):
+        run("runs/a", part).joinpath(part).write_text(str(number))
+        move_aside(Path("runs/a"))
+        assert not Path("runs/a").exists()
+    assert [Path(f"runs/a.{number + 1}", part).read_text() for number in range(3)] == ["0", "1", "2"]
+    run("runs/a", part)
+    with caplog.at_level("INFO"):
+        move_aside(Path("runs/a"))
+    assert "runs/a holds an earlier run: moved to runs/a.4" in caplog.text
+
+
+def test_a_run_moved_aside_comes_back_unless_the_fresh_one_has_left_something() -> None:
+    for left, comes_back in (("config.yaml", True), ("wandb_id", True), ("metrics.csv", False), (LAST, False)):
+        run("runs/a", LAST).joinpath(LAST).write_text("the earlier one")
+        with pytest.raises(UserError), claimed(Path("runs/a"), fresh=True):
+            checkpoint_to_continue(run("runs/a", left), "none.ckpt")  # something that fails
+        assert Path("runs/a" if comes_back else "runs/a.1", LAST).read_text() == "the earlier one"
+        assert not Path("runs/a", "wandb_id").exists()
+        shutil.rmtree("runs")
+    for folder, stays in ((run("runs/b", "config.yaml"), True), (Path("runs/new"), False)):
+        with pytest.raises(UserError), claimed(folder, fresh=False):
+            checkpoint_to_continue(folder, "none.ckpt")
+        assert folder.exists() == stays
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_folder_belongs_to_one_fit(fresh: bool) -> None:
+    other = "from pathlib import Path; from surf_lightning.engine.run_folder import claimed\n"
+    other += f"with claimed(Path('runs/a'), {fresh}): pass"
+
+    def another_fit() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+
+    with claimed(run("runs/a", LAST), fresh=False):
+        assert f"a fit is running in runs/a (process {os.getpid()} on" in another_fit().stderr
+        assert Path("runs/a", LAST).exists()
+    assert another_fit().returncode == 0
+    assert Path("runs/a.1" if fresh else "runs/a", LAST).exists()
+
+
+def test_of_two_fits_that_begin_at_once_one_leaves_the_others_folder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen that there was no folder yet."""
+    with claimed(Path("runs/a"), fresh=True), monkeypatch.context() as patched:
+        Path("runs/a/wandb_id").write_text("mine")
+        patched.setattr(Path, "exists", lambda path: False)
+        with pytest.raises(UserError, match="a fit is running"), claimed(Path("runs/a"), fresh=True):
+            pass
+        assert os.listdir("runs") == ["a"]
+        assert Path("runs/a/wandb_id").read_text() == "mine"
+
+
+def test_a_worker_that_outlives_its_fit_holds_nothing() -> None:
+    """Killed, a fit leaves its loader's workers for some seconds."""
+    fit = "import os, sys, time; from pathlib import Path; from surf_lightning.engine.run_folder import claimed\n"
+    fit += "with claimed(Path('runs/a'), False):\n"
+    fit += "    if os.fork(): print('begun', flush=True); os.kill(os.getpid(), 9)\n"
+    fit += "    time.sleep(20)"
+    killed = subprocess.Popen([sys.executable, "-c", fit], stdout=subprocess.PIPE)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == b"begun\n"
+    killed.wait()
+    with claimed(Path("runs/a"), fresh=False):
+        pass
+
+
+def test_a_lock_held_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(run_folder.time, "sleep", waited.append)
+    monkeypatch.setattr(run_folder.time, "monotonic", lambda: 60.0 * len(waited))
+    with claimed(Path("runs/a"), fresh=False):
+        monkeypatch.setattr(run_folder.platform, "node", lambda: "elsewhere")
+        with pytest.raises(UserError, match="a fit is running"), claimed(Path("runs/a"), fresh=False):
+            pass
+    assert len(waited) == 3, "a network's disk may hold the lock of a machine that is gone for two minutes"
+
+
+def test_what_is_no_run_stays() -> None:
+    folder = run("runs/a", "notes.txt")
+    move_aside(folder)
+    assert (folder / "notes.txt").is_file()
+    move_aside(Path("runs/new"))
+    assert {path.name for path in Path("runs").iterdir()} == {"a"}
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_fit_goes_on_from_its_own_checkpoint_in_the_same_folder(name: str) -> None:
+    folder = run("runs/a", LAST, BEST, "metrics.csv")
+    assert checkpoint_to_continue(folder, name) == str(checkpoint(folder, name)) == f"runs/a/checkpoints/{name}.ckpt"
+    assert (folder / "metrics.csv").is_file()
+    assert not Path("runs/a.1").exists()
+
+
+def test_the_command_that_restarts_a_run_also_starts_it(caplog: pytest.LogCaptureFixture) -> None:
+    folder = run("runs/a", "metrics.csv")  # died before its first checkpoint
+    with caplog.at_level("INFO"):
+        assert checkpoint_to_continue(folder, "last") is None
+    assert "no runs/a/checkpoints/last.ckpt to continue from: starting afresh" in caplog.text
+    assert (folder / "metrics.csv").is_file()
+    assert checkpoint_to_continue(folder, None) is None
+
+
+def test_a_fit_goes_on_from_any_checkpoint_that_exists() -> None:
+    folder = run("runs/a", LAST)
+    run("elsewhere", "x.ckpt")
+    assert checkpoint_to_continue(folder, "elsewhere/x.ckpt") == "elsewhere/x.ckpt"
+    assert (folder / LAST).is_file()
+    with pytest.raises(UserError, match=r"no checkpoint elsewhere/y\.ckpt"):
+        checkpoint_to_continue(folder, "elsewhere/y.ckpt")
+
+
+def test_evaluation_takes_the_best_else_the_last_checkpoint() -> None:
+    folder = run("runs/a", LAST)
+    assert trained_checkpoint(folder, None) == f"runs/a/{LAST}"
+    run("runs/a", BEST)
+    assert trained_checkpoint(folder, None) == trained_checkpoint(folder, "best") == f"runs/a/{BEST}"
+    assert trained_checkpoint(folder, "last") == f"runs/a/{LAST}"
+    run("elsewhere", "x.ckpt")
+    assert trained_checkpoint(folder, "elsewhere/x.ckpt") == "elsewhere/x.ckpt"
+
+
+@pytest.mark.parametrize("given", [None, "best", "last", "no.ckpt"])
+def test_evaluation_of_an_untrained_run_is_refused(given: str | None) -> None:
+    run("runs/a", "checkpoints/.last.ckpt.partial")
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        trained_checkpoint(Path("runs/a"), given)

@@ -1,0 +1,259 @@
+"""What a checkpoint says, and what reading and writing one can and cannot do."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surf_lightning.engine import run_folder
+from surf_lightning.errors import UserError
+from surf_lightning.inference.checkpoint import (
+    KEY,
+    AtomicCheckpointIO,
+    check_fits,
+    describe,
+    load_separator_checkpoint,
+    read_checkpoint,
+    rebuild,
+)
+from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
+from surf_lightning.networks import ConstantNoise, LogSigma, SourceHead
+from tests.tiny import regression, velocity
+
+OUTSIDE = """
+from pathlib import Path
+from torch import nn
+from surf_lightning.networks import serializable
+
+Path("imported").touch()
+
+@serializable
+class Mine(nn.Module):
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        self.size = size
+"""
+
+
+class Touch:
+    """Unpickling it creates a file."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("executed"),)
+
+
+def saved(content: Any, path: str = "some.ckpt") -> Path:
+    torch.save(content, path)
+    return Path(path)
+
+
+def valid() -> dict[str, Any]:
+    separator = RegressionSeparator(regression(), 2)
+    state = {f"separator.{name}": value for name, value in separator.state_dict().items()}
+    record = {"version": "0", "separator": describe(separator), "signal": {"kind": "image"}}
+    return {KEY: record, "state_dict": state | {"student.x": torch.zeros(1)}}
+
+
+# -- descriptions --
+
+
+def test_a_nested_separator_is_rebuilt_from_plain_values() -> None:
+    network = velocity(head=SourceHead(), time=LogSigma(0.1, 0.4), channels=8)
+    separator = FlowSeparator(network, num_steps=3, noise=ConstantNoise(0.5))
+    description = describe(separator)
+    twin = rebuild(json.loads(json.dumps(description)))
+    assert describe(twin) == description
+    twin.load_state_dict(separator.state_dict())
+    mixtures = torch.randn(2, 1, 8, 8)
+    found, expected = (s.separate(mixtures, torch.Generator().manual_seed(0)) for s in (twin, separator))
+    assert torch.equal(found, expected)
+    assert (twin.num_steps, twin.noise.scale, twin.network.time.log_max) == (3, 0.5, LogSigma(0.1, 0.4).log_max)
+
+
+def test_an_argument_that_is_no_plain_value_is_refused_when_written() -> None:
+    network = velocity()
+    network.init_args["head"] = torch.zeros(1)
+    with pytest.raises(UserError, match="plain value"):
+        describe(network)
+
+
+def test_a_class_from_outside_is_imported_only_when_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("an_outside_module.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(Path.cwd())
+    description = {"class_path": "an_outside_module.Mine", "init_args": {"size": 7}}
+    with pytest.raises(UserError, match=r"an_outside_module\.Mine, from outside surf_lightning.*trust=True"):
+        rebuild(description)
+    nested = {"class_path": "surf_lightning.inference.separator.FlowSeparator", "init_args": {"network": [description]}}
+    with pytest.raises(UserError, match="an_outside_module"):
+        rebuild(nested)
+    assert not Path("imported").exists()
+    mine = rebuild(description, trust=True)
+    assert mine.size == 7
+    assert describe(mine) == description
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("surf_lightning.engine.run_folder.move_aside", {"folder": "runs"}),
+        ("surf_lightning.engine.loggers.remember", {"loggers": [], "folder": Path("executed")}),
+        ("surf_lightning.cli.main", {"args": ["report", "runs", "--output", "executed"]}),
+        ("surf_lightning.inference.checkpoint.Path", {}),
+        ("surf_lightning.data.Digits", {}),
+    ],
+)
+def test_a_checkpoint_builds_networks_and_calls_nothing_else(path: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="no network"):
+        rebuild({"class_path": path, "init_args": arguments})
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("path", ["surf_lightning.networks.NoSuch", "surf_lightning.no_such.Network", "surf_lightning"])
+def test_a_class_that_does_not_exist_is_named(path: str) -> None:
+    with pytest.raises(UserError, match=path.rpartition(".")[2]):
+        rebuild({"class_path": path, "init_args": {}})
+
+
+# -- reading --
+
+
+def test_our_part_and_the_weights_of_the_separator_alone_are_read() -> None:
+    content = valid()
+    record, state = load_separator_checkpoint(saved(content))
+    assert record == content[KEY]
+    assert state.keys() == RegressionSeparator(regression(), 2).state_dict().keys()
+
+
+@pytest.mark.parametrize("unsafe", [None, False, True])
+def test_code_in_a_checkpoint_is_not_run(unsafe: bool | None) -> None:
+    path = saved(valid() | {"callbacks": Touch()})
+    with pytest.raises(UserError, match=r"some\.ckpt holds code \(.*\), which is not run: .* has not written it$"):
+        read_checkpoint(path)
+    with pytest.raises(UserError, match="holds code"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=unsafe)
+    assert not Path("executed").exists()
+    torch.load(path, weights_only=False)
+    assert Path("executed").exists()  # it would have run
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
+def test_a_truncated_checkpoint_is_refused(kept: float) -> None:
+    path = saved(valid())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(UserError, match=r"^some\.ckpt is no checkpoint, or a damaged one$"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello\n", b"", b"seed_everything: 0\n", b"PK\x03\x04 and no zip", random.Random(0).randbytes(999)]
+)
+def test_a_file_of_another_kind_is_refused_in_one_sentence(content: bytes) -> None:
+    Path("a.ckpt").write_bytes(content)
+    with pytest.raises(UserError, match=r"^a\.ckpt is no checkpoint, or a damaged one$"):
+        read_checkpoint("a.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_arbitrary_bytes_never_end_in_another_error() -> None:
+    rng = random.Random(0)
+    base = Path(saved({"a": [1, 2.0, "x"]}, "zip.ckpt")).read_bytes()
+    torch.save({"a": [1, 2.0, "x"]}, "legacy.ckpt", _use_new_zipfile_serialization=False)
+    legacy = Path("legacy.ckpt").read_bytes()
+    path = Path("bad.ckpt")
+    for source in (base, legacy) * 100:
+        damaged = bytearray(source)
+        for _ in range(rng.choice([1, 3, 10])):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        with pytest.raises(UserError):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, [1], torch.zeros(3)])
+def test_another_programs_checkpoint_is_refused(content: Any) -> None:
+    with pytest.raises(UserError, match="was not written by surf_lightning"):
+        read_checkpoint(saved(content))
+
+
+@pytest.mark.parametrize("path", ["missing.ckpt", "."])
+def test_a_missing_checkpoint_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        read_checkpoint(path)
+
+
+def test_what_differs_from_the_network_of_a_checkpoint_is_named() -> None:
+    checkpoint = valid()
+    check_fits(checkpoint, RegressionSeparator(regression(), 2))
+    check_fits(checkpoint, RegressionSeparator(regression(dropout=0.5), 2))  # the weights are alike
+    with pytest.raises(UserError, match=r"of another network: network\.channels is 4 there, 8 here$"):
+        check_fits(checkpoint, RegressionSeparator(regression(channels=8), 2))
+    with pytest.raises(UserError, match=r"class is .*RegressionSeparator there, .*FlowSeparator here;"):
+        check_fits(checkpoint, FlowSeparator(velocity()))
+
+
+# -- writing --
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    io, path = AtomicCheckpointIO(), Path("run/checkpoints/last.ckpt")
+    io.save_checkpoint({KEY: {}, "global_step": 1}, path)
+    complete = torch.save
+
+    def interrupted(content: Any, file: Any) -> None:
+        complete(content, file)
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", interrupted)
+        for target in (path, path.with_name("best.ckpt")):
+            with pytest.raises(OSError, match="no space"):
+                io.save_checkpoint({KEY: {}, "global_step": 2}, target)
+    assert io.load_checkpoint(path)["global_step"] == 1
+    assert run_folder.trained_checkpoint(Path("run"), None) == str(path)  # what is left of best is not taken for it
+    assert list(path.parent.glob("*.ckpt")) == [path]
+
+    io.save_checkpoint({KEY: {}, "global_step": 3}, path)
+    assert io.load_checkpoint(path)["global_step"] == 3
+    assert not path.with_name(".last.ckpt.partial").exists()
+
+
+def test_a_disk_that_is_full_is_named_and_keeps_the_old_checkpoint() -> None:
+    io, path = AtomicCheckpointIO(), Path("last.ckpt")
+    io.save_checkpoint({KEY: {}, "global_step": 1}, path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: 'last\.ckpt'"):
+            io.save_checkpoint({KEY: {}, "x": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert io.load_checkpoint(path)["global_step"] == 1
+    assert list(Path().iterdir()) == [path]  # no part of the new one takes up room
+
+
+def test_the_bytes_are_on_disk_before_the_name_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, int]] = []
+    sync, rename = os.fsync, os.replace
+
+    def fsync(file: int) -> None:
+        done.append(("sync", os.fstat(file).st_size))
+        sync(file)
+
+    def replace(source: Any, target: Any) -> None:
+        assert Path(source).parent == Path(target).parent  # of one file system, where renaming is atomic
+        done.append(("rename", os.stat(source).st_size))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    AtomicCheckpointIO().save_checkpoint({KEY: {}, "x": torch.zeros(100)}, "a.ckpt")
+    size = Path("a.ckpt").stat().st_size
+    assert done == [("sync", size), ("rename", size)]

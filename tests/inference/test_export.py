@@ -1,0 +1,157 @@
+"""Exported separators: the same estimates, no pickle, the layout of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surf_lightning.cli import main
+from surf_lightning.errors import UserError
+from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator, load_separator
+from surf_lightning.networks.base import ConstantNoise
+from surf_lightning.networks.conv_tasnet import ConvTasNet
+from surf_lightning.networks.locoformer import MBLocoformer
+from tests.separation.test_separate import AUDIO, save
+from tests.separation.test_streaming import Filters
+
+
+def separators() -> list[Separator]:
+    torch.manual_seed(0)
+    flow = MBLocoformer(2, features=8, attention=8, heads=2, hidden=8, blocks=1, mel_bands=8, sample_rate=8000)
+    for parameter in flow.parameters():  # zero-initialised layers would hide weights that are not loaded
+        torch.nn.init.normal_(parameter, std=0.2)
+    conv = ConvTasNet(4, 2, filters=16, bottleneck=8, hidden=16, repeats=1, blocks=2)
+    return [RegressionSeparator(conv, 2), FlowSeparator(flow, num_steps=2, noise=ConstantNoise(0.1))]
+
+
+@pytest.fixture
+def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(pickle, "load", refuse)
+    monkeypatch.setattr(pickle, "loads", refuse)
+    monkeypatch.setattr(pickle, "Unpickler", refuse)
+
+
+@pytest.fixture(params=[0, 1], ids=["regression", "flow"])
+def exported(request: pytest.FixtureRequest) -> Separator:
+    separator = separators()[request.param].eval()
+    save(separator, AUDIO)
+    assert main(["export", "--checkpoint", "a.ckpt", "--output", "exported"]) == 0
+    return separator
+
+
+def estimates(separator: Separator) -> torch.Tensor:
+    mixtures = torch.randn(2, 3000, generator=torch.Generator().manual_seed(1))
+    return separator.separate(mixtures, torch.Generator().manual_seed(2))
+
+
+def test_an_exported_folder_gives_the_same_estimates_without_pickle(
+    exported: Separator, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue("no_pickle")
+    assert sorted(path.name for path in Path("exported").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    loaded = load_separator("exported")
+    assert type(loaded) is type(exported)
+    assert loaded.signal == AUDIO
+    assert not loaded.training
+    assert torch.equal(estimates(loaded), estimates(exported))
+    assert not torch.equal(estimates(loaded), estimates(separators()[0].train()) * 0)
+
+
+def test_the_hub_mixin_reads_the_folder_and_writes_one_that_is_read(
+    exported: Separator, request: pytest.FixtureRequest
+) -> None:
+    from surf_lightning.inference.hub import HubSeparator
+
+    request.getfixturevalue("no_pickle")
+    loaded = HubSeparator.from_pretrained("exported")
+    assert loaded.signal == AUDIO
+    assert torch.equal(estimates(loaded), estimates(exported))
+    mixtures, noise = torch.randn(1, 3000), torch.randn(1, 2, 3000)
+    assert torch.equal(loaded.separate_from(mixtures, noise), exported.separate_from(mixtures, noise))
+    loaded.save_pretrained("again")
+    assert torch.equal(estimates(load_separator("again")), estimates(exported))
+    assert json.loads(Path("again/config.json").read_text()) == json.loads(Path("exported/config.json").read_text())
+    assert Path("again/README.md").read_text() == Path("exported/README.md").read_text()
+
+
+def test_the_files_have_the_rights_of_any_new_file(exported: Separator) -> None:
+    Path("other").write_text("")
+    assert {path.stat().st_mode for path in Path("exported").iterdir()} == {Path("other").stat().st_mode}
+
+
+def test_pickled_weights_of_a_repository_are_refused() -> None:
+    from surf_lightning.inference.hub import HubSeparator
+
+    with pytest.raises(UserError, match="safetensors"):
+        HubSeparator._load_as_pickle(None, "pytorch_model.bin", "cpu", True)
+
+
+def test_the_card_says_what_the_separator_is(exported: Separator) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load("exported/README.md")
+    assert card.data.library_name == "surf-lightning"
+    assert card.data.pipeline_tag == "audio-to-audio"
+    assert "8000 Hz" in card.text
+    assert f"{sum(parameter.numel() for parameter in exported.parameters()):,} parameters" in card.text
+
+
+def test_code_from_outside_the_package_needs_trust(capsys: pytest.CaptureFixture[str]) -> None:
+    save(Filters(), AUDIO)
+    assert main(["export", "--checkpoint", "a.ckpt", "--output", "exported"]) == 2
+    assert "tests.separation.test_streaming.Filters" in capsys.readouterr().err
+    assert not Path("exported").exists()
+    assert main(["export", "--checkpoint", "a.ckpt", "--output", "exported", "--trust"]) == 0
+    with pytest.raises(UserError, match="Filters"):
+        load_separator("exported")
+    assert isinstance(load_separator("exported", trust=True), Filters)
+
+
+def test_an_export_replaces_nothing_and_is_complete_or_absent(
+    exported: Separator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path("exported/model.safetensors").read_bytes()
+    assert main(["export", "--checkpoint", "a.ckpt", "--output", "exported"]) == 2
+    assert "there already" in capsys.readouterr().err
+    assert Path("exported/model.safetensors").read_bytes() == before
+
+    def full(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("surf_lightning.inference.export.save", full)
+    assert main(["export", "--checkpoint", "a.ckpt", "--output", "new"]) == 2
+    assert "No space" in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["a.ckpt", "exported"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", b"{", "damaged"),
+        ("config.json", b"{}", "surf export"),
+        ("model.safetensors", b"garbage", "damaged"),
+        ("model.safetensors", None, "model.safetensors"),
+        ("config.json", None, "config.json"),
+    ],
+)
+def test_a_damaged_folder_is_refused_with_a_clear_message(file: str, content: bytes | None, says: str) -> None:
+    save(separators()[0], AUDIO)
+    assert main(["export", "--checkpoint", "a.ckpt", "--output", "exported"]) == 0
+    path = Path("exported", file)
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        load_separator("exported")
+
+
+def test_there_is_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--checkpoint", "no.ckpt", "--output", "exported"]) == 2
+    assert "no.ckpt" in capsys.readouterr().err
