@@ -95,7 +95,7 @@ class ResNet(nn.Module):
 
 
 class MixIT(ResNet):
-    """Sums of images [B,1,8,8] -> M outputs that sum to them; called, the K loudest, made to sum to them."""
+    """Sums of images [B,1,8,8] -> M outputs that sum to them; called, merged to the K whose weakest is loudest."""
 
     def outputs(self, mixtures):
         raw = super().forward(mixtures / K, torch.zeros(len(mixtures)))[:, :, None]
@@ -103,8 +103,10 @@ class MixIT(ResNet):
 
     def forward(self, mixtures):
         raw = self.outputs(mixtures)
-        loudest = reorder(raw, raw.flatten(2).square().sum(2).topk(K).indices)
-        return loudest + (mixtures[:, None] - loudest.sum(1, keepdim=True)) / K
+        ways = one_hot(torch.tensor(list(itertools.product(range(K), repeat=M))), K).to(raw)
+        sums = torch.einsum("amk,bm...->abk...", ways, raw)
+        weakest = sums.flatten(3).square().sum(3).amin(2)
+        return sums[weakest.argmax(0), torch.arange(len(raw))]
 
 
 class Velocity(ResNet):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import lightning as L
@@ -61,10 +62,10 @@ def fit(module: Toy, steps: int, accumulate: int = 3, **options: Any) -> L.Train
 
 
 def closed_form(history: list[Tensor], decay: float) -> Tensor:
-    """alpha^n theta_0 + (1 - alpha) sum_i alpha^(n-i) theta_i."""
-    n = len(history) - 1
-    followed = sum(decay ** (n - i) * weights for i, weights in enumerate(history) if i)
-    return decay**n * history[0] + (1 - decay) * followed
+    """The sum of all weights, each times its 1 - alpha_i and the alphas that came after it."""
+    alphas = [min(decay, n / (9 + n)) for n in range(1, len(history))]
+    shares = [(1 - alpha) * math.prod(alphas[n + 1 :]) for n, alpha in enumerate(alphas)]
+    return math.prod(alphas) * history[0] + sum(s * w for s, w in zip(shares, history[1:], strict=True))
 
 
 def test_the_teacher_follows_once_per_step_of_several_batches() -> None:
@@ -84,7 +85,17 @@ def test_a_resumed_fit_does_not_follow_before_its_first_step() -> None:
     teacher = Toy.weights(first.teacher)
     assert len(second.teacher_seen) == 3
     assert all(torch.equal(weights, teacher) for weights in second.teacher_seen)
-    torch.testing.assert_close(Toy.weights(second.teacher), 0.9 * teacher + 0.1 * second.history[-1])
+    alpha = 2 / 11  # the second step's, of the warm-up
+    torch.testing.assert_close(Toy.weights(second.teacher), alpha * teacher + (1 - alpha) * second.history[-1])
+
+
+def test_the_warm_up_forgets_the_random_beginning_and_ends_at_the_decay() -> None:
+    follower = EMATeacher(0.999)
+    share_of_the_beginning = math.prod(follower.decay_at(step) for step in range(1, 1001))
+    assert share_of_the_beginning < 1e-9
+    assert [follower.decay_at(step) for step in (1, 9, 8990, 8992, 10**6)] == [0.1, 0.5, 8990 / 8999, 0.999, 0.999]
+    assert EMATeacher(0.0).decay_at(5) == 0
+    assert EMATeacher(1.0).decay_at(5) == 1
 
 
 def with_buffers(seed: int) -> nn.Module:

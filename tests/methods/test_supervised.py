@@ -105,6 +105,6 @@ def test_surf_with_remixit_is_the_supervised_flow_on_its_remixed_estimates() -> 
 
 def test_the_student_is_evaluated_once_without_and_once_with_gradient() -> None:
     module, calls = SupervisedFlow(velocity(), optimizer=adam).double(), []
-    module.separator.network.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    module.student.network.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     module.loss(batch(), random())
     assert calls == [False, True]

@@ -249,8 +249,10 @@ def test_the_teacher_starts_as_the_student_and_follows_it_alone(tmp_path: Path) 
 
         def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
             super().optimizer_step(*args, **kwargs)
+            step = self.global_step + 1  # Lightning counts it after this hook
+            alpha = min(0.9, step / (9 + step))
             for name, value in self.student.state_dict().items():
-                teacher[name] = 0.9 * teacher[name] + 0.1 * value.double()
+                teacher[name] = alpha * teacher[name] + (1 - alpha) * value.double()
             modes.extend(part.training for part in [*self.separator.modules(), *self.frozen_teacher.modules()])
             assert self.student.training
 

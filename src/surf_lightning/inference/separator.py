@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import euler, mixture_consistent, prior_from_noise, sample_prior
-from surf_lightning.functional.losses import most_energetic
+from surf_lightning.functional.losses import merge_outputs, most_energetic
 from surf_lightning.inference.checkpoint import load_separator_checkpoint, rebuild
 from surf_lightning.inference.export import read_export
 from surf_lightning.networks.base import ConstantNoise, PriorNoise, RegressionNetwork, VelocityNetwork, serializable
+
+Selection = Literal["loudest", "merged"]
 
 
 class Separator(nn.Module, ABC):
@@ -62,9 +64,19 @@ class Separator(nn.Module, ABC):
 
 @serializable
 class RegressionSeparator(Separator):
-    """The K most energetic outputs of a regression network, the residual shared equally among them."""
+    """K estimates of the M outputs of a regression network, the residual shared equally among them.
 
-    def __init__(self, network: RegressionNetwork, num_sources: int) -> None:
+    Args:
+        network: of M outputs.
+        num_sources: K, at most M.
+        selection: how M outputs become K: the ``loudest`` K, or all of them merged into K sums, see
+            ``functional.losses.merge_outputs``.
+
+    Raises:
+        ValueError: the network has fewer outputs, or is for mixtures of another number of sources.
+    """
+
+    def __init__(self, network: RegressionNetwork, num_sources: int, selection: Selection = "loudest") -> None:
         super().__init__()
         if network.num_outputs < num_sources:
             raise ValueError(f"a network of {network.num_outputs} outputs cannot separate {num_sources} sources")
@@ -72,19 +84,36 @@ class RegressionSeparator(Separator):
         if divisor != num_sources:
             raise ValueError(f"the network is for mixtures of {divisor} sources (its num_sources), not {num_sources}")
         self.network, self.num_sources = network, num_sources
+        self.select = {"loudest": most_energetic, "merged": merge_outputs}[selection]
 
     def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return mixture_consistent(most_energetic(self.network(mixtures), self.num_sources), mixtures)
+        return mixture_consistent(self.select(self.network(mixtures), self.num_sources), mixtures)
 
 
 @serializable
 class FlowSeparator(Separator):
-    """A flow from the prior to the sources, sampled by ``num_steps`` uniform Euler steps."""
+    """A flow from the prior to the sources, sampled by ``num_steps`` uniform Euler steps.
 
-    def __init__(self, network: VelocityNetwork, num_steps: int = 5, noise: PriorNoise | None = None) -> None:
+    Args:
+        network: the velocity.
+        num_steps: Euler steps.
+        noise: standard deviation of the prior, 1 if None.
+        sampling_noise: what that deviation is multiplied by where sources are sampled. Below 1, samples keep nearer to
+            the mean than those of the posterior; training is not touched by it.
+    """
+
+    def __init__(
+        self,
+        network: VelocityNetwork,
+        num_steps: int = 5,
+        noise: PriorNoise | None = None,
+        sampling_noise: float = 1.0,
+    ) -> None:
         super().__init__()
+        if sampling_noise < 0:
+            raise ValueError(f"sampling_noise must not be negative: {sampling_noise}")
         self.network: VelocityNetwork = network
-        self.num_sources, self.num_steps = network.num_sources, num_steps
+        self.num_sources, self.num_steps, self.sampling_noise = network.num_sources, num_steps, sampling_noise
         self.noise: PriorNoise = noise or ConstantNoise()
 
     @torch.no_grad()
@@ -105,13 +134,17 @@ class FlowSeparator(Separator):
         return prior_from_noise(mixtures, self.noise(mixtures, self.num_sources) * noise)
 
     def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        scale = self.noise(mixtures, self.num_sources)
+        scale = self.sampling_noise * self.noise(mixtures, self.num_sources)
         x0 = sample_prior(mixtures, self.num_sources, scale, generator)
         return euler(self.network, x0, mixtures, self.num_steps)
 
+    def sample(self, mixtures: Tensor, noise: Tensor) -> Tensor:
+        """As ``separate_from``, with gradients."""
+        return euler(self.network, self.prior(mixtures, self.sampling_noise * noise), mixtures, self.num_steps)
+
     @torch.no_grad()
     def separate_from(self, mixtures: Tensor, noise: Tensor) -> Tensor:
-        return euler(self.network, self.prior(mixtures, noise), mixtures, self.num_steps)
+        return self.sample(mixtures, noise)
 
 
 def load_separator(

@@ -3,6 +3,7 @@
 from surf_lightning.methods.basis import BASIS, SequentialUpdate, SimultaneousUpdate
 from surf_lightning.methods.mixcycle import MixCycle, MixPIT
 from surf_lightning.methods.mixit import MixIT
+from surf_lightning.methods.one_step import OneStep
 from surf_lightning.methods.remixing import Remixing
 from surf_lightning.methods.supervised import SupervisedFlow, SupervisedRegression
 from surf_lightning.methods.surf import SURF
@@ -13,6 +14,7 @@ __all__ = [
     "MixCycle",
     "MixIT",
     "MixPIT",
+    "OneStep",
     "Remixing",
     "SequentialUpdate",
     "SimultaneousUpdate",

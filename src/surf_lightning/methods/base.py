@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric
 
+from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.data.base import SeparationData, batches_done
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
@@ -34,6 +37,8 @@ class SeparationModule(L.LightningModule, ABC):
     Args:
         separator: what evaluation, checkpoints and users separate with.
         optimizer: makes the optimizer from the parameters.
+        ema_decay: alpha of an exponential moving average of the trained weights, which separates in their place, see
+            ``callbacks.EMATeacher``; None keeps none.
         warmup_steps: optimizer steps in which the learning rate rises linearly to its value.
         decay_steps: optimizer step at which the learning rate has fallen to zero along half a cosine; None keeps it.
         micro_batch: examples that a network sees at once; None: all. It bounds the memory, the result is the same, at
@@ -45,6 +50,8 @@ class SeparationModule(L.LightningModule, ABC):
     """
 
     separator: Separator
+    student: Separator
+    follower: EMATeacher | None
     label: str
     """The method's name in the tables of the paper."""
     loss_tells_the_best = True
@@ -54,6 +61,7 @@ class SeparationModule(L.LightningModule, ABC):
         self,
         separator: Separator,
         optimizer: OptimizerCallable,
+        ema_decay: float | None = None,
         warmup_steps: int = 1,
         decay_steps: int | None = None,
         micro_batch: int | None = None,
@@ -63,7 +71,10 @@ class SeparationModule(L.LightningModule, ABC):
         super().__init__()
         if decay_steps is not None and decay_steps < 1:
             raise ValueError("decay_steps must be at least 1, or null for a learning rate that does not decay")
-        self.separator, self.make_optimizer = separator, optimizer
+        self.separator, self.make_optimizer, self.follower = separator, optimizer, None
+        if ema_decay is not None:
+            self.student, self.follower = separator, EMATeacher(ema_decay)
+            self.separator = copy.deepcopy(separator).requires_grad_(False).eval()
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.micro_batch, self.compiled, self.seed = micro_batch, compile, seed
         self.signal: dict[str, Any] = {}
@@ -75,6 +86,26 @@ class SeparationModule(L.LightningModule, ABC):
     @abstractmethod
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         """The scalar training loss of ``batch``, all random numbers but dropout's taken from ``random``."""
+
+    @property
+    def teacher(self) -> Any:
+        """The EMA of the student, where one is kept: the separator."""
+        return self.separator
+
+    @property
+    def trained(self) -> Any:
+        """The separator that a loss is of: in training what the optimizer moves, else what separates."""
+        return self.student if self.training and self.follower else self.separator
+
+    def train(self, mode: bool = True) -> SeparationModule:
+        """The EMA stays in evaluation mode: its dropout is off."""
+        super().train(mode)
+        if self.follower:
+            self.teacher.eval()
+        return self
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [self.follower] if self.follower else []
 
     @property
     def steps_made(self) -> int:
@@ -233,6 +264,12 @@ class SeparationModule(L.LightningModule, ABC):
                 "only the same method; a later stage takes over the earlier one by its own argument (mixit_checkpoint)"
             )
         check_fits(checkpoint, self.separator)
+        averaged = any(name.startswith("student.") for name in checkpoint["state_dict"])
+        if averaged != (self.follower is not None):
+            raise UserError(
+                f"the checkpoint was written {'with' if averaged else 'without'} an EMA of the weights, this run has "
+                f"{'none' if averaged else 'one'} (model.ema_decay)"
+            )
         self.trained_steps, self.trained_seconds = checkpoint["global_step"], checkpoint[KEY]["seconds"]
         self._batch_before = checkpoint[KEY].get("batch")
 

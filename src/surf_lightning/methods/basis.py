@@ -155,5 +155,5 @@ class BASIS(SeparationModule):
         sigma = sigmas[(len(sigmas) * random.uniform(len(images))).long()]
         noise = random.normal(images.shape)
         noisy = images + expand_like(sigma, images) * noise
-        score = self.micro_batched(self.separator.network)(noisy, sigma)
+        score = self.micro_batched(self.trained.network)(noisy, sigma)
         return denoising_error(score, noise, sigma).mean()

@@ -61,7 +61,7 @@ class MixPIT(SeparationModule):
 
     def _pit(self, sources: Tensor) -> Tensor:
         """The mean error of separating the sums of ``sources [P,2,*S]``."""
-        estimates = self.micro_batched(self.separator)(sources.sum(1))
+        estimates = self.micro_batched(self.trained)(sources.sum(1))
         losses, _ = pit(estimates, sources, self.error)
         return losses.mean()
 
@@ -86,9 +86,9 @@ class MixCycle(MixPIT):
     @torch.no_grad()
     def teacher_estimates(self, mixtures: Tensor) -> Tensor:
         """``[B,2,*S]``, of the weights as they are, dropout off: theta' = theta in Fig. 3."""
-        self.separator.eval()
-        estimates = self.micro_batched(self.separator)(mixtures)
-        self.separator.train(self.training)
+        self.trained.eval()
+        estimates = self.micro_batched(self.trained)(mixtures)
+        self.trained.train(self.training)
         return estimates
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import EnergyLoss, mixit, thresholded_snr
 from surf_lightning.functional.randomness import BatchRandomness
-from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.inference.separator import RegressionSeparator, Selection
 from surf_lightning.methods.base import Batch, SeparationModule
 from surf_lightning.metrics.audio import MoMi
 from surf_lightning.networks.base import RegressionNetwork
@@ -30,8 +30,9 @@ class MixIT(SeparationModule):
     """Separates mixtures of two mixtures so that some sums of its M estimates give the two back.
 
     Args:
-        network: of M outputs; where M > K, the K most energetic separate.
+        network: of M outputs.
         num_sources: sources in a mixture (K).
+        selection: how M outputs become K, see ``RegressionSeparator``.
         error: of the best sums against the mixtures, a function of energies in ``surf_lightning.functional.losses``.
 
     The other arguments are those of ``SeparationModule``.
@@ -44,9 +45,10 @@ class MixIT(SeparationModule):
         network: RegressionNetwork,
         num_sources: int = 2,
         error: EnergyLoss = thresholded_snr,
+        selection: Selection = "loudest",
         **options: Any,
     ) -> None:
-        super().__init__(RegressionSeparator(network, num_sources), **options)
+        super().__init__(RegressionSeparator(network, num_sources, selection), **options)
         self.error = error
         self.momi = MoMi()
 
@@ -54,12 +56,12 @@ class MixIT(SeparationModule):
         """Recordings without truth are measured by MoMi, for which mixtures of mixtures are enough."""
         if "sources" not in batch and self.signal["kind"] == "audio":
             pairs = in_pairs(batch["mixtures"])
-            self.momi.update(self.micro_batched(self.separator.network)(pairs.sum(1)), pairs)
+            self.momi.update(self.micro_batched(self.trained.network)(pairs.sum(1)), pairs)
             self.log("val/momi", self.momi, prog_bar=True)
         return super().validation_step(batch, batch_idx)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         pairs = in_pairs(batch["mixtures"])
-        estimates = self.micro_batched(self.separator.network)(pairs.sum(1))
+        estimates = self.micro_batched(self.trained.network)(pairs.sum(1))
         losses, _ = mixit(estimates, pairs, error=self.error)
         return losses.mean()

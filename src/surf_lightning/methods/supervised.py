@@ -56,7 +56,7 @@ class SupervisedRegression(SeparationModule):
         self.error = error
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        estimates = self.micro_batched(self.separator)(batch["mixtures"])
+        estimates = self.micro_batched(self.trained)(batch["mixtures"])
         losses, _ = pit(estimates, true_sources(batch, estimates.shape[1]), self.error)
         return losses.mean()
 
@@ -69,6 +69,9 @@ class SupervisedFlow(SeparationModule):
         reduction: ``losses.mean_square`` (images) or ``losses.log_energy`` (audio).
         noise: standard deviation of the prior.
         num_steps: Euler steps of the sampler.
+        sampling_noise: factor on the prior's deviation where sources are sampled, see ``FlowSeparator``.
+        early_times: as of ``SURF``.
+        ema_decay: as of ``SeparationModule``; the paper trains this flow by Algorithm 1, its line 16 included.
 
     The other arguments are those of ``SeparationModule``.
     """
@@ -82,16 +85,19 @@ class SupervisedFlow(SeparationModule):
         reduction: Reduction = mean_square,
         noise: PriorNoise | None = None,
         num_steps: int = 5,
+        sampling_noise: float = 1.0,
+        early_times: float = 1.0,
+        ema_decay: float | None = 0.999,
         **options: Any,
     ) -> None:
-        super().__init__(FlowSeparator(network, num_steps, noise), **options)
-        self.reduction = reduction
+        super().__init__(FlowSeparator(network, num_steps, noise, sampling_noise), ema_decay=ema_decay, **options)
+        self.reduction, self.early_times = reduction, early_times
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         sources, mixtures = true_sources(batch, self.separator.num_sources), batch["mixtures"]
-        t = random.uniform(len(mixtures))
+        t = random.uniform(len(mixtures)) ** self.early_times
         x0 = self.separator.prior(mixtures, random.normal(sources.shape))
-        network = self.separator.network
+        network = self.trained.network
         velocity, weight = self.micro_batched(network), network.residual_weight(t)
         residual, _ = flow_residual(velocity, x0, sources, mixtures, t, weight)
         return self.reduction(residual).mean()

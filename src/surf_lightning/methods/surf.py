@@ -28,6 +28,9 @@ class SURF(TeacherStudentModule):
         reduction: ``mean_square`` (images) or ``log_energy`` (audio) of ``functional.losses``.
         noise: standard deviation of the prior.
         num_steps: Euler steps of the sampler, in training and after.
+        sampling_noise: factor on the prior's deviation where the teacher samples, see ``FlowSeparator``.
+        early_times: t = u^early_times for u uniform in [0,1): above 1, the early, hard times are drawn more often. The
+            paper's density of t, λ, is open.
         frozen_steps: optimizer steps before beta begins to fall.
         beta_start: beta in the frozen phase; the share of the teacher's path that leads straight to the MixIT estimate.
         beta_end: beta in the end.
@@ -46,14 +49,16 @@ class SURF(TeacherStudentModule):
         reduction: Reduction = mean_square,
         noise: PriorNoise | None = None,
         num_steps: int = 5,
+        sampling_noise: float = 1.0,
+        early_times: float = 1.0,
         frozen_steps: int = 0,
         beta_start: float = 1.0,
         beta_end: float = 0.0,
         beta_steps: int = 200_000,
         **options: Any,
     ) -> None:
-        super().__init__(FlowSeparator(network, num_steps, noise), objective, reduction, **options)
-        self.beta = beta_start
+        super().__init__(FlowSeparator(network, num_steps, noise, sampling_noise), objective, reduction, **options)
+        self.early_times, self.beta = early_times, beta_start
         self.schedule = BetaSchedule(beta_start, beta_end, beta_steps, frozen_steps)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
@@ -63,7 +68,7 @@ class SURF(TeacherStudentModule):
         ranks = random.ranks if self.remix_over_ranks else ALONE
         teacher_noise = random.normal(shape)
         order = random.remix_order(shape[0] * shape[1], ranks)
-        t = random.uniform(len(mixtures))
+        t = random.uniform(len(mixtures)) ** self.early_times
         noise = random.normal(shape)
 
         estimates = self.teacher_estimates(mixtures, teacher_noise)  # line 4
@@ -83,7 +88,7 @@ class SURF(TeacherStudentModule):
         def sample(x0: Tensor, mixtures: Tensor) -> Tensor:
             return hybrid_euler(teacher.network, self.frozen_teacher, x0, mixtures, self.beta, teacher.num_steps)
 
-        x0 = prior_from_noise(mixtures, self.deviation(mixtures) * noise)
+        x0 = prior_from_noise(mixtures, teacher.sampling_noise * self.deviation(mixtures) * noise)
         return self.micro_batched(sample)(x0, mixtures)
 
     def deviation(self, mixtures: Tensor) -> Tensor | float:

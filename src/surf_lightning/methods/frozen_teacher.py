@@ -1,0 +1,110 @@
+"""A training stage that learns from the frozen model of an earlier stage."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from surf_lightning.errors import UserError
+from surf_lightning.inference.checkpoint import KEY, describe, rebuild
+from surf_lightning.inference.separator import RegressionSeparator, Separator, load_separator
+from surf_lightning.methods.base import SeparationModule
+
+
+class FrozenTeacherModule(SeparationModule):
+    """Holds the ``frozen_teacher``, which its checkpoints hold as well: a resumed run needs no other file.
+
+    Args:
+        separator: what is trained.
+        earlier_checkpoint: of the earlier stage; read only when a fit starts from the beginning.
+        initialize: begin with those of its weights that have a namesake of the same shape in the separator's network.
+        trust_checkpoint: allow networks from outside this package, imported by the checkpoint, such as your own.
+
+    The other arguments are those of ``SeparationModule``.
+    """
+
+    frozen_teacher: Any
+    teacher_kind: type[Separator] = RegressionSeparator
+    needed = "a regression separator such as MixIT"
+    earlier_stage, checkpoint_argument = "MixIT", "mixit_checkpoint"
+
+    def __init__(
+        self, separator: Separator, earlier_checkpoint: str, initialize: bool, trust_checkpoint: bool, **options: Any
+    ) -> None:
+        super().__init__(separator, **options)
+        self.earlier_checkpoint, self.initialize, self.trust_checkpoint = (
+            earlier_checkpoint,
+            initialize,
+            trust_checkpoint,
+        )
+
+    def on_fit_start(self) -> None:
+        if not hasattr(self, "frozen_teacher"):  # a resumed fit has that of its checkpoint
+            self._take_over(self._read_earlier_stage())
+            self.frozen_teacher.to(self.device, self.dtype)
+        self.lay_out(self.frozen_teacher)
+        super().on_fit_start()
+
+    def check_earlier_stage(self) -> None:
+        frozen_teacher = self._read_earlier_stage()
+        if self.initialize:
+            self._shared_weights(frozen_teacher)
+
+    def _read_earlier_stage(self) -> Separator:
+        path, stage = self.earlier_checkpoint, self.earlier_stage
+        if not os.path.isfile(path):
+            raise UserError(
+                f"there is no checkpoint {path} of the earlier stage, {stage}. Train it first (surf fit --config "
+                f"configs/<dataset>_{stage.lower()}.yaml), or name another by --model.{self.checkpoint_argument}"
+            )
+        frozen_teacher = load_separator(path, trust=self.trust_checkpoint)
+        if not isinstance(frozen_teacher, self.teacher_kind):
+            raise UserError(f"{path} holds a {type(frozen_teacher).__name__}: {self.needed} is needed")
+        return frozen_teacher
+
+    def _take_over(self, frozen_teacher: Separator) -> None:
+        if frozen_teacher.signal != self.signal or frozen_teacher.num_sources != self.separator.num_sources:
+            raise UserError(
+                f"{self.earlier_checkpoint} separates {frozen_teacher.num_sources} sources of {frozen_teacher.signal}, "
+                f"but this run has {self.separator.num_sources} sources of {self.signal}"
+            )
+        self._freeze(frozen_teacher)
+        if self.initialize:
+            weights = self._shared_weights(frozen_teacher)
+            for separator in (self.trained, self.separator):
+                separator.network.load_state_dict(weights, strict=False)
+            taken = sum(weight.numel() for weight in weights.values())
+            total = sum(weight.numel() for weight in self.separator.network.state_dict().values())
+            rank_zero_info(f"The student begins with {taken / total:.0%} of its weights from {self.earlier_stage}.")
+
+    def _shared_weights(self, frozen_teacher: Separator) -> dict[str, Tensor]:
+        """Weights of the frozen teacher that the separator has under the same names in the same shapes."""
+        own, theirs = self.separator.network.state_dict(), frozen_teacher.network.state_dict()
+        shared = {name: weight for name, weight in theirs.items() if name in own and own[name].shape == weight.shape}
+        if not shared:
+            raise UserError(
+                f"no weight of the {self.earlier_stage} network has a namesake of the same shape in the student's: "
+                "leave out model.initialize_from_mixit, or choose networks of one family and width"
+            )
+        return shared
+
+    def _freeze(self, frozen_teacher: Separator) -> None:
+        self.frozen_teacher = frozen_teacher.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> FrozenTeacherModule:
+        """The frozen teacher stays in evaluation mode: its dropout is off."""
+        super().train(mode)
+        if hasattr(self, "frozen_teacher"):
+            self.frozen_teacher.eval()
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[KEY]["frozen_teacher"] = describe(self.frozen_teacher)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._freeze(rebuild(checkpoint[KEY]["frozen_teacher"], self.trust_checkpoint))

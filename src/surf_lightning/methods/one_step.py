@@ -1,0 +1,69 @@
+"""A trained flow distilled into one evaluation of its network. Axes: B batch, K sources, *S the signal.
+
+This method is ours: the papers sample in five steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surf_lightning.functional.losses import Reduction, mean_square
+from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.inference.separator import FlowSeparator
+from surf_lightning.methods.base import Batch
+from surf_lightning.methods.frozen_teacher import FrozenTeacherModule
+from surf_lightning.networks.base import PriorNoise, VelocityNetwork
+
+
+class OneStep(FrozenTeacherModule):
+    """The student's single Euler step from x0 learns to end where the frozen flow's several steps from x0 end.
+
+    Args:
+        network: of the shape of the flow's, whose weights it begins with.
+        flow_checkpoint: of a trained flow, SURF's or the supervised one's; read when a fit starts from the beginning.
+        reduction: of the difference of the two samples: ``mean_square`` (images) or ``log_energy`` (audio).
+        noise: standard deviation of the prior, as of the flow.
+        sampling_noise: factor on it where sources are sampled, as of the flow.
+        ema_decay: as of ``SeparationModule``.
+        trust_checkpoint: as of ``FrozenTeacherModule``.
+
+    The other arguments are those of ``SeparationModule``.
+    """
+
+    label = "One step"
+    teacher_kind = FlowSeparator
+    needed = "a flow such as SURF's"
+    earlier_stage, checkpoint_argument = "SURF_rm", "flow_checkpoint"
+
+    def __init__(
+        self,
+        network: VelocityNetwork,
+        flow_checkpoint: str,
+        reduction: Reduction = mean_square,
+        noise: PriorNoise | None = None,
+        sampling_noise: float = 1.0,
+        ema_decay: float | None = 0.999,
+        trust_checkpoint: bool = False,
+        **options: Any,
+    ) -> None:
+        separator = FlowSeparator(network, 1, noise, sampling_noise)
+        super().__init__(
+            separator,
+            earlier_checkpoint=flow_checkpoint,
+            initialize=True,
+            trust_checkpoint=trust_checkpoint,
+            ema_decay=ema_decay,
+            **options,
+        )
+        self.reduction = reduction
+
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        mixtures = batch["mixtures"]
+        noise = random.normal((len(mixtures), self.separator.num_sources, *mixtures.shape[1:]))
+        with torch.no_grad():
+            targets = self.micro_batched(self.frozen_teacher.separate_from)(mixtures, noise)
+        samples = self.micro_batched(self.trained.sample)(mixtures, noise)
+        return self.reduction(samples - targets).mean()
