@@ -25,6 +25,7 @@ from surf_lightning.functional.losses import (
     log_energy,
     log_mse,
     mean_square,
+    merge_outputs,
     mixit,
     most_energetic,
     pairwise_error_energy,
@@ -690,3 +691,27 @@ def test_most_energetic_ranks_by_mean_square_and_passes_gradients() -> None:
     kept.sum().backward()
     assert estimates.grad is not None
     assert estimates.grad.tolist() == [[[1.0] * 3, [0.0] * 3, [1.0] * 3]]
+
+
+@pytest.mark.parametrize(("outputs", "count"), [(4, 2), (5, 3), (3, 3), (8, 2)])
+def test_merged_outputs_are_the_sums_whose_weakest_is_loudest(outputs: int, count: int) -> None:
+    estimates = normal(6, outputs, 7)
+    merged = merge_outputs(estimates, count)
+    assert merged.shape == (6, count, 7)
+    torch.testing.assert_close(merged.sum(1), estimates.sum(1))
+    for rows, found in zip(estimates, merged, strict=True):
+        best = -1.0
+        for owners in itertools.product(range(count), repeat=outputs):
+            sums = [sum((rows[m] for m in range(outputs) if owners[m] == k), torch.zeros(7)) for k in range(count)]
+            best = max(best, min(float(one.square().sum()) for one in sums))
+        weakest = float(found.square().sum(1).min())
+        assert weakest == pytest.approx(best, rel=1e-5) or count == outputs
+
+
+def test_merging_passes_gradients_and_refuses_what_is_too_much() -> None:
+    estimates = normal(2, 4, 5).requires_grad_()
+    merge_outputs(estimates, 2).sum().backward()
+    assert estimates.grad is not None
+    assert torch.equal(estimates.grad, torch.ones_like(estimates))
+    with pytest.raises(ValueError, match="16 outputs are too many"):
+        merge_outputs(normal(1, 16, 5), 4)

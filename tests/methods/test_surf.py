@@ -284,3 +284,19 @@ def test_the_teachers_sample_is_consistent_and_the_anchor_at_beta_one() -> None:
         torch.testing.assert_close(sample.sum(1), m, rtol=0, atol=1e-6)
         assert torch.allclose(sample, module.frozen_teacher.separate(m)) == (beta == 1)
         assert not sample.requires_grad
+
+
+def test_early_times_and_sampling_noise_are_powers_and_factors_of_what_is_drawn() -> None:
+    numbers = random()
+    numbers.normal((6, 2, 1, 8, 8)), numbers.remix_order(12, numbers.ranks)
+    drawn = numbers.uniform(6)
+    seen: list[Tensor] = []
+    module = surf("remixit", early_times=2.0)
+    module.student.network.register_forward_hook(lambda _, args, output: seen.append(args[1]))
+    module.loss({"mixtures": mixtures()}, random())
+    assert torch.equal(seen[1], drawn**2)
+    noise, m = random().normal((6, 2, 1, 8, 8)), mixtures()
+    quiet, usual = surf("remixit", sampling_noise=0.5), surf("remixit")
+    quiet.beta = usual.beta = 0.0
+    assert torch.equal(quiet.teacher_estimates(m, noise), usual.teacher_estimates(m, 0.5 * noise))
+    assert torch.equal(quiet.teacher.separate_from(m, noise), usual.teacher.separate_from(m, 0.5 * noise))
