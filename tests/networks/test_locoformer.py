@@ -216,10 +216,12 @@ def test_time_embedding_tells_times_apart() -> None:
 
 def test_checkpointing_changes_nothing() -> None:
     x, embedding = randn(2, 3, 4, 5, 8), randn(2, 8)
+    block: dict[str, Any] = {"features": 8, "attention": 8, "heads": 2, "hidden": 6}
+    block |= {"bsja_kernel": 3, "tspa_kernel": (3, 3), "ffn_kernel": 2}
     results = []
     for keep in (False, True):
         torch.manual_seed(0)
-        trunk = perturbed(Locoformer(AdaptiveResidual, 8, 8, 2, 6, 2, 3, (3, 3), 2, keep))
+        trunk = perturbed(Locoformer(2, keep, residual=AdaptiveResidual, **block))
         out = trunk(x, embedding)
         out.square().sum().backward()
         results.append([out, *(parameter.grad for parameter in trunk.parameters())])
