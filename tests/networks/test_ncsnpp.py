@@ -115,7 +115,7 @@ def test_res_block_recomputed(
     if block.condition is not None:
         h = h + (embedding @ block.condition.weight.T + block.condition.bias).reshape(2, outer, 1, 1)
     h = convolve_by_hand(silu(group_norm_by_hand(h, block.norm2, outer // 4)), block.conv2)
-    # The skip is projected whenever the width or the size changes.
+    # A projection is on the skip where width or size changes.
     projected = inner != outer or resample is not None
     assert (block.skip is not None) == projected
     skip = convolve_by_hand(change(x), block.skip) if projected else x
@@ -153,7 +153,7 @@ def test_time_embedding_recomputed() -> None:
     assert 13 < FourierTime(256).frequencies.std() < 19
 
 
-# ---- initialisation -----------------------------------------------------------------------------------------------
+# ---- initialization -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.0])
@@ -166,7 +166,7 @@ def test_default_init_bounds(scale: float) -> None:
 
 
 def test_initial_scales_of_the_network() -> None:
-    """Block, attention and head outputs start at next to nothing; q, k, v at a tenth; all else at full variance."""
+    """Block, attention and head outputs start close to zero; q, k, v at a tenth; all else at full variance."""
     net = NCSNpp(3, 3, SIZE, 16, (1, 2), 1, (4,))
     for name, module in net.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -235,7 +235,7 @@ def test_input_pyramid() -> None:
 
 @torch.no_grad()
 def test_output_pyramid() -> None:
-    """The output is the sum of every level's head, brought up by the FIR kernel."""
+    """The output is the sum of every level's head, upsampled by the FIR kernel."""
     net = perturbed(NCSNpp(2, 3, 16, 8, (1, 1, 2), 1, (8,)))
     maps: list[Tensor] = []
     for head in net.heads:
@@ -263,7 +263,7 @@ def test_attention_only_where_asked() -> None:
 
 @torch.no_grad()
 def test_sizes_that_cannot_be_halved_are_padded_inside() -> None:
-    """With the background, to the next size that can be: the images of 7x7 in 8x8."""
+    """With the background, to the next size that can be halved: 7x7 to 8x8."""
     net = perturbed(NCSNpp(1, 1, 7, 8, (1, 1), 1, ()))
     larger = NCSNpp(1, 1, 8, 8, (1, 1), 1, ()).double()
     larger.load_state_dict(net.state_dict())
@@ -431,7 +431,7 @@ def test_regression_is_mixture_consistent(num_outputs: int, num_sources: int, ch
     torch.testing.assert_close(estimates.sum(1), mixtures)
     assert estimates.std(1).mean() > 0.05
     assert torch.equal(seen[0], mixtures / num_sources)
-    # Consistency only adds the same map to every output.
+    # Consistency adds the same map to every output.
     raw = seen[1].unflatten(1, (num_outputs, channels))
     torch.testing.assert_close(estimates[:, 1:] - estimates[:, :1], raw[:, 1:] - raw[:, :1])
 
@@ -454,7 +454,7 @@ def test_gradients_reach_every_parameter() -> None:
         (out * torch.randn_like(out)).sum().backward()
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None, name
-            # A head's bias adds the same to all sources of the shared network, and the projection takes it away.
+            # A head's bias adds the same to all sources, and the projection removes it.
             if not (isinstance(net, SharedNCSNpp) and name.startswith("trunk.heads") and name.endswith("2.bias")):
                 assert parameter.grad.abs().max() > 1e-7, (type(net), name)
 
