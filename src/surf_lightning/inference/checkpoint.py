@@ -57,7 +57,7 @@ def _describe_value(value: Any) -> Any:
         return value
     if isinstance(value, nn.Module):
         raise UserError(
-            f"a checkpoint could not rebuild {class_path(value)}: decorate the class with {PACKAGE}.networks.recorded"
+            f"a checkpoint could not rebuild {class_path(value)}: decorate it with {PACKAGE}.networks.serializable"
         )
     raise UserError(f"a checkpoint cannot hold the argument {value!r}: give a plain value or a @serializable instance")
 
