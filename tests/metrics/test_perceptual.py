@@ -13,10 +13,10 @@ import pytest
 import torch
 import torchvision
 from scipy.linalg import sqrtm
+from surf_lightning.metrics.availability import unavailable_columns
 from torch import Tensor, nn
 
 from surf_lightning.metrics import perceptual
-from surf_lightning.metrics.availability import unavailable_columns
 from surf_lightning.metrics.evaluation import PerceptualMetrics, SampleMetrics
 from surf_lightning.metrics.images import ImageMetrics, to_unit_range
 from surf_lightning.metrics.perceptual import (

@@ -1,4 +1,4 @@
-"""What a person can look at and listen to while a run trains. Axes: B batch, K sources, C H W, T samples."""
+"""Examples to look at and listen to while a run trains. Axes: B batch, K sources, C H W, T samples, F bands."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torchvision.utils import make_grid, save_image
 from surf_lightning.metrics.audio import align_by_si_sdr
 from surf_lightning.metrics.images import align, to_unit_range
 
-ROWS, ZOOM_TO = 8, 64
-CLIPS = 2  # mixtures of audio that are kept
-FFT, DYNAMIC_RANGE = 512, 80.0  # samples; dB below the loudest bin of the mixture
+ROWS, CLIPS = 8, 2  # mixtures of images, of audio, that are kept
+ZOOM_TO = 64  # pixels
+FFT, DYNAMIC_RANGE = 512, 80.0  # samples; dB below the loudest bin that are shown
 
 
 def image_grid(mixtures: Tensor, estimates: Tensor, sources: Tensor) -> Tensor:
@@ -30,20 +30,28 @@ def image_grid(mixtures: Tensor, estimates: Tensor, sources: Tensor) -> Tensor:
     return make_grid(pictures, nrow=columns.shape[1], pad_value=0.5)
 
 
+def log_spectrogram(signals: Tensor) -> Tensor:
+    """Level in dB of each bin of the spectrograms of ``signals [...,T]``: ``[...,F,frames]``, a frame each 128."""
+    window = torch.hann_window(FFT, device=signals.device)
+    options: Any = {"window": window, "pad_mode": "constant", "return_complex": True}
+    return 20 * torch.stft(signals.float(), FFT, FFT // 4, **options).abs().clamp_min(1e-8).log10()
+
+
 def spectrogram_grid(signals: Tensor) -> Tensor:
     """A picture ``[3,H',W']`` in [0,1] of ``signals [N,T]``, one below the other, their levels comparable."""
-    window = torch.hann_window(FFT, device=signals.device)
-    spectra = torch.stft(signals.float(), FFT, FFT // 2, window=window, return_complex=True).abs().clamp_min(1e-8)
-    levels = 20 * spectra.log10()
+    levels = log_spectrogram(signals)
     pictures = ((levels - levels.max()) / DYNAMIC_RANGE + 1).clamp(0, 1).flip(1).unsqueeze(1)
     return make_grid(pictures, nrow=1, pad_value=0.5)
 
 
 class Media(L.Callback):
-    """``media/step_<n>*`` after each validation, sent to the loggers that take images or audio as well.
+    """Writes ``media/step_<n>*`` after each validation, and sends it to the loggers that take images or audio.
 
     Images: a grid of mixtures, estimates and truth. Audio: the mixture, its estimates and, where there are any, its
     references as wav files, and their spectrograms in that order.
+
+    Args:
+        folder: the run's.
     """
 
     def __init__(self, folder: Path) -> None:

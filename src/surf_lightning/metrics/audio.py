@@ -14,11 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchmetrics import Metric
 
+from surf_lightning.audio.index import SILENCE
 from surf_lightning.functional.losses import mixit
 from surf_lightning.functional.permutation import best_permutation, reorder
-
-SILENCE = 1e-8
-"""A signal whose RMS is not above this is silent."""
 
 
 def is_active(signals: Tensor) -> Tensor:
@@ -89,8 +87,6 @@ class PairMean(Metric):
     higher_is_better = True
     total: Tensor
     pairs: Tensor
-    unavailable: str | None = None
-    """Where the metric cannot be computed here: 'not available, because: ...'. It then counts nothing and is NaN."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

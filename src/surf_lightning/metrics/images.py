@@ -52,8 +52,6 @@ class ImageMean(Metric):
     full_state_update = False
     total: Tensor
     images: Tensor
-    unavailable: str | None = None
-    """Where the metric cannot be computed here: 'not available, because: ...'. Its value is then NaN."""
 
     def __init__(self) -> None:
         super().__init__()
