@@ -61,7 +61,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     (output / "report.html").write_text(html_page(title, sections), encoding="utf-8")
     numbers = [_numbers(section) for section in sections]
     pictures = [_pictures(section, output, len(sections) == 1) for section in sections]
-    text = "\n".join(part for both in zip(numbers, pictures, strict=True) for part in both)
+    text = "\n".join(map("".join, zip(numbers, pictures, strict=True)))
     (output / "report.md").write_text(f"# {title}\n\n{text}", encoding="utf-8")
     print("\n".join([*numbers, f"written to {output}/report.html and report.md"]))
 
