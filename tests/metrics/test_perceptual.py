@@ -191,7 +191,17 @@ def measure_a_share(rank: int, found: Tensor, truth: Tensor, training: Tensor, r
         "gloo", init_method=f"file://{Path('rendezvous').absolute()}", rank=rank, world_size=2
     )
     metrics = measured(found[rank::2] if rank else found[::2][:-3], truth[rank::2], training)  # of unequal sizes
-    results[rank] = {name: value.item() for name, value in metrics.compute().items()}
+    values = {name: value.item() for name, value in metrics.compute().items()}
+
+    def only_on_rank_0() -> FID:
+        if rank:
+            raise OSError("no weights here")
+        return fid()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        built = build_metrics({"fid": only_on_rank_0, "other": fid})
+    results[rank] = values, list(built), [str(warning.message) for warning in caught]
     torch.distributed.destroy_process_group()
 
 
@@ -203,17 +213,34 @@ def measured(found: Tensor, truth: Tensor, training: Tensor) -> ImageMetrics:
     return metrics
 
 
-@pytest.mark.slow
-def test_processes_measure_the_union_of_their_images_once() -> None:
-    found, truth, training = pictures(40), pictures(40, seed=1) ** 2, to_bytes(pictures(31, seed=2))[:, :1]
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """What each of two ranks has measured, which metrics it has built, and its warnings."""
     context = torch.multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    with pytest.MonkeyPatch.context() as patch, context.Manager() as manager:
+        patch.chdir(tmp_path_factory.mktemp("processes"))
         results = manager.dict()
-        torch.multiprocessing.spawn(measure_a_share, (found, truth, training, results), nprocs=2)
-        first, second = dict(results)[0], dict(results)[1]
+        torch.multiprocessing.spawn(measure_a_share, (*sets(), results), nprocs=2)
+        return dict(results)
+
+
+def sets() -> tuple[Tensor, Tensor, Tensor]:
+    return pictures(40), pictures(40, seed=1) ** 2, to_bytes(pictures(31, seed=2))[:, :1]
+
+
+@pytest.mark.slow
+def test_processes_measure_the_union_of_their_images_once(two_processes: dict[int, Any]) -> None:
+    found, truth, training = sets()
     share = [*range(0, 34, 2), *range(1, 40, 2)]
     expected = {name: value.item() for name, value in measured(found[share], truth[share], training).compute().items()}
-    assert first == second == pytest.approx(expected, rel=1e-4)
+    assert two_processes[0][0] == two_processes[1][0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_what_a_rank_cannot_build_is_left_out_by_all(two_processes: dict[int, Any]) -> None:
+    """A value of the other ranks' images alone would mislead, and they would wait for the rank without end."""
+    assert two_processes[0][1] == two_processes[1][1] == ["other"]
+    assert two_processes[0][2] == ["the metric fid is left out: no weights here"]
 
 
 def test_inception_score_is_one_of_equal_images_and_the_number_of_classes_at_best() -> None:
@@ -266,33 +293,30 @@ def test_without_weights_the_rest_of_the_table_stands(weights: str | None) -> No
     assert values == {"psnr": pytest.approx(100), "ssim": pytest.approx(1)}
 
 
-def build_a_share(rank: int, results: Any) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{Path('rendezvous').absolute()}", rank=rank, world_size=2
-    )
+class Headless(nn.Module):
+    """Stands for Inception in a file without a classifier."""
 
-    def only_on_rank_0() -> FID:
-        if rank:
-            raise OSError("only this rank lacks its weights")
-        return fid()
+    def __init__(self, *options: Any) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 1)
+        nn.init.zeros_(self.fc.weight)
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        results[rank] = list(build_metrics({"fid": only_on_rank_0, "other": fid}))
-        results[2 + rank] = [str(warning.message) for warning in caught]
-    torch.distributed.destroy_process_group()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return features_of(images), features_of(images)
 
 
-@pytest.mark.slow
-def test_what_a_rank_cannot_build_is_left_out_by_all() -> None:
-    """Values of the other ranks' images alone would mislead, and these would wait for the rank without end."""
-    context = torch.multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        results = manager.dict()
-        torch.multiprocessing.spawn(build_a_share, (results,), nprocs=2)
-        found = dict(results)
-    assert found[0] == found[1] == ["other"]
-    assert found[2] == ["the metric fid is left out: only this rank lacks its weights"]
+def test_weights_without_a_classifier_give_features_but_no_inception_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_fidelity import feature_extractor_inceptionv3 as extractor
+
+    monkeypatch.setattr(extractor, "FeatureExtractorInceptionV3", Headless)
+    with pytest.warns(UserWarning, match="no Inception Score: inception_fid.pth in somewhere has no classifier"):
+        features = inception("somewhere")
+    metric = SampleQuality(features, lambda: to_bytes(pictures(30, seed=2)), FEATURES)
+    metric.update(pictures(20))
+    values = values_of(metric)
+    assert values.keys() == {"is", "fid"}
+    assert math.isnan(values["is"])
+    assert values["fid"] > 0
 
 
 class Payload:

@@ -164,7 +164,7 @@ class FID(FrechetInceptionDistance):
         super().update(pooled, real)
         return logits
 
-    def compute(self) -> Any:
+    def compute(self) -> Tensor:
         """The distance, a scalar."""
         counts = torch.stack([self.real_features_num_samples, self.fake_features_num_samples])
         return super().compute() if counts.min() >= 2 else torch.tensor(torch.nan, device=self.device)
@@ -196,8 +196,8 @@ class SampleQuality(FID):
                 self.count(chunk.to(self.device).expand(-1, 3, -1, -1), real=True)
         self.logits.append(self.count(to_bytes(estimates), real=False))
 
-    def compute(self) -> dict[str, Tensor]:
-        """The three values by name."""
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """The values by name."""
         score = inception_score(dim_zero_cat(self.logits).cpu())
         values = {name: torch.tensor(value, device=self.device) for name, value in score.items()}
         return {**values, "fid": super().compute()}

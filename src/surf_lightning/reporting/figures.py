@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from surf_lightning.callbacks.media import DYNAMIC_RANGE, log_spectrogram
 from surf_lightning.metrics.audio import align_by_si_sdr, is_active
-from surf_lightning.metrics.images import align, to_unit_range
+from surf_lightning.metrics.images import align_by_mse, to_unit_range
 from surf_lightning.reporting.runs import Run, names_of
 
 POINTS = 300  # of a curve: more cannot be told apart
@@ -161,7 +161,7 @@ def image_examples(runs: Sequence[Run]) -> Figure:
     mixtures, sources = (_stack(runs[0].examples[name]) for name in ("mixtures", "sources"))
     columns = [("mixture", (mixtures / sources.shape[1]).unsqueeze(1))]
     for name, run in zip(names_of(runs), runs, strict=True):
-        columns.append((name, align(_stack(run.examples["estimates"]), sources)))
+        columns.append((name, align_by_mse(_stack(run.examples["estimates"]), sources)))
     columns.append(("truth", sources))
     with matplotlib.rc_context({**STYLE, "axes.titlelocation": "center"}):
         widths = [images.shape[1] for _, images in columns]
@@ -253,8 +253,8 @@ def spectrogram(signal: Tensor, loudest: float) -> bytes:
     """A png of ``signal [T]``: frequency upwards, 80 dB below ``loudest`` black."""
     figure = Figure(figsize=(2.6, 0.9))
     panel = figure.add_axes((0, 0, 1, 1))
-    levels, limits = log_spectrogram(signal).numpy(), {"vmin": loudest - DYNAMIC_RANGE, "vmax": loudest}
-    panel.imshow(levels, origin="lower", aspect="auto", cmap="magma", **limits)
+    looks: Any = {"cmap": "magma", "vmin": loudest - DYNAMIC_RANGE, "vmax": loudest}
+    panel.imshow(log_spectrogram(signal).numpy(), origin="lower", aspect="auto", **looks)
     panel.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
