@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics.utilities import rank_zero_warn
 
-from surf_lightning.audio.files import BadAudio, read_crop, resampler
-from surf_lightning.audio.index import SILENT, Examined, index_audio, listed
+from surf_lightning.audio.files import BadAudio, Resampler, read_crop
+from surf_lightning.audio.index import SILENT, Examined, format_skipped, index_audio
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks, mix_seed
 from surf_lightning.metrics.audio import is_active
@@ -37,7 +37,7 @@ class Examples:
     lengths: np.ndarray
     """``[N]`` samples at ``sample_rate``."""
     sample_rate: int
-    spare: int
+    failures_left: int
     """How many more may turn out unusable before too many are."""
 
     def __len__(self) -> int:
@@ -80,22 +80,22 @@ def usable_examples(
     num_sources: int,
     sample_rate: int,
     max_bad_share: float,
-    fault_of_name: Callable[[str], str] = lambda path: "",
+    name_error: Callable[[str], str] = lambda path: "",
 ) -> Examples:
     """Index the files of ``rows`` (a mixture, then any sources; relative to ``root``), report and drop the bad ones.
 
-    A source may be silent, a mixture not. With ``num_sources`` 0 the rows are mixtures alone. ``fault_of_name`` gives
+    A source may be silent, a mixture not. With ``num_sources`` 0 the rows are mixtures alone. ``name_error`` gives
     the reason why a mixture must not be called so, or "".
 
     Raises:
         UserError: of the examples more than the share ``max_bad_share`` are bad (one alone is never too many), or all.
     """
     paths = list(dict.fromkeys(path for row in rows for path in row))
-    index = dict(zip(paths, index_audio(root, paths).files, strict=True))
+    index = dict(zip(paths, index_audio(root, paths), strict=True))
     reasons: dict[str, str] = {}
     good = []
     for row in rows:
-        faults = _faults(row, index, fault_of_name(row[0]))
+        faults = _faults(row, index, name_error(row[0]))
         if not faults:
             good.append(row)
         reasons |= faults
@@ -106,17 +106,17 @@ def usable_examples(
         skipped = f"{root}: bad files: {len(reasons)}; examples skipped for them: {num_bad} of {len(rows)}"
         if not good or num_bad > allowed:
             limit = f"more than the share data.max_bad_share = {max_bad_share} allows"
-            raise UserError(f"{skipped}, {limit}:\n{listed(root, reasons)}")
-        rank_zero_warn(f"{skipped}:\n{listed(root, reasons)}")
+            raise UserError(f"{skipped}, {limit}:\n{format_skipped(root, reasons)}")
+        rank_zero_warn(f"{skipped}:\n{format_skipped(root, reasons)}")
 
     files = [[row[0], *(source for source in row[1:] if index[source].reason != SILENT)] for row in good]
     names = np.array([[os.fsencode(name) for name in row] + [NOTHING] * (1 + num_sources - len(row)) for row in files])
     mixtures = (index[row[0]] for row in good)
-    lengths = np.array([resampler(mixture.rate, sample_rate).length(mixture.frames) for mixture in mixtures])
+    lengths = np.array([Resampler(mixture.rate, sample_rate).length(mixture.frames) for mixture in mixtures])
     return Examples(root, names, lengths, sample_rate, allowed - num_bad)
 
 
-def _faults(row: Sequence[str], index: dict[str, Examined], name_fault: str) -> dict[str, str]:
+def _faults(row: Sequence[str], index: dict[str, Examined], name_error: str) -> dict[str, str]:
     """Why an example cannot be used, by file."""
     mixture, *sources = row
     faults = {path: index[path].reason for path in row if index[path].reason}
@@ -124,8 +124,8 @@ def _faults(row: Sequence[str], index: dict[str, Examined], name_fault: str) -> 
     if faults:
         return faults
     size = index[mixture][2:4]
-    if name_fault:
-        return {mixture: name_fault}
+    if name_error:
+        return {mixture: name_error}
     unlike = [source for source in sources if not index[source].reason and index[source][2:4] != size]
     return {source: f"{index[source][2:4]} (frames, Hz) against {size} of its mixture" for source in unlike}
 
@@ -190,7 +190,7 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
         if not self.failed[example]:
             self.failed[example] = True
             warnings.warn(f"{error}. Other crops take the place of its own.", stacklevel=2)
-        if int(self.failed.sum()) > self.examples.spare:
+        if int(self.failed.sum()) > self.examples.failures_left:
             raise UserError(
                 f"{int(self.failed.sum())} files of {self.examples.root} that were good when they were indexed cannot "
                 f"be read any more, which is more than data.max_bad_share allows. The last: {error}"

@@ -31,7 +31,7 @@ def youtube_id(path: str) -> str | None:
     return match[1] if match else None
 
 
-def _fault_of_name(path: str) -> str:
+def _name_error(path: str) -> str:
     return "" if youtube_id(path) else "wrongly named: neither <YTID> nor <YTID>_<start>_<end>"
 
 
@@ -86,7 +86,7 @@ class AudioSet(Folder):
                 raise UserError(f"none of the {len(listed)} videos of {lists} has a clip in {root}")
             if absent:
                 rank_zero_warn(f"{absent} of the {len(listed)} videos of {lists} have no clip in {root}")
-        return self._usable(root, [[clip] for clip in clips], fault_of_name=_fault_of_name)
+        return self._usable(root, [[clip] for clip in clips], name_error=_name_error)
 
     @cached_property
     def tests(self) -> list[AudioMixtures]:

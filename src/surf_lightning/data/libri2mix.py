@@ -8,10 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from surf_lightning.audio.index import audio_under
+from surf_lightning.audio.files import EXTENSIONS
 from surf_lightning.data.audio import AudioMixtures, Part, find_folder
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.errors import UserError
+from surf_lightning.files import files_under
 from surf_lightning.metrics.speech import WIDE_BAND
 
 NUM_TEST = 3000
@@ -54,7 +55,7 @@ class Libri2Mix(AudioMixtures):
         if metadata.is_file():
             rows = _listed(metadata, base / split, kinds)
         else:
-            names = audio_under(base / split / "mix_clean")
+            names = files_under(base / split / "mix_clean", EXTENSIONS)
             rows = [[os.path.join(kind, name) for kind in kinds] for name in names]
         if not rows:
             raise UserError(f"{metadata if metadata.is_file() else base / split / 'mix_clean'} lists no mixtures")

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
-from surf_lightning.audio.files import BadAudio
-from surf_lightning.audio.index import audio_under
+from surf_lightning.audio.files import EXTENSIONS, BadAudio
 from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder, speech_columns
 from surf_lightning.data.audio_examples import MAX_DRAWS, Examples, as_batch
 from surf_lightning.data.base import Batches
 from surf_lightning.data.fuss import NUM_EVAL, fuss_folder, fuss_rows
 from surf_lightning.errors import UserError
+from surf_lightning.files import files_under
 from surf_lightning.functional.randomness import mix_seed
 from surf_lightning.metrics.audio import is_active
 from surf_lightning.metrics.speech import WIDE_BAND
@@ -102,7 +102,7 @@ class LibriSpeechFUSS(AudioMixtures):
         """The whole set, indexed."""
         what, option = f"LibriSpeech's {SPEECH}", "--data.librispeech_root FOLDER"
         base = find_folder(self.librispeech_root, ("LibriSpeech",), SPEECH, what, option)
-        utterances = [[path] for path in audio_under(base / SPEECH)]
+        utterances = [[path] for path in files_under(base / SPEECH, EXTENSIONS)]
         if not utterances:
             raise UserError(f"{base / SPEECH} holds no recordings")
         folder = fuss_folder(self.fuss_root, "test")
