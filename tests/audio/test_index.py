@@ -181,20 +181,6 @@ def test_the_progress_bar_counts_what_is_examined(
     assert not capfd.readouterr().err
 
 
-def test_which_files_of_a_tree_are_audio(tmp_path: Path) -> None:
-    wanted = ["A.WAV", "b/c/d.Flac", "b/e.ogg", "f.mp3"]
-    for name in [*wanted, "notes.txt", "._A.WAV", ".hidden/g.wav", "b/h.wav.part", "wav"]:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (tmp_path / "b" / "up").symlink_to(tmp_path)  # a circle
-    assert audio_under(tmp_path) == wanted
-    (tmp_path.parent / f"{tmp_path.name}_other").mkdir()
-    (tmp_path.parent / f"{tmp_path.name}_other" / "i.wav").touch()
-    (tmp_path / "link").symlink_to(tmp_path.parent / f"{tmp_path.name}_other")
-    assert audio_under(tmp_path) == [*wanted, "link/i.wav"]
-
-
 def test_a_long_list_of_bad_files_is_kept_in_a_file(tmp_path: Path, examined: list[str]) -> None:
     bad = {f"{number}.wav": "silent" for number in range(MAX_LISTED + 7)}
     *lines, last = format_skipped(tmp_path, bad).splitlines()

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from surf_lightning.audio.index import index_audio
 from surf_lightning.cli import main
 from surf_lightning.inference.checkpoint import KEY, checkpoint_metadata
 from surf_lightning.inference.export import export
@@ -27,6 +28,7 @@ from surf_lightning.inference.separate import output_stems
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 from surf_lightning.networks.base import RegressionNetwork, serializable
 from surf_lightning.networks.conv_tasnet import ConvTasNet
+from tests.audio import trees as audio_trees
 from tests.inference.test_streaming import Filters, LocalVelocity, sound
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +181,32 @@ def test_folders_are_mirrored_globs_expanded_and_other_files_left_alone(toy: str
     assert {os.path.splitext(name)[0] for name in made("field/out")} == {*names, "old"}
     assert separate("field/*/b.WAV", "fiel*/**/a.wav") == 0
     assert made() == [f"day 1/b_source{k}.WAV" for k in (1, 2)] + [f"field/a_source{k}.wav" for k in (1, 2)]
+
+
+def test_what_the_command_wrote_is_no_input_of_the_next(toy: str) -> None:
+    record("field/a.wav", 0.3)
+    record("field/out/deep/old.wav", 0.3)
+    for pattern in ("field", "field/*", "field/**", "fi*/**/*.wav"):
+        args = ["separate", pattern, "--checkpoint", "a.ckpt", "--output", "field/out", "--trust", "--overwrite"]
+        assert main(args) == 0
+        assert json.loads(Path("field/out/summary.json").read_text())["separated"] == 1
+
+
+def test_recordings_that_are_trained_on_are_separated_too(toy: str) -> None:
+    """Formats, links and hidden files are the same for both; so are the reasons why a file cannot be read."""
+    soundfile.write("field.opus", sound(1.0).T.numpy(), 8000, "OPUS", format="OGG")
+    audio_trees.broken(Path("disk/broken"))
+    Path("in").mkdir()
+    for name in ("field.opus", "disk"):
+        Path("in", name).symlink_to(Path(name).absolute())
+    assert separate("in") == 1
+    failed = {
+        Path(row["input"]).name: row["reason"] for row in json.loads(Path("out/summary.json").read_text())["failed"]
+    }
+    indexed = dict(zip(failed, index_audio(Path("disk/broken"), list(failed)), strict=True))
+    for name in ("empty.wav", "text.wav", "no_samples.wav", "endless.flac"):
+        assert failed[name] == indexed[name].reason
+    assert {"field_source1.wav", "disk/broken/slow_source1.wav"} <= set(made())
 
 
 def stems(*paths: str) -> list[str]:
@@ -488,6 +516,7 @@ def test_gray_images_and_images_of_several_channels() -> None:
 
 MEASURE = """
 import resource, sys, torch
+from surf_lightning.audio.index import index_audio
 from surf_lightning.cli import main
 torch.set_num_threads(1)
 for name in ("short", "long"):

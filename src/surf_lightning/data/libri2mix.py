@@ -22,7 +22,7 @@ COLUMNS = {"mix_clean": "mixture_path", "s1": "source_1_path", "s2": "source_2_p
 class Libri2Mix(AudioMixtures):
     """Mixtures of two speakers, ``min`` version.
 
-    A split's metadata say what belongs to it where they are there, else its mix_clean folder does. The paths in them
+    A split is what its metadata list or, without metadata, what its mix_clean folder holds. The paths in the metadata
     are those of the machine that made the set: a file of that name in this set's own folder comes first.
 
     Args:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / JOURNAL
-        self.entries: dict[str, Entry] = {entry["stem"]: entry for entry in self._read()}
+        self.entries: dict[str, Entry] = {entry["stem"]: entry for entry in self._read() if "stem" in entry}
 
     def is_done(self, stem: str, fingerprint: Entry) -> bool:
         """Whether the outputs are there, complete, from the same input, checkpoint and settings."""
@@ -130,8 +131,5 @@ class Journal:
         if not self.path.is_file():
             return
         for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            yield entry
+            with suppress(json.JSONDecodeError):  # a line cut off by a kill
+                yield json.loads(line)
