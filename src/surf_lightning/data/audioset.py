@@ -120,9 +120,9 @@ class AudioSet(Folder):
     def protocol(self) -> str:
         return " ".join(test.protocol() for test in self.tests)
 
-    def published(self) -> str | None:
-        genuine = len(self.found()) >= SMALLEST_PART and all(test.published() for test in self.tests)
-        return "audioset" if genuine else None
+    def genuine(self) -> bool:
+        """Whether there are as many clips as AudioSet's balanced part has, and the test sets are genuine."""
+        return len(self.found()) >= SMALLEST_PART and all(test.genuine() for test in self.tests)
 
 
 class MetricsByNumberOfSources(Metric):

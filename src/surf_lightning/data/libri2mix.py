@@ -13,7 +13,6 @@ from surf_lightning.data.audio import AudioMixtures, Part, find_folder
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.errors import UserError
 from surf_lightning.files import files_under
-from surf_lightning.metrics.speech import WIDE_BAND
 
 NUM_TEST = 3000
 COLUMNS = {"mix_clean": "mixture_path", "s1": "source_1_path", "s2": "source_2_path"}
@@ -41,9 +40,9 @@ class Libri2Mix(AudioMixtures):
         self.root, self.with_sources = root, with_sources
         self.splits: dict[Part, str] = {"train": train_split, "validation": "dev", "test": "test"}
 
-    def published(self) -> str | None:
-        genuine = self.sample_rate == WIDE_BAND and len(self.examples("test")) == NUM_TEST
-        return "libri2mix" if genuine else None
+    def genuine(self) -> bool:
+        """Whether the test set has the published number of mixtures."""
+        return len(self.examples("test")) == NUM_TEST
 
     def load(self, part: Part) -> Examples:
         split = self.splits[part]

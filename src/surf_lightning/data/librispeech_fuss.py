@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from surf_lightning.audio.files import EXTENSIONS, BadAudio
-from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder, speech_columns
+from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder
 from surf_lightning.data.audio_examples import MAX_DRAWS, Examples, as_batch
 from surf_lightning.data.base import Batches
 from surf_lightning.data.fuss import NUM_EVAL, fuss_folder, fuss_rows
@@ -20,7 +20,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.files import files_under
 from surf_lightning.functional.randomness import mix_seed
 from surf_lightning.metrics.audio import is_active
-from surf_lightning.metrics.speech import WIDE_BAND
+from surf_lightning.metrics.evaluation import speech_metrics
 
 SPEECH = "test-clean"
 NUM_UTTERANCES = 2620
@@ -117,15 +117,14 @@ class LibriSpeechFUSS(AudioMixtures):
         return self.noisy_speech
 
     def test_metrics(self) -> Metric:
-        return AudioMetrics(speech_columns(self.sample_rate, self.weights), num_scored=1)
+        return AudioMetrics(speech_metrics(self.sample_rate, self.weights), num_scored=1)
 
     def _test_set(self) -> str:
         return "LibriSpeech's test-clean in the backgrounds of FUSS's eval list, of which only the speech is scored,"
 
-    def published(self) -> str | None:
-        sizes = len(self.noisy_speech.speech), len(self.noisy_speech.backgrounds)
-        genuine = self.sample_rate == WIDE_BAND and sizes == (NUM_UTTERANCES, NUM_EVAL)
-        return "librispeech_fuss" if genuine else None
+    def genuine(self) -> bool:
+        """Whether there are as many utterances and backgrounds as are published."""
+        return (len(self.noisy_speech.speech), len(self.noisy_speech.backgrounds)) == (NUM_UTTERANCES, NUM_EVAL)
 
 
 def _is_background(source: str) -> bool:
