@@ -6,28 +6,13 @@ axis of 2 holds real and imaginary parts.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
 
 from surf_lightning.functional.precision import at_least_float32, full_precision
 from surf_lightning.networks.locoformer_layers import RMSGroupNorm
-
-_HZ_PER_MEL = 200 / 3
-_BREAK_HZ, _BREAK_MEL = 1000.0, 15.0
-_LOG_STEP = math.log(6.4) / 27
-
-
-def slaney_mel(hertz: float) -> float:
-    """Slaney's mel scale: linear to 1 kHz, logarithmic above."""
-    return hertz / _HZ_PER_MEL if hertz < _BREAK_HZ else _BREAK_MEL + math.log(hertz / _BREAK_HZ) / _LOG_STEP
-
-
-def slaney_hertz(mel: float) -> float:
-    """The inverse of :func:`slaney_mel`."""
-    return mel * _HZ_PER_MEL if mel < _BREAK_MEL else _BREAK_HZ * math.exp((mel - _BREAK_MEL) * _LOG_STEP)
 
 
 def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int]]:
@@ -36,15 +21,18 @@ def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int
     Neighbours overlap. The bins at 0 Hz and at half the rate, where no filter is positive, join the first and the
     last band.
 
+    Args:
+        n_fft: samples of a frame.
+        sample_rate: in Hz.
+        mel_bands: F.
+
     Raises:
         ValueError: a band holds no bin.
     """
-    nyquist, last = sample_rate / 2, n_fft // 2
-    edges = [slaney_hertz(slaney_mel(nyquist) * edge / (mel_bands + 1)) for edge in range(mel_bands + 2)]
-    bands = [
-        [j for j in range(1, last) if low < j * sample_rate / n_fft < high]
-        for low, high in zip(edges[:-2], edges[2:], strict=True)
-    ]
+    last = n_fft // 2
+    # At twice the rate: torchaudio rounds half the rate to whole Hz, which would stretch the bins of an odd rate.
+    filters = melscale_fbanks(n_fft + 1, 0.0, sample_rate / 2, mel_bands, 2 * sample_rate, mel_scale="slaney")
+    bands = [(1 + row.nonzero().flatten()).tolist() for row in filters[1:last].T]
     if not all(bands):
         raise ValueError(
             f"mel band {bands.index([])} of {mel_bands} has no bin: lower mel_bands, or raise n_fft {n_fft}"
