@@ -18,6 +18,8 @@ def files_under(root: Path, suffixes: tuple[str, ...], skip: Path | None = None)
     Links are followed. Hidden files and folders are left out, also the ``._name.wav`` that macOS leaves on other disks.
 
     Args:
+        root: the tree's folder.
+        suffixes: e.g. ``(".wav", ".flac")``.
         skip: a folder that is left out as well.
 
     Returns:
