@@ -142,7 +142,7 @@ def _first_config(config: Namespace) -> str | None:
 
 
 def _readable(message: str) -> str:
-    """jsonargparse's message without its internals: the types it tried in vain, and the whole of the value."""
+    """Jsonargparse's message without its internals: the types it tried in vain, and the whole of the value."""
     noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
     lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
     hint = " (give a configuration, e.g. --config configs/digits_mixit.yaml)" if "are required" in message else ""

@@ -268,7 +268,7 @@ def merge_outputs(estimates: Tensor, count: int) -> Tensor:
         partitions = _partitions(outputs, count, rows.device)
         chosen = partitions[energies[:, partitions].amin(-1).argmax(1)]  # [B,K]
         rows = at_least_float32(estimates.flatten(2))
-        return (subsets[chosen].to(rows.dtype) @ rows).unflatten(2, estimates.shape[2:])
+        return torch.unflatten(subsets[chosen].to(rows.dtype) @ rows, 2, estimates.shape[2:])
 
 
 def most_energetic(estimates: Tensor, count: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric
 
 from surf_lightning.callbacks.ema_teacher import EMATeacher
+from surf_lightning.callbacks.finite_steps import FiniteSteps
 from surf_lightning.data.base import SeparationData, batches_done
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
@@ -45,6 +46,8 @@ class SeparationModule(L.LightningModule, ABC):
             the cost of one more evaluation of the trained network without gradient.
         compile: evaluate the networks by ``torch.compile``: minutes of compilation at the start (it needs a C++
             compiler) for faster steps, on GPUs above all. Checkpoints are the same with and without.
+        max_skipped_steps: so many steps in a row whose gradient is not finite end the run, see
+            ``callbacks.FiniteSteps``.
         seed: every random number of training batch i is a function of (seed, i). The command line sets it to
             seed_everything.
     """
@@ -52,6 +55,7 @@ class SeparationModule(L.LightningModule, ABC):
     separator: Separator
     student: Separator
     follower: EMATeacher | None
+    signal: dict[str, Any]
     label: str
     """The method's name in the tables of the paper."""
     loss_tells_the_best = True
@@ -66,6 +70,7 @@ class SeparationModule(L.LightningModule, ABC):
         decay_steps: int | None = None,
         micro_batch: int | None = None,
         compile: bool = False,
+        max_skipped_steps: int = 20,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -77,7 +82,7 @@ class SeparationModule(L.LightningModule, ABC):
             self.separator = copy.deepcopy(separator).requires_grad_(False).eval()
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.micro_batch, self.compiled, self.seed = micro_batch, compile, seed
-        self.signal: dict[str, Any] = {}
+        self.max_skipped_steps, self.signal = max_skipped_steps, {}
         self.trained_steps, self.trained_seconds, self._clock = 0, 0.0, 0.0
         self._batch_before: int | None = None
         self.val_metrics: Metric | None = None
@@ -105,7 +110,8 @@ class SeparationModule(L.LightningModule, ABC):
         return self
 
     def configure_callbacks(self) -> list[Callback]:
-        return [self.follower] if self.follower else []
+        guard = FiniteSteps(self.max_skipped_steps)
+        return [guard, self.follower] if self.follower else [guard]
 
     @property
     def steps_made(self) -> int:
