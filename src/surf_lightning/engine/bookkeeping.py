@@ -10,38 +10,15 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 
-from surf_lightning.callbacks.media import Media
-from surf_lightning.callbacks.results import PrintedResult, measured, without_nan
-from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.loggers import ContinueTables
+from surf_lightning.callbacks.results import measured, without_nan
 from surf_lightning.files import make_writable, replacing
 from surf_lightning.metrics.availability import unavailable_columns
 from surf_lightning.provenance import provenance
 
 EXAMPLES = {"image": 8, "audio": 3}  # test mixtures whose estimates are kept for reports
 NOTHING = "no number came out: a mean over no example, or estimates that are not finite"
-
-
-class SaveConfig(SaveConfigCallback):
-    """``config.yaml``: the configuration of the latest fit in this folder, and what it was made with."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.write(trainer)
-
-    def write(self, trainer: L.Trainer) -> None:
-        """Write it now."""
-        if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            made_with = provenance(trainer.strategy.root_device)
-            header = "".join(f"# {name}: {value}\n" for name, value in made_with.items() if value)
-            with replacing(folder / "config.yaml", "w") as file:
-                file.write(header + self.parser.dump(self.config, skip_none=False))
 
 
 class TestResults(L.Callback):
@@ -109,13 +86,3 @@ def _fitted_seed(folder: Path, otherwise: int) -> int:
     path = folder / "config.yaml"
     config = yaml.safe_load(path.read_text()) if path.is_file() else {}
     return config.get("seed_everything", otherwise)
-
-
-def standard_callbacks(folder: Path, subcommand: str, has_loggers: bool, **checkpoints: Any) -> list[L.Callback]:
-    """The callbacks that every run of ``subcommand`` has; ``checkpoints`` are arguments of ``LastCheckpoint``."""
-    if subcommand == "test":
-        return [TestResults(folder), PrintedResult(folder)]
-    if subcommand != "fit":
-        return [PrintedResult(folder)]
-    monitor: list[L.Callback] = [LearningRateMonitor("step"), ContinueTables()] if has_loggers else []
-    return [*monitor, Media(folder), BestCheckpoint(folder), LastCheckpoint(folder, **checkpoints)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import glob
 import os
 import shutil
@@ -21,7 +20,6 @@ from surf_lightning.files import make_writable
 from surf_lightning.inference.inputs import find_inputs, place
 from surf_lightning.inference.jobs import Plan, Settings, Task, make_task
 from surf_lightning.inference.journal import (
-    JOURNAL,
     MANIFESTS,
     SUMMARY,
     Entry,
@@ -30,7 +28,6 @@ from surf_lightning.inference.journal import (
     input_fingerprint,
 )
 from surf_lightning.inference.separator import RegressionSeparator, Separator, load_separator
-from surf_lightning.inference.streaming import CHANNELS
 
 INTERRUPTED = 130  # the shell's status of a command stopped by Ctrl-C
 
@@ -183,67 +180,48 @@ def _speed(audio_seconds: float, seconds: float) -> str:
     return f"{audio_seconds:.1f} s of audio in {seconds:.1f} s (real-time factor {seconds / audio_seconds:.3f})"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="surf separate",
-        description="Separate recordings (or PNG images) of any length; one file a source, which sum to the input. "
-        f"The output folder gets {', '.join(MANIFESTS)} (the last for Raven), {SUMMARY} and {JOURNAL} as well.",
-    )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, a folder (the tree is mirrored) or a glob")
-    parser.add_argument("--checkpoint", required=True, help="a run's checkpoint, or a folder of surf export")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the sources")
-    parser.add_argument(
-        "--channels",
-        choices=list(CHANNELS),
-        default="each",
-        help="of a file of several: separate each (default), their mean, or the first",
-    )
-    parser.add_argument(
-        "--num-samples",
-        type=int,
-        default=1,
-        metavar="N",
-        help="write the mean of N posterior samples of a flow, and its uncertainty over time",
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, mps or cuda:N")
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
-    parser.add_argument("--resume", action="store_true", help="pass over what an earlier run has done with the same")
-    parser.add_argument(
-        "--trust", action="store_true", help="import classes from outside this package, if it needs any"
-    )
-    return parser
-
-
-def _load(options: argparse.Namespace, device: torch.device) -> Separator:
-    separator = load_separator(options.checkpoint, device, options.trust)
-    if options.num_samples < 1:
-        raise UserError("--num-samples must be at least 1")
-    if options.num_samples > 1 and isinstance(separator, RegressionSeparator):
-        raise UserError("this checkpoint is of a regression, which has no posterior to sample: leave out --num-samples")
+def _load(checkpoint: str, num_samples: int, device: torch.device, trust: bool) -> Separator:
+    separator = load_separator(checkpoint, device, trust)
+    if num_samples < 1:
+        raise UserError("--num_samples must be at least 1")
+    if num_samples > 1 and isinstance(separator, RegressionSeparator):
+        raise UserError("this checkpoint is of a regression, which has no posterior to sample: leave out --num_samples")
     return separator
 
 
-def run_separate(args: Sequence[str]) -> int:
-    """The command line of `surf separate`; returns the exit status, 1 if a file failed.
+def separate_inputs(
+    inputs: Sequence[str],
+    checkpoint: str,
+    output: str | Path,
+    channels: str = "each",
+    num_samples: int = 1,
+    device: str = "auto",
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    trust: bool = False,
+) -> int:
+    """`surf separate`, whose help explains the arguments; returns the exit status, 1 if a file failed.
 
     Raises:
         UserError: before anything is computed, for what is wrong with the command as a whole.
     """
-    options = _parser().parse_args(list(args))
-    device = choose_device(options.device)
-    print(f"device: {describe_device(device)}")
-    separator = _load(options, device)
-    settings = Settings(options.channels, options.num_samples)
+    if not inputs:
+        raise UserError("name the files or folders to separate")
+    chosen, folder = choose_device(device), Path(output)
+    print(f"device: {describe_device(chosen)}")
+    separator = _load(checkpoint, num_samples, chosen, trust)
+    settings = Settings(channels, num_samples)
     task = make_task(separator, settings)
-    places = place(find_inputs(options.inputs, task.extensions, options.output))
-    make_writable(options.output)
+    places = place(find_inputs(inputs, task.extensions, folder))
+    make_writable(folder)
     identity: dict[str, Any] = {
-        "checkpoint": checkpoint_fingerprint(Path(options.checkpoint)),
+        "checkpoint": checkpoint_fingerprint(Path(checkpoint)),
         "settings": settings.record(),
     }
-    batch = Batch(task, Journal(options.output), identity)
-    batch.read_headers(places, options.resume)
-    batch.check_outputs(options.overwrite, options.resume)
+    batch = Batch(task, Journal(folder), identity)
+    batch.read_headers(places, resume)
+    batch.check_outputs(overwrite, resume)
     if batch.skipped:
         print(f"{batch.skipped} files are done already.")
     interrupted = False
@@ -252,5 +230,5 @@ def run_separate(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         interrupted = True
         print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
-    batch.report(options.checkpoint, device)
+    batch.report(checkpoint, chosen)
     return INTERRUPTED if interrupted else int(bool(batch.failed))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
+from surf_lightning.errors import UserError
 from surf_lightning.reporting.figures import save
 from surf_lightning.reporting.page import CAPTION, html_page
 from surf_lightning.reporting.runs import Run, facts_in_common
@@ -13,23 +14,26 @@ from surf_lightning.reporting.sections import Section, make_sections
 from surf_lightning.reporting.tables import Table, markdown
 
 
-def run_report(args: Sequence[str]) -> None:
-    """The command line of `surf report`."""
-    parser = argparse.ArgumentParser(prog="surf report", description="Runs side by side: a page and a Markdown file.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, e.g. runs/digits_mixit")
-    parser.add_argument(
-        "--output", type=Path, default=Path("report"), help="folder for report.html, report.md and its pictures"
-    )
-    options = parser.parse_args(list(args))
-    folders = {folder.resolve(): folder for folder in options.runs}  # `runs/digits_mixit runs/digits_*` names one twice
+def write_report(runs: Sequence[str | PathLike[str]], output: str | PathLike[str]) -> None:
+    """`surf report`: compare the runs in the folders ``runs`` in ``output``/report.html and report.md.
+
+    Raises:
+        UserError: one of them is no run.
+    """
+    if not runs:
+        raise UserError("name the folders of the runs to compare, e.g. runs/digits_mixit")
+    folders = {
+        folder.resolve(): folder for folder in map(Path, runs)
+    }  # `runs/digits_mixit runs/digits_*` names one twice
     sections = make_sections([Run.read(folder) for folder in folders.values()])
     title = f"Separation of {' and '.join(section.data for section in sections)}"
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "report.html").write_text(html_page(title, sections), encoding="utf-8")
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.html").write_text(html_page(title, sections), encoding="utf-8")
     numbers = "\n".join(_numbers(section) for section in sections)
-    text = "\n".join(_numbers(section) + _pictures(section, options.output, len(sections) == 1) for section in sections)
-    (options.output / "report.md").write_text(f"# {title}\n\n{text}", encoding="utf-8")
-    print(f"{numbers}\nwritten to {options.output}/report.html and report.md")
+    text = "\n".join(_numbers(section) + _pictures(section, output, len(sections) == 1) for section in sections)
+    (output / "report.md").write_text(f"# {title}\n\n{text}", encoding="utf-8")
+    print(f"{numbers}\nwritten to {output}/report.html and report.md")
 
 
 def _numbers(section: Section) -> str:
