@@ -12,8 +12,17 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from surf_lightning.errors import UserError
 
-# Lines of jsonargparse's messages that tell of its internals: the types it tried, and the whole of the value.
-NOISE = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
+# Beginnings of lines in jsonargparse's messages that tell of its internals: the types it tried, the whole of a value.
+NOISE = (
+    "Does not validate against",
+    "- Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "- Expected a <class 'NoneType'>",
+    "Given value type:",
+    "Given value: NestedArg(",
+    "Given value: Namespace(",
+)
 
 
 class CommandParser(ArgumentParser):
@@ -50,7 +59,7 @@ def call(function: Callable[..., Any], args: Sequence[str]) -> Any:
 
 def readable(message: str) -> str:
     """jsonargparse's message without its internals."""
-    lines = [line for line in message.splitlines() if not line.strip().startswith(NOISE)]
+    lines = [line for line in message.splitlines() if line.strip() and not line.strip().startswith(NOISE)]
     hint = " (give a configuration, e.g. --config digits_mixit)" if "are required" in message else ""
     hint = " (--config comes before a configuration)" if re.search(r"nrecognized arg.*\.ya?ml", message) else hint
     return "\n".join(lines) + hint

@@ -170,6 +170,7 @@ def _start_wandb(logger: WandbLogger, folder: Path) -> None:
     except wandb.errors.CommError as error:
         if "WANDB_MODE" in os.environ or logger._log_model:  # asked for by name; models cannot be uploaded offline
             raise
+        wandb.teardown()  # it still holds the id
         logger._wandb_init |= {"mode": "offline", "settings": wandb.Settings(silent=True)}
         _announce_offline(f"its server cannot be used ({_first_line(error)})", str(logger.version), folder)
         _ = logger.experiment

@@ -45,7 +45,7 @@ def checkpoint_to_continue(folder: Path, ckpt_path: str | None) -> str | None:
         path = checkpoint(folder, ckpt_path)
         if path.is_file():
             return str(path)
-        rank_zero_info(f"There is no {path} to continue from: this is a fresh start.")
+        rank_zero_info(f"There is no {path} to continue from: training starts from the beginning.")
     elif ckpt_path is not None:
         if not os.path.isfile(ckpt_path):
             raise UserError(f"there is no checkpoint {ckpt_path} to continue from")
