@@ -360,7 +360,7 @@ trainer:
   max_steps: 1
   accelerator: cpu
   logger: {class_path: CSVLogger, init_args: {save_dir: .}}
-  callbacks: Timer
+  callbacks: ModelSummary
 data:
   class_path: Digits
   init_args: {batch_size: 2, batches_per_epoch: 1, num_validation: 2}
