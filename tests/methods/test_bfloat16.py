@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surf_lightning.functional.losses import log_energy, log_mse
 from surf_lightning.functional.randomness import BatchRandomness
-from surf_lightning.functional.remixing import Remix
+from surf_lightning.functional.remixing import Remix, remix_over_ranks
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import (
     BASIS,
@@ -122,14 +122,13 @@ def test_a_step_in_bfloat16_is_close_to_one_in_float32(case: str, monkeypatch: p
         elif isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear):
             part.register_forward_hook(lambda _, args, output: low.append(output.dtype))
     remixes: list[Remix] = []
-    plain = TeacherStudentModule.remix
 
-    def watch(self: TeacherStudentModule, *args: Any) -> Any:
-        remixed = plain(self, *args)
-        remixes.append(remixed[0])
-        return remixed
+    def watch(*args: Any) -> Remix:
+        remixes.append(remix_over_ranks(*args))
+        return remixes[-1]
 
-    monkeypatch.setattr(TeacherStudentModule, "remix", watch)
+    for place in ("remixing", "surf"):
+        monkeypatch.setattr(f"surf_lightning.methods.{place}.remix_over_ranks", watch)
     found, gradient = step(module, examples, enabled=True)
 
     assert torch.bfloat16 in low  # the step was one in bfloat16

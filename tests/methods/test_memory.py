@@ -11,7 +11,7 @@ from counting import LiveBytes
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from surf_lightning.functional.losses import log_energy
+from surf_lightning.functional.losses import Objective, Reduction, log_energy, mean_square
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import SURF

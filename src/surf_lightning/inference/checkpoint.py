@@ -112,6 +112,15 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint, or a damaged one") from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"{path} was not written by {PACKAGE}")
+    return _with_current_names(checkpoint)
+
+
+def _with_current_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The frozen teacher was called anchor before the folders moved."""
+    if "anchor" in checkpoint[KEY]:
+        checkpoint[KEY]["frozen_teacher"] = checkpoint[KEY].pop("anchor")
+        state = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {re.sub(r"^anchor\.", "frozen_teacher.", key): value for key, value in state}
     return checkpoint
 
 

@@ -97,7 +97,7 @@ class FlowSeparator(Separator):
         if not velocity.sum(1).abs().max() <= tolerance:  # NaN neither
             raise UserError(
                 "the network's velocity does not sum to zero over the sources, so that the estimates would not sum to "
-                "the mixture: project it (surf_lightning.functional.flow.project_zero_sum), or let one of the heads do so"
+                "the mixture: project it (functional.flow.project_zero_sum), or let one of the heads do so"
             )
 
     def prior(self, mixtures: Tensor, noise: Tensor) -> Tensor:
