@@ -14,11 +14,11 @@ from surf_lightning.errors import UserError
 
 # Beginnings of lines in jsonargparse's messages that tell of its internals: the types it tried, the whole of a value.
 NOISE = (
+    "Problem with given class_path",
     "Does not validate against",
-    "- Does not validate against",
     "Subtypes:",
     "Errors:",
-    "- Expected a <class 'NoneType'>",
+    "Expected a <class 'NoneType'>",
     "Given value type:",
     "Given value: NestedArg(",
     "Given value: Namespace(",
@@ -58,8 +58,11 @@ def call(function: Callable[..., Any], args: Sequence[str]) -> Any:
 
 
 def readable(message: str) -> str:
-    """jsonargparse's message without its internals."""
-    lines = [line for line in message.splitlines() if line.strip() and not line.strip().startswith(NOISE)]
-    hint = " (give a configuration, e.g. --config digits_mixit)" if "are required" in message else ""
-    hint = " (--config comes before a configuration)" if re.search(r"nrecognized arg.*\.ya?ml", message) else hint
-    return "\n".join(lines) + hint
+    """jsonargparse's message in one line: the option as it is typed, and what is wrong with its value."""
+    key = r'Parser key "([\w.]+)":'
+    option = ".".join(dict.fromkeys(re.findall(key, message)))
+    lines = [line.strip().removeprefix("- ") for line in re.sub(key, "", message).splitlines()]
+    said = "; ".join(line for line in lines if line and not line.startswith(NOISE))
+    hint = " (give a configuration, e.g. --config digits_mixit)" if re.search(r"are required: \w+\.", said) else ""
+    hint = " (--config comes before a configuration)" if re.search(r"nrecognized arg.*\.ya?ml", said) else hint
+    return (f"--{option}: " if option else "") + said + hint

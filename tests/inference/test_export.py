@@ -16,8 +16,8 @@ from surf_lightning.inference.separator import FlowSeparator, RegressionSeparato
 from surf_lightning.networks.base import ConstantNoise
 from surf_lightning.networks.conv_tasnet import ConvTasNet
 from surf_lightning.networks.locoformer import MBLocoformer
-from tests.separation.test_separate import AUDIO, save
-from tests.separation.test_streaming import Filters
+from tests.inference.test_separate import AUDIO, save
+from tests.inference.test_streaming import Filters
 
 
 def separators() -> list[Separator]:
@@ -108,7 +108,7 @@ def test_the_card_says_what_the_separator_is(exported: Separator) -> None:
 def test_code_from_outside_the_package_needs_trust(capsys: pytest.CaptureFixture[str]) -> None:
     save(Filters(), AUDIO)
     assert main(["export", "--checkpoint", "a.ckpt", "--output", "exported"]) == 2
-    assert "tests.separation.test_streaming.Filters" in capsys.readouterr().err
+    assert "tests.inference.test_streaming.Filters" in capsys.readouterr().err
     assert not Path("exported").exists()
     assert main(["export", "--checkpoint", "a.ckpt", "--output", "exported", "--trust"]) == 0
     with pytest.raises(UserError, match="Filters"):

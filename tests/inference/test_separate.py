@@ -27,7 +27,7 @@ from surf_lightning.inference.journal import Journal
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 from surf_lightning.networks.base import RegressionNetwork, serializable
 from surf_lightning.networks.conv_tasnet import ConvTasNet
-from tests.separation.test_streaming import Filters, LocalVelocity, sound
+from tests.inference.test_streaming import Filters, LocalVelocity, sound
 
 ROOT = Path(__file__).parents[2]
 AUDIO = {"kind": "audio", "sample_rate": 8000}
@@ -236,7 +236,7 @@ def test_a_mistake_is_one_message_before_anything_is_written(
 def test_code_from_outside_the_package_needs_trust(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
     record("a.wav", 0.1)
     assert main(["separate", "a.wav", "--checkpoint", toy, "--output", "out"]) == 2
-    assert "tests.separation.test_streaming.Filters" in capsys.readouterr().err
+    assert "tests.inference.test_streaming.Filters" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_noticed_before(

@@ -77,8 +77,8 @@ class MetricsCSV(Logger):
 def resolve_loggers(trainer: Namespace, folder: Path, subcommand: str, is_new: bool) -> None:
     """Fill in what the loggers of a configuration need to know of the run in ``folder``, writing nothing.
 
-    ``validate`` logs nothing, as its numbers are no part of the run's course. ``test`` leaves ``metrics.csv`` alone, the
-    table of the training.
+    ``validate`` logs nothing, as its numbers are no part of the run's course. ``test`` leaves ``metrics.csv`` alone,
+    which is the table of the training.
     """
     if trainer.logger is False or subcommand == "validate":
         trainer.logger = False

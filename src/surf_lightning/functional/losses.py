@@ -19,7 +19,6 @@ from surf_lightning.functional.remixing import unremix
 
 EPSILON = 1e-8  # keeps the logarithm of an exactly reproduced silence finite
 
-
 Objective = Literal["remixit", "self_remixing"]
 
 
