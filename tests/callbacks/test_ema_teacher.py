@@ -20,7 +20,7 @@ class Toy(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.student = nn.Linear(3, 2).double()
-        self.separator = copy.deepcopy(self.student).requires_grad_(False)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.history = [self.weights(self.student)]
         self.teacher_seen: list[Tensor] = []
 
@@ -29,7 +29,7 @@ class Toy(L.LightningModule):
         return torch.cat([parameter.detach().flatten() for parameter in module.parameters()]).clone()
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        self.teacher_seen.append(self.weights(self.separator))
+        self.teacher_seen.append(self.weights(self.teacher))
         return self.student(batch).square().sum()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -72,7 +72,7 @@ def test_the_teacher_follows_once_per_step_of_several_batches() -> None:
     fit(module, steps=8)  # epochs of 7 batches: steps of 3, 3 and 1
     assert len(module.history) == 9
     assert len(module.teacher_seen) == 7 + 7 + 6
-    torch.testing.assert_close(Toy.weights(module.separator), closed_form(module.history, 0.9), rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(Toy.weights(module.teacher), closed_form(module.history, 0.9), rtol=1e-13, atol=1e-15)
     changes = [not torch.equal(*pair) for pair in zip(module.teacher_seen, module.teacher_seen[1:], strict=False)]
     assert [index + 1 for index, change in enumerate(changes) if change] == [3, 6, 7, 10, 13, 14, 17]
 
@@ -81,10 +81,10 @@ def test_a_resumed_fit_does_not_follow_before_its_first_step() -> None:
     first, second = Toy(), Toy()
     fit(first, steps=1).save_checkpoint("one.ckpt")
     fit(second, steps=2, ckpt_path="one.ckpt")
-    teacher = Toy.weights(first.separator)
+    teacher = Toy.weights(first.teacher)
     assert len(second.teacher_seen) == 3
     assert all(torch.equal(weights, teacher) for weights in second.teacher_seen)
-    torch.testing.assert_close(Toy.weights(second.separator), 0.9 * teacher + 0.1 * second.history[-1])
+    torch.testing.assert_close(Toy.weights(second.teacher), 0.9 * teacher + 0.1 * second.history[-1])
 
 
 def with_buffers(seed: int) -> nn.Module:

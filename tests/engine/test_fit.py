@@ -19,7 +19,7 @@ from surf_lightning.methods import SURF, MixIT
 from surf_lightning.reporting.runs import read_curves
 from tests import tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
 
 

@@ -116,15 +116,22 @@ def test_ranks_draw_their_rows_of_one_batch(world_size: int) -> None:
 def test_each_rank_has_its_own_permutation_of_one_batch() -> None:
     """On one rank it is the shuffle over all ranks; the numbers after it are every rank's alike."""
     alone = BatchRandomness(1, 2, CPU)
-    assert torch.equal(alone.permutation(6), remix(sources(3, 2), BatchRandomness(1, 2, CPU).generator).order)
+    assert torch.equal(alone.remix_order(6, Ranks()), remix(sources(3, 2), BatchRandomness(1, 2, CPU).generator).order)
     drawn = generator(mix_seed(1, 2))
     expected = [torch.randperm(6, generator=drawn) for _ in range(3)]
     later = torch.rand(3, generator=drawn)
     for rank in range(3):
         random = BatchRandomness(1, 2, CPU, Ranks(rank, 3))
-        assert torch.equal(random.permutation(6), expected[rank])
+        assert torch.equal(random.remix_order(6, Ranks()), expected[rank])
         assert torch.equal(random.uniform(1), later[rank : rank + 1])
     assert not torch.equal(expected[0], expected[1])
+
+
+def test_ranks_that_remix_as_one_draw_one_order_of_all_their_rows() -> None:
+    expected = torch.randperm(18, generator=generator(mix_seed(1, 2)))
+    for rank in range(3):
+        random = BatchRandomness(1, 2, CPU, Ranks(rank, 3))
+        assert torch.equal(random.remix_order(6, random.ranks), expected)
 
 
 def test_batches_and_seeds_draw_different_numbers() -> None:

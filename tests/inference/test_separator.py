@@ -89,11 +89,12 @@ def test_separate_keeps_no_gradients_and_forward_does() -> None:
 
 def test_the_prior_of_training_has_the_mixture_for_its_sum_and_the_noise_given() -> None:
     separator, m = FlowSeparator(velocity(3), noise=ConstantNoise(0.5)), mixtures(400).float()
-    x0 = separator.prior(m, BatchRandomness(0, 0, torch.device("cpu")))
+    noise = BatchRandomness(0, 0, torch.device("cpu")).normal((400, 3, *m.shape[1:]))
+    x0 = separator.prior(m, noise)
     torch.testing.assert_close(x0.sum(1), m, rtol=0, atol=1e-5)
     deviations = x0 - m.unsqueeze(1) / 3
     assert float(deviations.var()) == pytest.approx(0.25 * 2 / 3, rel=0.02)  # the projection takes a third of it
-    again = separator.prior(m, BatchRandomness(0, 0, torch.device("cpu")))
+    again = separator.prior(m, noise)
     assert torch.equal(x0, again)
 
 

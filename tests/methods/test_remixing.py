@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import surf_minimal
 import torch
 from torch import Tensor
 
@@ -10,7 +11,6 @@ from surf_lightning.functional.randomness import BatchRandomness, mix_seed
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import Remixing
 from surf_lightning.methods.remixing import Objective
-from tests.methods import listing
 from tests.tiny import adam, perturbed, regression
 
 SEED, BATCH = 3, 11
@@ -18,7 +18,7 @@ SEED, BATCH = 3, 11
 
 def remixing(objective: Objective, num_outputs: int = 2, num_sources: int = 2, teacher_steps: int = 10) -> Remixing:
     student = regression(num_outputs, num_sources)
-    module = Remixing(student, objective, num_sources, teacher_steps=teacher_steps, mixit_checkpoint="", optimizer=adam)
+    module = Remixing(student, objective, num_sources=num_sources, teacher_steps=teacher_steps, mixit_checkpoint="", optimizer=adam)
     perturbed(module.separator, seed=5)
     module._freeze(RegressionSeparator(perturbed(regression(4, num_sources), seed=6), num_sources))
     return module.double()
@@ -33,18 +33,17 @@ def random() -> BatchRandomness:
 
 
 def listed(module: Remixing, teacher: RegressionSeparator, m: Tensor) -> Tensor:
-    """Eq. (16) or (17), one example and one source at a time."""
-    draws = listing.Draws(torch.Generator().manual_seed(mix_seed(SEED, BATCH)))
+    """Eq. (16) or (17) by ``examples/surf_minimal.py``."""
     pseudo = teacher.separate(m)
-    order = draws.order(pseudo.shape[0] * pseudo.shape[1])
-    sources = listing.remixed(pseudo, order)
+    generator = torch.Generator().manual_seed(mix_seed(SEED, BATCH))
+    order = torch.randperm(pseudo.shape[0] * pseudo.shape[1], generator=generator)
+    sources = surf_minimal.remix(pseudo, order)
     estimates = module.student(sources.sum(1))
-    orders = listing.alignment(estimates, sources)
-    targets = torch.stack([truth[list(one)] for truth, one in zip(sources, orders, strict=True)])
-    residual = estimates - targets
+    pit = surf_minimal.optimal_pit(estimates, sources)
+    residual = estimates - surf_minimal.reorder(sources, pit)
     if module.objective == "self_remixing":
-        return listing.sr_loss(residual, orders, order)
-    return listing.rm_loss(residual)
+        return surf_minimal.sr_loss(residual, pit, order)
+    return surf_minimal.rm_loss(residual)
 
 
 @pytest.mark.parametrize("objective", ["remixit", "self_remixing"])
@@ -74,7 +73,7 @@ def test_self_remixing_is_the_error_of_the_mixtures_themselves() -> None:
     sources = pseudo.flatten(0, 1)[order].view_as(pseudo)
     estimates = module.student.separate(sources.sum(1))
     total = torch.zeros_like(m)
-    for b, one in enumerate(listing.alignment(estimates, sources)):
+    for b, one in enumerate(surf_minimal.optimal_pit(estimates, sources).tolist()):
         for k, source in enumerate(one):
             total[order[2 * b + source] // 2] += estimates[b, k]
     loss = module.loss({"mixtures": m}, random())

@@ -6,17 +6,17 @@ import itertools
 import math
 
 import pytest
+import surf_minimal
 import torch
 from torch import Tensor
 
 from surf_lightning.functional.losses import log_energy, log_mse
-from surf_lightning.functional.randomness import BatchRandomness, mix_seed
-from surf_lightning.functional.remixing import remix
+from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
+from surf_lightning.functional.remixing import shuffle_sources
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import SURF, SupervisedFlow, SupervisedRegression
 from surf_lightning.networks import ConstantNoise, SourceHead, VelocityHead
-from surf_lightning.networks.base import Head
-from tests.methods import listing
+from surf_lightning.networks.base import Head, VelocityNetwork
 from tests.tiny import adam, perturbed, regression, velocity
 
 SEED, BATCH, CPU = 2, 5, torch.device("cpu")
@@ -54,15 +54,22 @@ def test_regression_is_the_least_error_over_all_orders(logarithmic: bool, num_ou
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
+def aligned_residual(network: VelocityNetwork, sources: Tensor, sigma: float = 1.0) -> Tensor:
+    """The weighted R_t of ``examples/surf_minimal.py`` from the random numbers of batch ``BATCH``."""
+    generator = torch.Generator().manual_seed(mix_seed(SEED, BATCH))
+    t = torch.rand(len(sources), generator=generator)
+    x0 = surf_minimal.prior(sources.sum(1), sigma * torch.randn(sources.shape, generator=generator).double())
+    residual, _ = surf_minimal.flow_residual(network, x0, sources, sources.sum(1), t)
+    return network.residual_weight(t).view(-1, 1, 1, 1, 1) * residual
+
+
 @pytest.mark.parametrize("head", [VelocityHead(), SourceHead()])
 @pytest.mark.parametrize("num_sources", [2, 3])
 def test_the_flow_is_lines_7_to_12_of_algorithm_1_on_true_sources(head: Head, num_sources: int) -> None:
     network = velocity(num_sources, head=head)
     module = SupervisedFlow(network, noise=ConstantNoise(0.6), optimizer=adam).double()
     data = batch(num_sources=num_sources)
-    draws = listing.Draws(torch.Generator().manual_seed(mix_seed(SEED, BATCH)))
-    residual, _ = listing.aligned_residual(network, data["sources"], draws, sigma=0.6)
-    expected = listing.rm_loss(residual)
+    expected = surf_minimal.rm_loss(aligned_residual(network, data["sources"], sigma=0.6))
     expected.backward()
     wanted = [parameter.grad for parameter in network.parameters()]
     module.zero_grad()
@@ -77,8 +84,7 @@ def test_the_flow_is_lines_7_to_12_of_algorithm_1_on_true_sources(head: Head, nu
 def test_the_log_loss_of_the_flow_is_in_decibels_of_each_example() -> None:
     network = velocity()
     data = batch()
-    draws = listing.Draws(torch.Generator().manual_seed(mix_seed(SEED, BATCH)))
-    residual, _ = listing.aligned_residual(network.double(), data["sources"], draws)
+    residual = aligned_residual(network.double(), data["sources"])
     expected = [10 * math.log10(float((example**2).sum()) + 1e-8) for example in residual.detach()]
     loss = SupervisedFlow(network, reduction=log_energy, optimizer=adam).loss(data, random())
     assert loss.item() == pytest.approx(sum(expected) / 6, rel=1e-5)
@@ -91,7 +97,8 @@ def test_surf_with_remixit_is_the_supervised_flow_on_its_remixed_estimates() -> 
     surf.double().beta = 0.5
     supervised = SupervisedFlow(surf.student.network, optimizer=adam)
     mixtures, numbers = batch()["mixtures"], random()
-    remixed = remix(surf.teacher_estimates(mixtures, numbers), numbers.generator)
+    teacher_noise, order = numbers.normal((6, 2, 1, 8, 8)), numbers.remix_order(12, Ranks())
+    remixed = shuffle_sources(surf.teacher_estimates(mixtures, teacher_noise), order)
     expected = supervised.loss({"sources": remixed.sources, "mixtures": remixed.mixtures}, numbers)
     assert torch.equal(surf.loss({"mixtures": mixtures}, random()), expected)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import surf_minimal
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,6 @@ from surf_lightning.methods import SURF
 from surf_lightning.methods.remixing import Objective
 from surf_lightning.networks import ConstantNoise, SourceHead, VelocityHead
 from surf_lightning.networks.base import Head
-from tests.methods import listing
 from tests.tiny import adam, digits, mixit_checkpoint, perturbed, regression, trainer, velocity
 
 SEED, BATCH, CPU = 3, 17, torch.device("cpu")
@@ -45,16 +46,27 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def listed(module: SURF, m: Tensor, self_remixing: bool) -> Tensor:
-    """The loss of Listing 1 from the random numbers of batch ``BATCH``."""
-    draws = listing.Draws(torch.Generator().manual_seed(mix_seed(SEED, BATCH)))
-    num_sources, sigma = module.student.num_sources, module.student.noise.scale
-    x0 = listing.prior(m, sigma * draws.normal(len(m), num_sources, m.shape[1:]))
-    teacher = module.separator
-    pseudo = listing.hybrid_sample(teacher.network, module.frozen_teacher, m, x0, module.beta, teacher.num_steps)
-    order = draws.order(len(m) * num_sources)
-    residual, orders = listing.aligned_residual(module.student.network, listing.remixed(pseudo, order), draws, sigma)
-    return listing.sr_loss(residual, orders, order) if self_remixing else listing.rm_loss(residual)
+def one_shuffle(size: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(size, generator=generator)
+
+
+def listed(
+    module: SURF, m: Tensor, self_remixing: bool, draw_order: Callable[[int, torch.Generator], Tensor] = one_shuffle
+) -> Tensor:
+    """The loss of ``examples/surf_minimal.py`` from the random numbers of batch ``BATCH``."""
+    generator = torch.Generator().manual_seed(mix_seed(SEED, BATCH))
+    student, teacher = module.student, module.teacher
+    shape, sigma = (len(m), student.num_sources, *m.shape[1:]), student.noise.scale
+    teacher_noise = torch.randn(shape, generator=generator).double()
+    order = draw_order(shape[0] * shape[1], generator)
+    t, noise = torch.rand(len(m), generator=generator), torch.randn(shape, generator=generator).double()
+    x0 = surf_minimal.prior(m, sigma * teacher_noise)
+    sample = surf_minimal.teacher_sample(teacher.network, module.frozen_teacher, m, x0, module.beta, teacher.num_steps)
+    sources = surf_minimal.remix(sample, order)
+    x0 = surf_minimal.prior(sources.sum(1), sigma * noise)
+    residual, pit = surf_minimal.flow_residual(student.network, x0, sources, sources.sum(1), t)
+    residual = student.network.residual_weight(t).view(-1, 1, 1, 1, 1) * residual
+    return surf_minimal.sr_loss(residual, pit, order) if self_remixing else surf_minimal.rm_loss(residual)
 
 
 @pytest.mark.parametrize("head", [VelocityHead(), SourceHead()])
@@ -203,14 +215,11 @@ def test_remixing_within_the_rank_is_one_shuffle_a_rank_and_needs_no_other_proce
     ((losses[0] + losses[1]) / 2).backward()
     found = gradients(module)
 
-    class Halves(listing.Draws):
-        def order(self, size: int) -> list[int]:
-            first, second = (torch.randperm(size // 2, generator=self.generator).tolist() for _ in range(2))
-            return first + [size // 2 + row for row in second]
+    def halves(size: int, generator: torch.Generator) -> Tensor:
+        first, second = (torch.randperm(size // 2, generator=generator) for _ in range(2))
+        return torch.cat([first, size // 2 + second])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing, "Draws", Halves)
-        expected = listed(module, m, objective == "self_remixing")
+    expected = listed(module, m, objective == "self_remixing", halves)
     expected.backward()
     torch.testing.assert_close((losses[0] + losses[1]) / 2, expected, rtol=1e-5, atol=0)
     for name, gradient in gradients(module).items():
@@ -268,7 +277,7 @@ def test_the_teachers_sample_is_consistent_and_the_anchor_at_beta_one() -> None:
     module, m = surf("remixit"), mixtures()
     for beta in (1.0, 0.6, 0.0):
         module.beta = beta
-        sample = module.teacher_estimates(m, random())
+        sample = module.teacher_estimates(m, random().normal((6, 2, 1, 8, 8)))
         torch.testing.assert_close(sample.sum(1), m, rtol=0, atol=1e-6)
         assert torch.allclose(sample, module.frozen_teacher.separate(m)) == (beta == 1)
         assert not sample.requires_grad
