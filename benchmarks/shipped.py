@@ -20,20 +20,20 @@ RATE = 16_000
 
 
 def build(config: str, **changes: Any) -> nn.Module:
-    """The network of the run ``config``, or of the file ``config`` in configs/network or here; some arguments changed."""
-    files = [CONFIGS / "network" / f"{config}.yaml", HERE / f"{config}.yaml"]
-    network = next((file for file in files if file.is_file()), None) or _network_of_run(config)
-    if not isinstance(network, dict):
-        network = yaml.safe_load(network.read_text())
+    """The network ``config``, or the network of the run ``config``, some of its arguments changed."""
+    network = _described(config)
+    network["init_args"] |= changes
     parser = ArgumentParser()
     parser.add_subclass_arguments(nn.Module, "network")
-    network["init_args"] |= changes
     return parser.instantiate(parser.parse_object({"network": network})).network
 
 
-def _network_of_run(config: str) -> dict[str, Any] | Path:
+def _described(config: str) -> dict[str, Any]:
+    for folder in (CONFIGS / "network", HERE):
+        if (file := folder / f"{config}.yaml").is_file():
+            return yaml.safe_load(file.read_text())
     network = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["model"]["init_args"]["network"]
-    return CONFIGS / network if isinstance(network, str) else network
+    return _described(Path(network).stem) if isinstance(network, str) else network
 
 
 def inputs(network: nn.Module, batch: int, *shape: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
