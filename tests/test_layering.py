@@ -1,4 +1,4 @@
-"""Dependencies point one way only: level 0 <- level 1 <- level 2."""
+"""A folder is a floor: it imports only what stands before it in ``FLOORS``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ PACKAGE = "surf_lightning"
 ROOT = Path(surf_lightning.__file__).parent
 MAX_LINES = 330
 
-LEVEL_0 = {"precision", "permutation", "remixing", "flow", "losses", "langevin"}
-LEVEL_1 = {"networks", "metrics", "data"}
-PLAIN = {"errors", ""}  # the exception, and the package itself with its version
-
-# Parts of this package that each part may import; all others are level 2, which may import anything.
-ALLOWED = {
-    **dict.fromkeys(PLAIN, PLAIN),
-    **dict.fromkeys(LEVEL_0, LEVEL_0),
-    "networks": LEVEL_0 | PLAIN | {"networks"},
-    "metrics": LEVEL_0 | PLAIN | {"metrics"},
-    "data": LEVEL_0 | PLAIN | {"data", "metrics"},  # a DataModule says how its estimates are measured
-}
+FLOORS = [
+    "functional",
+    "networks",
+    "audio",
+    "metrics",
+    "inference",
+    "data",
+    "callbacks",
+    "methods",
+    "engine",
+    "reporting",
+]
+BESIDE = {"errors", "files", "provenance", ""}  # any floor may import them, "" is the package with its version
+COMMANDS = {"cli", "__main__"}
 TRAINING_FRAMEWORKS = {"lightning", "pytorch_lightning", "jsonargparse", "wandb"}
 
 
@@ -71,31 +73,33 @@ def part(name: str) -> str:
 each_module = pytest.mark.parametrize("path", modules(), ids=lambda path: name_of(path) or "__init__")
 
 
-def test_the_levels_are_there() -> None:
-    """The tests below are of names: a module renamed would escape them."""
-    assert {part(name_of(path)) for path in modules()} >= LEVEL_0 | LEVEL_1 | PLAIN
-    assert imported_modules(ROOT / "separator.py") >= {"checkpoint", "flow", "networks.protocols"}
+def test_every_folder_is_a_floor() -> None:
+    """The tests below are of names: a folder renamed would escape them."""
+    assert {part(name_of(path)) for path in modules()} == {*FLOORS, *BESIDE, *COMMANDS}
+    assert imported_modules(ROOT / "inference" / "separator.py") >= {"functional.flow", "networks.base"}
 
 
 @each_module
-def test_dependencies_point_up_the_list_only(path: Path) -> None:
+def test_a_floor_imports_only_those_before_it(path: Path) -> None:
     mine = part(name_of(path))
-    if mine in ALLOWED:
-        forbidden = {name for name in imported_modules(path) if part(name) not in ALLOWED[mine]}
+    allowed = {*FLOORS[: FLOORS.index(mine) + 1], *BESIDE} if mine in FLOORS else BESIDE
+    if mine not in {*COMMANDS, ""}:  # the package offers the separator, which is imported when it is asked for
+        forbidden = {name for name in imported_modules(path) if part(name) not in allowed}
         assert not forbidden, f"{name_of(path)} imports {forbidden}"
 
 
 @each_module
-def test_level_0_imports_torch_and_scipy_only(path: Path) -> None:
-    if part(name_of(path)) in LEVEL_0:
+def test_the_mathematics_imports_torch_and_scipy_only(path: Path) -> None:
+    if part(name_of(path)) == "functional":
         assert outside(path) - sys.stdlib_module_names <= {"torch", "scipy"}
-    if part(name_of(path)) in PLAIN:
+        assert {part(name) for name in imported_modules(path)} <= {"functional"}
+    if part(name_of(path)) in ("errors", ""):
         assert outside(path) <= sys.stdlib_module_names
 
 
 @each_module
 def test_lightning_begins_at_the_data_modules(path: Path) -> None:
-    if part(name_of(path)) in LEVEL_1 and name_of(path) != "data.base":
+    if part(name_of(path)) in FLOORS[: FLOORS.index("inference")]:
         assert not outside(path) & TRAINING_FRAMEWORKS, "torchmetrics.utilities has rank_zero_warn as well"
 
 
@@ -114,7 +118,7 @@ def python(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)  # seconds alone, minutes on a busy machine
 
 
-def test_level_0_and_networks_work_without_lightning() -> None:
+def test_the_mathematics_and_networks_work_without_lightning() -> None:
     blocked = [*sorted(TRAINING_FRAMEWORKS), "lightning_fabric", "torchmetrics"]
     python(f"""
 import sys

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
+from surf_lightning.functional.randomness import ALONE, BatchRandomness, Ranks, mix_seed
 from surf_lightning.inference.separator import load_separator
 from surf_lightning.methods import BASIS, SequentialUpdate, SimultaneousUpdate
 from surf_lightning.methods.basis import BasisSeparator
@@ -39,7 +39,7 @@ class GaussianScore(ScoreNetwork):
         return (self.mean - x) / (self.log_variance.exp() + sigma**2).view(-1, 1, 1, 1)
 
 
-def random(ranks: Ranks | None = None) -> BatchRandomness:
+def random(ranks: Ranks = ALONE) -> BatchRandomness:
     return BatchRandomness(SEED, BATCH, CPU, ranks)
 
 

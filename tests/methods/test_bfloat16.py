@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surf_lightning.functional.losses import log_energy, log_mse
 from surf_lightning.functional.randomness import BatchRandomness
-from surf_lightning.functional.remixing import Remix
+from surf_lightning.functional.remixing import Remix, remix_over_ranks
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import (
     BASIS,
@@ -26,7 +26,6 @@ from surf_lightning.methods import (
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.methods.remixing import TeacherStudentModule
 from surf_lightning.networks import (
-    ConcatenatedNCSNpp,
     ConvTasNet,
     GlobalRMSNoise,
     MBLocoformer,
@@ -73,7 +72,6 @@ CASES: dict[str, Callable[[], SeparationModule]] = {
     "supervised ncsnpp": lambda: SupervisedRegression(regression(), optimizer=adam),
     "supervised locoformer": lambda: SupervisedRegression(locoformer(), error=log_mse, optimizer=adam),
     "flow ncsnpp": lambda: SupervisedFlow(velocity(attention_resolutions=[8]), optimizer=adam),
-    "flow concatenated": lambda: SupervisedFlow(perturbed(ConcatenatedNCSNpp(2, **IMAGE)), optimizer=adam),
     "flow locoformer": lambda: SupervisedFlow(perturbed(MBLocoformer(2, **LOCOFORMER)), log_energy, optimizer=adam),
     "remixit ncsnpp": lambda: remixing(Remixing, regression(), regression(4), RM),
     "remixit locoformer": lambda: remixing(Remixing, locoformer(), conv_tasnet(4), RM, log_energy),
@@ -122,14 +120,13 @@ def test_a_step_in_bfloat16_is_close_to_one_in_float32(case: str, monkeypatch: p
         elif isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear):
             part.register_forward_hook(lambda _, args, output: low.append(output.dtype))
     remixes: list[Remix] = []
-    plain = TeacherStudentModule.remix
 
-    def watch(self: TeacherStudentModule, *args: Any) -> Any:
-        remixed = plain(self, *args)
-        remixes.append(remixed)
-        return remixed
+    def watch(*args: Any) -> Remix:
+        remixes.append(remix_over_ranks(*args))
+        return remixes[-1]
 
-    monkeypatch.setattr(TeacherStudentModule, "remix", watch)
+    for place in ("remixing", "surf"):
+        monkeypatch.setattr(f"surf_lightning.methods.{place}.remix_over_ranks", watch)
     found, gradient = step(module, examples, enabled=True)
 
     assert torch.bfloat16 in low  # the step was one in bfloat16

@@ -11,12 +11,11 @@ from counting import LiveBytes
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from surf_lightning.functional.losses import Reduction, log_energy, mean_square
+from surf_lightning.functional.losses import Objective, Reduction, log_energy, mean_square
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import SURF
 from surf_lightning.methods.base import compile_networks
-from surf_lightning.methods.remixing import Objective
 from surf_lightning.networks import GlobalRMSNoise
 from tests.test_configs import ROOT
 from tests.tiny import adam, regression, velocity

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import squared_error
-from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
+from surf_lightning.functional.randomness import ALONE, BatchRandomness, Ranks, mix_seed
 from surf_lightning.methods import MixCycle, MixPIT
 from surf_lightning.methods.mixcycle import exchange
 from tests.tiny import adam, digits, regression, trainer
@@ -24,7 +24,7 @@ def mixtures(count: int) -> Tensor:
     return 2 * torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
 
 
-def random(ranks: Ranks | None = None) -> BatchRandomness:
+def random(ranks: Ranks = ALONE) -> BatchRandomness:
     return BatchRandomness(SEED, BATCH, CPU, ranks)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import surf_minimal
 import torch
 from torch import Tensor
 
+from surf_lightning.functional.losses import Objective
 from surf_lightning.functional.randomness import BatchRandomness, mix_seed
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import Remixing
-from surf_lightning.methods.remixing import Objective
 from tests.tiny import adam, perturbed, regression
 
 SEED, BATCH = 3, 11
@@ -18,7 +20,8 @@ SEED, BATCH = 3, 11
 
 def remixing(objective: Objective, num_outputs: int = 2, num_sources: int = 2, teacher_steps: int = 10) -> Remixing:
     student = regression(num_outputs, num_sources)
-    module = Remixing(student, objective, num_sources=num_sources, teacher_steps=teacher_steps, mixit_checkpoint="", optimizer=adam)
+    options: dict[str, Any] = {"num_sources": num_sources, "teacher_steps": teacher_steps, "mixit_checkpoint": ""}
+    module = Remixing(student, objective, optimizer=adam, **options)
     perturbed(module.separator, seed=5)
     module._freeze(RegressionSeparator(perturbed(regression(4, num_sources), seed=6), num_sources))
     return module.double()

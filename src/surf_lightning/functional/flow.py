@@ -64,7 +64,7 @@ def sources_from_velocity(x_t: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
 
 
 def flow_residual(
-    velocity: Velocity, x0: Tensor, sources: Tensor, mixtures: Tensor, t: Tensor
+    velocity: Velocity, x0: Tensor, sources: Tensor, mixtures: Tensor, t: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Lines 10-12 of Algorithm 1: align the sources to the student, interpolate, compare velocities.
 
@@ -74,14 +74,16 @@ def flow_residual(
         sources: x1 in any order, ``[B,K,*S]``.
         mixtures: their sums, ``[B,*S]``.
         t: times in [0, 1), ``[B]``.
+        weight: of the residual at these times, ``[B]``: 1, or 1 - t for networks that predict sources.
 
     Returns:
-        R_t ``[B,K,*S]`` of Eq. (23), and Υ of Eq. (21)-(22): row i of R_t belongs to source ``permutation[b,i]``.
+        R_t ``[B,K,*S]`` of Eq. (23), weighted, and Υ of Eq. (21)-(22): row i belongs to source ``permutation[b,i]``.
     """
     with torch.no_grad():  # σ is a constant of the gradient, Eq. (7)-(9)
         permutation = pit_permutation(x0 + velocity(x0, torch.zeros_like(t), mixtures), sources)
     x1 = reorder(sources, permutation)
-    return velocity(interpolate(x0, x1, t), t, mixtures) - (x1 - x0), permutation
+    residual = velocity(interpolate(x0, x1, t), t, mixtures) - (x1 - x0)
+    return expand_like(weight, residual) * residual, permutation
 
 
 def time_grid(num_steps: int) -> list[float]:
@@ -98,9 +100,13 @@ def euler(
     num_steps: int = 5,
     times: Sequence[float] | None = None,
 ) -> Tensor:
-    """Solve dx/dt = v(x, t, m) from ``x0 [B,K,*S]`` by Euler's method.
+    """Solve dx/dt = v(x, t, m) from x0 by Euler's method, Eq. (6).
 
     Args:
+        velocity: v(x, t, m).
+        x0: where to start, ``[B,K,*S]``.
+        mixtures: ``[B,*S]``.
+        num_steps: steps of equal length.
         times: any increasing grid; where given, it replaces the uniform one of ``num_steps`` steps from 0 to 1.
 
     Returns:

@@ -8,18 +8,22 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from surf_lightning.functional.permutation import best_permutation, invert, reorder
 from surf_lightning.functional.precision import at_least_float32, full_precision
+from surf_lightning.functional.randomness import Ranks
 from surf_lightning.functional.remixing import unremix
 
 EPSILON = 1e-8  # keeps the logarithm of an exactly reproduced silence finite
 
 EnergyLoss = Callable[[Tensor, Tensor], Tensor]
 """``loss(|y - y^|^2, |y|^2)``: maps error energy and reference energy (same shape) to a loss, elementwise."""
+
+Objective = Literal["remixit", "self_remixing"]
 
 Reduction = Callable[[Tensor], Tensor]
 """Maps a residual ``[B,...]`` to one number for each example, ``[B]``."""
@@ -201,6 +205,32 @@ def self_remixing(
         One number for each ORIGINAL mixture, ``[B]``.
     """
     return reduction(regrouped(residual, pit_permutation, remix_order))
+
+
+def remixing_loss(
+    objective: Objective,
+    residual: Tensor,
+    pit_permutation: Tensor,
+    remix_order: Tensor,
+    ranks: Ranks,
+    reduction: Reduction = mean_square,
+) -> Tensor:
+    """``remixit`` or ``self_remixing`` of this rank's part of a batch that ``ranks`` remixed as one.
+
+    Args:
+        objective: which of them.
+        residual: this rank's ``[B,K,*S]``.
+        pit_permutation: this rank's ``[B,K]``.
+        remix_order: of all ranks, ``[world*B*K]``.
+        ranks: the processes that share the batch.
+        reduction: as of ``remixit``.
+
+    Returns:
+        One number for each of this rank's mixtures, ``[B]``.
+    """
+    if objective == "remixit":
+        return remixit(residual, reduction)
+    return ranks.local(self_remixing(ranks.gather(residual), ranks.gather(pit_permutation), remix_order, reduction))
 
 
 def regrouped(residual: Tensor, pit_permutation: Tensor, remix_order: Tensor) -> Tensor:

@@ -35,6 +35,9 @@ class Ranks:
         return rows if self.world_size == 1 else rows.chunk(self.world_size)[self.rank]
 
 
+ALONE = Ranks()
+
+
 class BatchRandomness:
     """The random numbers of one training batch: drawn for the batch of all ranks from (seed, batch), alike everywhere.
 
@@ -42,8 +45,8 @@ class BatchRandomness:
     of ranks, and a resumed run draws what the uninterrupted one would have drawn.
     """
 
-    def __init__(self, seed: int, batch: int, device: torch.device, ranks: Ranks | None = None) -> None:
-        self.ranks = ranks or Ranks()
+    def __init__(self, seed: int, batch: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.device = device
         self.generator = torch.Generator(device).manual_seed(mix_seed(seed, batch))
 

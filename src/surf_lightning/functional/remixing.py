@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from surf_lightning.functional.randomness import Ranks
+
 
 @dataclass(frozen=True)
 class Remix:
@@ -30,6 +32,17 @@ def shuffle_sources(sources: Tensor, order: Tensor) -> Remix:
     """``remix`` by a given ``order [B*K]``: Π ``sources [B,K,*S]`` and its mixtures."""
     shuffled = sources.flatten(0, 1)[order].view_as(sources)
     return Remix(shuffled, shuffled.sum(1), order)
+
+
+def remix_over_ranks(sources: Tensor, order: Tensor, ranks: Ranks) -> Remix:
+    """This rank's part of the remixed batch of all ``ranks``, from its ``sources [B,K,*S]``.
+
+    ``order [world*B*K]`` is a permutation of the rows of all ranks, and stays whole in the result.
+    """
+    if ranks.world_size == 1:
+        return shuffle_sources(sources, order)
+    whole = shuffle_sources(ranks.gather(sources), order)
+    return Remix(ranks.local(whole.sources), ranks.local(whole.mixtures), order)
 
 
 def unremix(rows: Tensor, order: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ OLD_MODULES = {
     "methods.teaching": "methods.remixing",
     "separator": "inference.separator",
 }
+# Arguments that version 0.1 recorded and later versions no longer take: all weights written with the defaults load.
+OLD_ARGUMENTS = {"networks.conv_tasnet.ConvTasNet": {"consistency"}}
 SPAWNED = ".temp.ckpt"  # the file in which processes that Lightning has spawned hand their weights back
 
 
@@ -55,7 +57,7 @@ def _describe_value(value: Any) -> Any:
         return value
     if isinstance(value, nn.Module):
         raise UserError(
-            f"a checkpoint could not rebuild {class_path(value)}: decorate the class with {PACKAGE}.networks.recorded"
+            f"a checkpoint could not rebuild {class_path(value)}: decorate it with {PACKAGE}.networks.serializable"
         )
     raise UserError(f"a checkpoint cannot hold the argument {value!r}: give a plain value or a @serializable instance")
 
@@ -83,7 +85,8 @@ def rebuild(description: Any, trust: bool = False) -> Any:
         raise UserError(f"the checkpoint needs {module}.{name}, which cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UserError(f"the checkpoint would call {module}.{name}, which is no network")
-    arguments = {key: rebuild(value, trust) for key, value in description["init_args"].items()}
+    gone = OLD_ARGUMENTS.get(f"{module}.{name}".removeprefix(f"{PACKAGE}."), set())
+    arguments = {key: rebuild(value, trust) for key, value in description["init_args"].items() if key not in gone}
     try:
         return cls(**arguments)
     except ValueError as error:
@@ -116,6 +119,15 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint, or a damaged one") from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"{path} was not written by {PACKAGE}")
+    return _with_current_names(checkpoint)
+
+
+def _with_current_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The frozen teacher was called anchor before the folders moved."""
+    if "anchor" in checkpoint[KEY]:
+        checkpoint[KEY]["frozen_teacher"] = checkpoint[KEY].pop("anchor")
+        state = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {re.sub(r"^anchor\.", "frozen_teacher.", key): value for key, value in state}
     return checkpoint
 
 

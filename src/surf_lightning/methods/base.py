@@ -92,12 +92,14 @@ class SeparationModule(L.LightningModule, ABC):
 
     def micro_batched(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``function`` evaluated on ``micro_batch`` examples at a time, see ``in_micro_batches``."""
+        if self.micro_batch is None:
+            return function
         return functools.partial(in_micro_batches, function, self.micro_batch)
 
     # -- training --
 
     def setup(self, stage: str) -> None:
-        data = self._data()
+        data = self.data
         self.check_sources(data)
         self.signal = data.signal()
         self.lay_out(self)  # before DDP makes its buckets of gradients in the parameters' layout
@@ -118,11 +120,12 @@ class SeparationModule(L.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is the one thing that draws from the global generators.
-        torch.manual_seed(mix_seed(self.seed, batches_done(self.trainer), self.global_rank))
+        number = batches_done(self.trainer)
+        self.random = BatchRandomness(self.seed, number, self.device, Ranks.current())
+        torch.manual_seed(mix_seed(self.seed, number, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        random = BatchRandomness(self.seed, batches_done(self.trainer), self.device, Ranks.current())
-        loss = self.loss(batch, random)
+        loss = self.loss(batch, self.random)
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -216,7 +219,7 @@ class SeparationModule(L.LightningModule, ABC):
                 f"The resumed run goes on with the optimizer settings of its checkpoint, {restored}, "
                 f"NOT with those configured now, {self._configured}."
             )
-        if self._batch_before not in (None, batch := self._whole_batch()):
+        if self._batch_before not in (None, batch := self.whole_batch()):
             rank_zero_warn(
                 f"The resumed run goes on with {batch} mixtures a batch (data.batch_size, times the processes), NOT "
                 f"with the {self._batch_before} it began with."
@@ -235,14 +238,17 @@ class SeparationModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         seconds = self.trained_seconds + time.monotonic() - self._clock
-        checkpoint[KEY] = {**checkpoint_metadata(self), "seconds": seconds, "batch": self._whole_batch()}
+        checkpoint[KEY] = {**checkpoint_metadata(self), "seconds": seconds, "batch": self.whole_batch()}
 
-    def _whole_batch(self) -> int:
+    def whole_batch(self) -> int:
         """Mixtures in a training batch of all processes."""
-        return self._data().batch_size * self.trainer.world_size
+        return self.data.batch_size * self.trainer.world_size
 
-    def _data(self) -> Any:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+    @property
+    def data(self) -> SeparationData:
+        """The trainer's DataModule."""
+        data: SeparationData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
 
 
 def in_micro_batches(function: Callable[..., Tensor], size: int | None, *batches: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -13,16 +13,15 @@ from torch import Tensor
 
 from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.errors import UserError
-from surf_lightning.functional.losses import Reduction, mean_square, pit_permutation, remixit, self_remixing
+from surf_lightning.functional.losses import Objective, Reduction, mean_square, pit_permutation, remixing_loss
 from surf_lightning.functional.permutation import reorder
-from surf_lightning.functional.randomness import BatchRandomness, Ranks
-from surf_lightning.functional.remixing import Remix, shuffle_sources
+from surf_lightning.functional.randomness import ALONE, BatchRandomness
+from surf_lightning.functional.remixing import remix_over_ranks
 from surf_lightning.inference.checkpoint import KEY, describe, rebuild
 from surf_lightning.inference.separator import RegressionSeparator, Separator, load_separator
 from surf_lightning.methods.base import Batch, SeparationModule
 from surf_lightning.networks.base import RegressionNetwork
 
-Objective = Literal["remixit", "self_remixing"]
 LABELS = {"remixit": "ReMixIT", "self_remixing": "Self-Remixing"}
 
 
@@ -71,25 +70,10 @@ class TeacherStudentModule(SeparationModule):
     def teacher(self) -> Any:
         return self.separator
 
-    def remixing_ranks(self, random: BatchRandomness) -> Ranks:
-        """The processes whose batches are remixed as one."""
-        return random.ranks if self.remix_over_ranks else Ranks()
-
-    def remix(self, estimates: Tensor, order: Tensor, ranks: Ranks) -> Remix:
-        """Shuffle teacher ``estimates [B,K,*S]`` by the ``order`` of all ``ranks``, Eq. (14)-(15): this rank's part."""
-        whole = shuffle_sources(ranks.gather(estimates), order)
-        return Remix(ranks.local(whole.sources), ranks.local(whole.mixtures), order)
-
-    def remixing_loss(self, residual: Tensor, pit_permutation: Tensor, order: Tensor, ranks: Ranks) -> Tensor:
-        """The mean of the objective over this rank's mixtures, from the student's ``residual [B,K,*S]``."""
-        if self.objective == "remixit":
-            return remixit(residual, self.reduction).mean()
-        if len(order) == residual.shape[1]:
-            rank_zero_warn("Self-Remixing of one mixture has a loss of 0: use a batch_size of at least 2")
-        losses = self_remixing(ranks.gather(residual), ranks.gather(pit_permutation), order, self.reduction)
-        return ranks.local(losses).mean()
-
     def on_fit_start(self) -> None:
+        together = self.whole_batch() if self.remix_over_ranks else self.data.batch_size
+        if self.objective == "self_remixing" and together == 1:
+            rank_zero_warn("Self-Remixing of one mixture has a loss of 0: use a batch_size of at least 2")
         if not hasattr(self, "frozen_teacher"):  # a resumed fit has that of its checkpoint
             self._take_over(self.mixit_checkpoint)
             self.frozen_teacher.to(self.device, self.dtype)  # type: ignore[arg-type]
@@ -193,12 +177,13 @@ class Remixing(TeacherStudentModule):
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         mixtures = batch["mixtures"]
-        ranks = self.remixing_ranks(random)
+        ranks = random.ranks if self.remix_over_ranks else ALONE
         order = random.remix_order(len(mixtures) * self.student.num_sources, ranks)
         teacher = self.frozen_teacher if self.steps_made < self.teacher_steps else self.teacher
         with torch.no_grad():
             estimates = self.micro_batched(teacher)(mixtures)
-        remixed = self.remix(estimates, order, ranks)
+        remixed = remix_over_ranks(estimates, order, ranks)
         estimates = self.micro_batched(self.student)(remixed.mixtures)
         pit = pit_permutation(estimates, remixed.sources)
-        return self.remixing_loss(estimates - reorder(remixed.sources, pit), pit, order, ranks)
+        residual = estimates - reorder(remixed.sources, pit)
+        return remixing_loss(self.objective, residual, pit, order, ranks, self.reduction).mean()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.functional.flow import expand_like, flow_residual
+from surf_lightning.functional.flow import flow_residual
 from surf_lightning.functional.losses import EnergyLoss, Reduction, mean_square, pit, squared_error
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
@@ -92,5 +92,6 @@ class SupervisedFlow(SeparationModule):
         t = random.uniform(len(mixtures))
         x0 = self.separator.prior(mixtures, random.normal(sources.shape))
         network = self.separator.network
-        residual, _ = flow_residual(self.micro_batched(network), x0, sources, mixtures, t)
-        return self.reduction(expand_like(network.residual_weight(t), residual) * residual).mean()
+        velocity, weight = self.micro_batched(network), network.residual_weight(t)
+        residual, _ = flow_residual(velocity, x0, sources, mixtures, t, weight)
+        return self.reduction(residual).mean()

@@ -9,12 +9,13 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from surf_lightning.callbacks.beta_schedule import BetaSchedule
-from surf_lightning.functional.flow import expand_like, flow_residual, hybrid_euler
-from surf_lightning.functional.losses import Reduction, mean_square
-from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.functional.flow import flow_residual, hybrid_euler, prior_from_noise
+from surf_lightning.functional.losses import Objective, Reduction, mean_square, remixing_loss
+from surf_lightning.functional.randomness import ALONE, BatchRandomness
+from surf_lightning.functional.remixing import remix_over_ranks
 from surf_lightning.inference.separator import FlowSeparator
 from surf_lightning.methods.base import Batch
-from surf_lightning.methods.remixing import Objective, TeacherStudentModule
+from surf_lightning.methods.remixing import TeacherStudentModule
 from surf_lightning.networks.base import PriorNoise, VelocityNetwork
 
 
@@ -59,30 +60,36 @@ class SURF(TeacherStudentModule):
         mixtures = batch["mixtures"]  # line 3
         shape = (len(mixtures), self.student.num_sources, *mixtures.shape[1:])
         # All random numbers of lines 4 to 8.
-        ranks = self.remixing_ranks(random)
+        ranks = random.ranks if self.remix_over_ranks else ALONE
         teacher_noise = random.normal(shape)
         order = random.remix_order(shape[0] * shape[1], ranks)
         t = random.uniform(len(mixtures))
         noise = random.normal(shape)
 
         estimates = self.teacher_estimates(mixtures, teacher_noise)  # line 4
-        remixed = self.remix(estimates, order, ranks)  # lines 5-6
-        x0 = self.student.prior(remixed.mixtures, noise)  # line 9
+        remixed = remix_over_ranks(estimates, order, ranks)  # lines 5-6
         student = self.student.network
-        velocity = self.micro_batched(student)
-        residual, pit = flow_residual(velocity, x0, remixed.sources, remixed.mixtures, t)  # lines 10-12
-        residual = expand_like(student.residual_weight(t), residual) * residual
-        return self.remixing_loss(residual, pit, order, ranks)  # lines 13-14; the optimizer is line 15, EMATeacher 16
+        x0 = prior_from_noise(remixed.mixtures, self.deviation(remixed.mixtures) * noise)  # line 9
+        velocity, weight = self.micro_batched(student), student.residual_weight(t)
+        residual, pit = flow_residual(velocity, x0, remixed.sources, remixed.mixtures, t, weight)  # lines 10-12
+        losses = remixing_loss(self.objective, residual, pit, order, ranks, self.reduction)  # lines 13-14
+        return losses.mean()  # the optimizer is line 15, callbacks.EMATeacher line 16
 
     @torch.no_grad()
     def teacher_estimates(self, mixtures: Tensor, noise: Tensor) -> Tensor:
         """A sample ``[B,K,*S]`` of the hybrid teacher for ``mixtures [B,*S]`` and ``noise [B,K,*S]``, Appendix D.3."""
-        velocity, num_steps = self.teacher.network, self.teacher.num_steps
+        teacher = self.teacher
 
         def sample(x0: Tensor, mixtures: Tensor) -> Tensor:
-            return hybrid_euler(velocity, self.frozen_teacher, x0, mixtures, self.beta, num_steps)
+            return hybrid_euler(teacher.network, self.frozen_teacher, x0, mixtures, self.beta, teacher.num_steps)
 
-        return self.micro_batched(sample)(self.teacher.prior(mixtures, noise), mixtures)
+        x0 = prior_from_noise(mixtures, self.deviation(mixtures) * noise)
+        return self.micro_batched(sample)(x0, mixtures)
+
+    def deviation(self, mixtures: Tensor) -> Tensor | float:
+        """The standard deviation of the prior's noise for ``mixtures [B,*S]``, Eq. (4)."""
+        deviation: Tensor | float = self.student.noise(mixtures, self.student.num_sources)
+        return deviation
 
     def configure_callbacks(self) -> list[Callback]:
         return [*super().configure_callbacks(), self.schedule]
