@@ -187,7 +187,7 @@ def test_missing_data_says_where_it_was_sought(tmp_path: Path, capfd: pytest.Cap
 
 
 def test_fit_test_and_report_leave_what_they_promise() -> None:
-    shrunk = ["--config", str(ROOT / "tests" / "tiny_digits.yaml"), "--trainer.enable_progress_bar", "false"]
+    shrunk = ["--config", str(ROOT / "tests" / "tiny_images.yaml"), "--trainer.enable_progress_bar", "false"]
     config = ["--config", str(ROOT / "configs" / "digits_mixit.yaml"), *shrunk]
     no_wandb = ["--trainer.logger", "MetricsCSV"]
     assert main(["fit", *config, *no_wandb]) == 0
@@ -499,7 +499,7 @@ def test_a_folder_that_cannot_be_written_is_named(capfd: pytest.CaptureFixture[s
 
 def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_same_run() -> None:
     args = ["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml")]
-    args += ["--config", str(ROOT / "tests" / "tiny_digits.yaml"), "--trainer.enable_progress_bar", "false"]
+    args += ["--config", str(ROOT / "tests" / "tiny_images.yaml"), "--trainer.enable_progress_bar", "false"]
     first = run(*args)
     assert first.returncode == 0, first.stderr
     run_id = Path("runs/digits_mixit/wandb_id").read_text().strip()

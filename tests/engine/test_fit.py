@@ -59,7 +59,7 @@ def test_only_one_device_and_ddp_are_supported() -> None:
 
 
 def test_a_run_holds_what_that_of_the_command_line_does() -> None:
-    paths = (ROOT / "configs" / "digits_mixit.yaml", ROOT / "tests" / "tiny_digits.yaml")
+    paths = (ROOT / "configs" / "digits_mixit.yaml", ROOT / "tests" / "tiny_images.yaml")
     assert main(["fit", *(f"--config={path}" for path in paths), "--name", "command", "--trainer.logger", "true"]) == 0
     trainer = fit(mixit(), tiny.digits(), "runs/python", 2, **QUIET)
     assert trainer.global_step == 2

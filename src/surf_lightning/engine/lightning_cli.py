@@ -36,6 +36,8 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional import losses
 from surf_lightning.methods.base import SeparationModule
 
+TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}
+
 
 class SurfCLI(LightningCLI):
     """``--name``, one seed for everything, run folders, and the callbacks that every run has."""
@@ -171,7 +173,7 @@ def run_lightning(*args: str) -> None:
             seed_everything_default=0,
             save_config_callback=None,  # fit.train writes config.yaml
             parser_kwargs={**strict, **{name: dict(strict) for name in SurfCLI.subcommands()}},
-            trainer_defaults=dict(TRAINER_DEFAULTS),
+            trainer_defaults={**TRAINER_DEFAULTS, "logger": TRACKER},
         )
     except KeyboardInterrupt:  # while there was nothing to save yet
         raise SystemExit(128 + signal.SIGINT) from None
