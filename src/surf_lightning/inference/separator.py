@@ -36,9 +36,10 @@ class Separator(nn.Module, ABC):
 
     @torch.no_grad()
     def separate(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Separate ``mixtures [B,*S]``: sums of K sources, images in units where a source lies in [-1,1].
+        """Separate a batch of mixtures.
 
         Args:
+            mixtures: ``[B,*S]``, sums of K sources; images in units where a source lies in [-1,1].
             generator: makes the estimates of a flow reproducible; a regression draws nothing.
 
         Returns:
