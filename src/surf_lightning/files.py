@@ -18,8 +18,8 @@ def files_under(root: Path, suffixes: tuple[str, ...], skip: Path | None = None)
     Hidden files and folders are left out, also the ``._name.wav`` that macOS leaves on other disks.
 
     Args:
-        root: the folder.
-        suffixes: ends of the names, in lower case; the names may be in any case.
+        root: the tree's folder.
+        suffixes: e.g. ``(".wav", ".flac")``.
         skip: a folder that is left out as well.
 
     Returns:

@@ -36,17 +36,17 @@ class Separator(nn.Module, ABC):
 
     @torch.no_grad()
     def separate(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Separate a batch of mixtures.
+        """Separate mixtures into their sources.
 
         Args:
-            mixtures: ``[B,*S]``, sums of K sources; images in units where a source lies in [-1,1].
+            mixtures: sums of K sources, ``[B,*S]``; images in units where a source lies in [-1,1].
             generator: makes the estimates of a flow reproducible; a regression draws nothing.
 
         Returns:
             ``estimates [B,K,*S]``, which sum to the mixtures.
 
         Raises:
-            ValueError: the mixtures are not such as a loaded separator has been trained on.
+            ValueError: the mixtures have another shape than those that a loaded separator was trained on.
         """
         signal = getattr(self, "signal", None)
         if signal is not None:

@@ -237,23 +237,23 @@ def separate_file(
 ) -> Iterator[Chunk]:
     """Separate an audio file of any length and rate in bounded memory.
 
-    For example as input of a classifier::
+    For a classifier, for example::
 
         for chunk in separate_file(load_separator("best.ckpt"), "field.wav"):
             for source in chunk.estimates[0]:  # [K,n] at the file's own rate
                 ...
 
     Args:
-        separator: of audio, from ``load_separator``.
-        audio: the file.
+        separator: as of ``separate_stream``.
+        audio: the file, or its path.
         channels: what is separated of a file of several: ``"each"``, their mean (``"mix"``) or the ``"first"``.
         windows: as of ``separate_stream``.
         num_samples: as of ``separate_stream``.
         seed: as of ``separate_stream``.
 
     Yields:
-        Chunks at the file's own rate, with as many samples as the file; their sources sum to it. What lies above the
-        separator's band is shared equally.
+        Chunks as of ``separate_stream``, at the file's own rate: together they have as many samples as the file, and
+        their sources sum to it. What lies above the separator's band is shared equally.
 
     Raises:
         BadAudio: the file cannot be decoded; the message is the reason.

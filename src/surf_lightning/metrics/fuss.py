@@ -16,7 +16,9 @@ ACTIVE_POWER = 0.01
 
 
 class FUSSMetrics(Metric):
-    """Separation of mixtures of one to four sources. ``compute`` returns a dict of scalars:
+    """Separation of mixtures of one to four sources.
+
+    ``compute`` returns a dict of scalars:
 
     - ``1S``: mean SI-SDR in dB of the sources of one-source mixtures;
     - ``2Si``, ``3Si``, ``4Si``: mean SI-SDR improvement in dB over the mixture, for mixtures of so many sources;

@@ -96,7 +96,7 @@ class ESTOI(SpeechMetric):
 
 @contextlib.contextmanager
 def _same_numpy_draws() -> Iterator[None]:
-    """pystoi dithers with numpy's global generator, and digital silence is scored by those draws: make them alike."""
+    """Make pystoi's dither repeatable: it draws from numpy's global generator, and silence is scored by it."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     try:
