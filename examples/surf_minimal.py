@@ -1,6 +1,6 @@
 """SURF in one file of plain PyTorch: learn to separate overlapping digits without ever seeing one alone.
 
-Code Listing 1 of "Separation via Unsupervised Remixing Flow", MixIT before it and the hybrid teacher of Appendix D.3, on
+Code Listing 1 of "Separation via Unsupervised Remixing Flow", after MixIT, with the hybrid teacher of Appendix D.3, on
 scikit-learn's 8x8 digits. `python examples/surf_minimal.py` trains for some minutes on a CPU core. Made to be read and
 copied: surf-lightning does the same faster, on any number of GPUs, and its tests compare with these functions.
 

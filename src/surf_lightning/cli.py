@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from surf_lightning import __version__
@@ -45,9 +46,11 @@ def report(*runs: str, output: str = "report") -> None:
         *runs: A run's folder, e.g. runs/digits_mixit.
         output: Folder for report.html, report.md and its pictures.
     """
-    from surf_lightning.reporting import write_report
+    from surf_lightning.reporting.report import write_report
 
-    write_report(runs, output)
+    if not runs:
+        raise UserError("name the folders of the runs to compare, e.g. runs/digits_mixit")
+    write_report([Path(run) for run in runs], Path(output))
 
 
 def separate(
@@ -79,6 +82,8 @@ def separate(
     """
     from surf_lightning.inference.separate import separate_inputs
 
+    if not inputs:
+        raise UserError("name the files or folders to separate")
     _allow_own_modules(trust)
     return separate_inputs(
         inputs, checkpoint, output, channels, num_samples, device, overwrite=overwrite, resume=resume, trust=trust

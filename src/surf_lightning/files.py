@@ -1,4 +1,4 @@
-"""Files and folders that are whole at every moment."""
+"""Finding files, and writing them so that a kill leaves the old or the new, whole."""
 
 from __future__ import annotations
 
@@ -12,13 +12,41 @@ from typing import Any
 from surf_lightning.errors import UserError
 
 
+def files_under(root: Path, suffixes: tuple[str, ...], skip: Path | None = None) -> list[str]:
+    """Files in the tree of ``root`` whose names end in one of ``suffixes`` (lower case; a name may be in any case).
+
+    Links are followed. Hidden files and folders are left out, also the ``._name.wav`` that macOS leaves on other disks.
+
+    Args:
+        root: the tree's folder.
+        suffixes: e.g. ``(".wav", ".flac")``.
+        skip: a folder that is left out as well.
+
+    Returns:
+        Paths relative to ``root``, sorted.
+    """
+    found: list[str] = []
+    seen = {os.path.realpath(skip)} if skip else set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # links may go in a circle
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        inside = os.path.relpath(folder, root)
+        names = [name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
+        found += [os.path.normpath(os.path.join(inside, name)) for name in names]
+    return sorted(found)
+
+
 def partial_path(path: Path) -> Path:
     """Where a file or folder is written before it is complete and moved to ``path``."""
     return path.with_name(f".{path.name}.partial")
 
 
 def make_writable(folder: Path) -> None:
-    """Make ``folder`` where there is none; raises UserError where nothing can be written into it."""
+    """Make ``folder`` if it does not exist; raises UserError if nothing can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe.partial"
@@ -41,11 +69,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-@contextmanager
-def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
-    """An open file that takes the place of ``path`` when the block ends, in one step: a kill leaves the old or the new.
+def sync(path: Path) -> None:
+    """Flush a closed file to the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
-    An error in the block leaves the old one, and nothing else. ``options`` are those of ``open``.
+
+@contextmanager
+def writing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
+    """An open file at ``partial_path(path)``: on disk when the block ends, removed after an error in it.
+
+    ``mode`` and ``options`` are those of ``open``. The caller moves the file to ``path``.
 
     Raises:
         OSError: it cannot be written; names ``path``.
@@ -56,9 +90,24 @@ def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)  # on a full disk its room is needed
         if isinstance(error, OSError) and error.errno and error.filename in (None, os.fspath(partial)):
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "wb", shared: bool = False, **options: Any) -> Iterator[Any]:
+    """As ``writing``, and the file replaces ``path`` in one step when the block ends: a kill leaves the old or the new.
+
+    ``shared``: other processes may write the same file at the same time; the last one to end wins.
+    """
+    own = path.with_name(f"{path.name}.{os.getpid()}") if shared else path
+    with writing(own, mode, **options) as file:
+        yield file
+    try:
+        os.replace(partial_path(own), path)
+    except OSError as error:
+        partial_path(own).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error

@@ -1,4 +1,4 @@
-"""What a run was made with: the machine, and the version of this code."""
+"""The machine and the version of this code that a run was made with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from surf_lightning import __version__
 
 
 def hardware(device: torch.device) -> str:
-    """The device by name, and the threads where it is a CPU."""
+    """Name of ``device``, with the number of threads if it is a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -20,7 +20,7 @@ def hardware(device: torch.device) -> str:
 
 
 def processor(information: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's model; where the system does not tell it, as on ARM, its architecture."""
+    """The CPU's model; its architecture where the system does not give the model, as on ARM."""
     try:
         lines = information.read_text().splitlines()
     except OSError:
@@ -30,9 +30,9 @@ def processor(information: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def commit() -> str | None:
-    """The commit of this package's checkout, marked where files differ from it; None outside a git checkout."""
+    """The commit of this package's checkout, with a mark if files differ from it; None outside a git checkout."""
     here = Path(__file__).parent
-    if _git("ls-files", "--error-unmatch", Path(__file__).name, cwd=here) is None:  # installed below another checkout
+    if _git("ls-files", "--error-unmatch", Path(__file__).name, cwd=here) is None:  # installed inside another checkout
         return None
     found = _git("rev-parse", "HEAD", cwd=here)
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", cwd=here)
@@ -40,7 +40,7 @@ def commit() -> str | None:
 
 
 def provenance(device: torch.device) -> dict[str, str | None]:
-    """Version, commit and hardware."""
+    """Version and commit of this code, and the hardware of ``device``."""
     return {"version": __version__, "commit": commit(), "hardware": hardware(device)}
 
 

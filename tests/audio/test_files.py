@@ -11,8 +11,18 @@ import pytest
 import soundfile
 import torch
 
-from surf_lightning.audio.files import BadAudio, is_cut_short, open_audio, read_crop, resampler
-from surf_lightning.audio.streams import AudioFile, StreamResampler
+from surf_lightning.audio.files import (
+    EXTENSIONS,
+    BadAudio,
+    Resampler,
+    StreamResampler,
+    is_cut_short,
+    open_audio,
+    read_crop,
+)
+from surf_lightning.audio.index import index_audio
+from surf_lightning.audio.streams import AudioFile
+from surf_lightning.files import files_under
 from tests.audio.trees import BROKEN, RATE, noise, write
 
 
@@ -45,20 +55,48 @@ def test_a_crop_ends_with_its_file(tmp_path: Path) -> None:
 def test_a_crop_is_a_part_of_the_whole_resampled(tmp_path: Path, rate: int) -> None:
     """The filter's surroundings are read with it, so that no crop has edges of its own."""
     signal = write(tmp_path / "a.wav", noise(1.0, 0, rate), rate)
-    whole = resampler(rate, RATE)(torch.from_numpy(signal).float())
-    assert len(whole) == resampler(rate, RATE).length(len(signal)) == RATE
+    whole = Resampler(rate, RATE)(torch.from_numpy(signal).float())
+    assert len(whole) == Resampler(rate, RATE).length(len(signal)) == RATE
     for start, count in ((0, 4000), (1, 7), (3333, 5000), (12000, 4000), (len(whole) - 5, 100)):
         crop = read_crop(tmp_path / "a.wav", start, count, RATE)
         torch.testing.assert_close(crop, whole[start : start + count], atol=1e-6, rtol=0)
 
 
+FORMATS = {
+    **dict.fromkeys((".wav", ".wave", ".bwf"), ("WAV", "PCM_16")),
+    **dict.fromkeys((".aif", ".aiff", ".aifc"), ("AIFF", "PCM_24")),
+    **dict.fromkeys((".au", ".snd"), ("AU", "FLOAT")),
+    **dict.fromkeys((".ogg", ".oga"), ("OGG", "VORBIS")),
+    ".rf64": ("RF64", "PCM_16"),
+    ".w64": ("W64", "PCM_16"),
+    ".caf": ("CAF", "ALAC_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_every_format_is_indexed_cropped_and_streamed(tmp_path: Path, extension: str) -> None:
+    """A decoder that is entered in the middle gives what it gives when it comes from the beginning."""
+    rate, path = 48000, tmp_path / f"a{extension}"
+    container, subtype = FORMATS[extension]
+    write(path, noise(8.0, 0, rate), rate, format=container, subtype=subtype)
+    assert [file.frames for file in index_audio(tmp_path, files_under(tmp_path, EXTENSIONS))] == [8 * rate]
+    decoded = torch.cat(list(AudioFile.open(path).blocks()), 1)[0].float()
+    whole = Resampler(rate, RATE)(decoded)
+    for start in np.random.default_rng(0).integers(0, 6 * RATE, 12).tolist():
+        crop = read_crop(path, start, 2 * RATE, RATE)
+        torch.testing.assert_close(crop, whole[start : start + 2 * RATE], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["ogg", "mp3", "flac"])
 def test_crops_of_formats_with_frames(tmp_path: Path, kind: str) -> None:
-    """A decoder that is entered in the middle gives what it gives when it comes from the beginning."""
+    """The same at a rate that is no multiple of the other."""
     rate, path = 44100, tmp_path / f"a.{kind}"
     write(path, noise(12.0, 0, rate), rate)
     decoded = soundfile.read(path, dtype="float32")[0]
-    whole = resampler(rate, RATE)(torch.from_numpy(decoded))
+    whole = Resampler(rate, RATE)(torch.from_numpy(decoded))
     for start in np.random.default_rng(0).integers(0, 10 * RATE, 12).tolist():
         crop = read_crop(path, start, 2 * RATE, RATE)
         torch.testing.assert_close(crop, whole[start : start + 2 * RATE], atol=1e-6, rtol=0)
@@ -86,21 +124,20 @@ def test_resampling_keeps_tones(rate: int) -> None:
         return torch.sin(2 * math.pi * frequency * torch.arange(at, dtype=torch.float64) / at)
 
     for frequency in (440.0, 3000.0):
-        resampled = resampler(rate, RATE)(tone(frequency, rate).float())
+        resampled = Resampler(rate, RATE)(tone(frequency, rate).float())
         inside = slice(1000, RATE - 1000)
         torch.testing.assert_close(resampled.double()[inside], tone(frequency, RATE)[inside], atol=2e-3, rtol=0)
 
 
 def test_resampling_removes_what_lies_above_the_band() -> None:
     tone = torch.sin(2 * math.pi * 11000 * torch.arange(48000, dtype=torch.float64) / 48000).float()
-    resampled = resampler(48000, RATE)(tone)[1000:-1000]
+    resampled = Resampler(48000, RATE)(tone)[1000:-1000]
     assert 10 * math.log10(2 * float(resampled.double().square().mean())) < -70
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 44100, 44101, 96000])
 def test_a_length_is_that_of_the_resampled_signal(rate: int) -> None:
-    one = resampler(rate, RATE)
-    assert resampler(rate, RATE) is one
+    one = Resampler(rate, RATE)
     for frames in (*range(1, 60), 5001, 70_003):
         assert len(one(torch.zeros(frames))) == one.length(frames)
 
@@ -113,7 +150,7 @@ def test_a_crop_is_what_a_stream_of_the_file_has_there(tmp_path: Path, rate: int
     down = StreamResampler(rate, RATE, 1)
     blocks = [down(block) for block in AudioFile.open(path).blocks(0.3)]
     stream = torch.cat([*blocks, down(torch.zeros(1, 0), last=True)], 1)[0]
-    assert len(stream) == resampler(rate, RATE).length(3 * rate)
+    assert len(stream) == Resampler(rate, RATE).length(3 * rate)
     for start, count in ((0, 4000), (12345, 16000), (47000, 1000)):
         crop = read_crop(path, start, count, RATE)
         torch.testing.assert_close(crop.double(), stream[start : start + count], atol=5e-6, rtol=0)
@@ -152,6 +189,13 @@ def test_nan_is_found_where_it_is_alone(tmp_path: Path) -> None:
         write(tmp_path / "a.wav", signal, subtype="FLOAT")
         with pytest.raises(BadAudio, match="NaN or infinity"):
             read_crop(tmp_path / "a.wav", 10000, 20000, RATE)
+
+
+def test_an_aiff_file_cut_short_is_known(tmp_path: Path) -> None:
+    write(tmp_path / "a.aiff", noise(1.0, 0))
+    assert not is_cut_short(tmp_path / "a.aiff")
+    (tmp_path / "a.aiff").write_bytes((tmp_path / "a.aiff").read_bytes()[:20000])
+    assert is_cut_short(tmp_path / "a.aiff")
 
 
 @pytest.mark.parametrize("comment", [10, 5000])

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from surf_lightning.audio import index as audio_index
-from surf_lightning.audio.index import CACHE_NAME, MAX_LISTED, Examined, audio_under, index_audio, listed
+from surf_lightning.audio.files import EXTENSIONS
+from surf_lightning.audio.index import CACHE_NAME, MAX_LISTED, Examined, format_skipped, index_audio
+from surf_lightning.files import files_under
 from tests.audio.trees import BROKEN, RATE, broken, noise, write
 
 
@@ -28,8 +30,12 @@ def examined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return names
 
 
+def audio_under(root: Path) -> list[str]:
+    return files_under(root, EXTENSIONS)
+
+
 def reasons(root: Path, paths: list[str]) -> dict[str, str]:
-    return {path: file.reason for path, file in zip(paths, index_audio(root, paths).files, strict=True)}
+    return {path: file.reason for path, file in zip(paths, index_audio(root, paths), strict=True)}
 
 
 def test_good_files_and_their_length(tmp_path: Path) -> None:
@@ -43,7 +49,7 @@ def test_good_files_and_their_length(tmp_path: Path) -> None:
         write(tmp_path / name, noise(seconds, 0, rate, channels), rate)
     paths = audio_under(tmp_path)
     assert paths == sorted(sizes)
-    for path, file in zip(paths, index_audio(tmp_path, paths).files, strict=True):
+    for path, file in zip(paths, index_audio(tmp_path, paths), strict=True):
         seconds, rate, _ = sizes[path]
         assert (file.frames, file.rate, file.reason) == (round(seconds * rate), rate, "")
         assert file.size == (tmp_path / path).stat().st_size
@@ -80,12 +86,13 @@ def test_only_what_changed_is_examined_again(tmp_path: Path, examined: list[str]
     for number in range(4):
         write(tmp_path / f"{number}.wav", noise(1.0, number))
     broken(tmp_path / "broken")
-    first = index_audio(tmp_path, audio_under(tmp_path))
+    before = audio_under(tmp_path)
+    first = index_audio(tmp_path, before)
     assert len(examined) == 4 + len(BROKEN)
     assert (tmp_path / CACHE_NAME).is_file()
 
     examined.clear()
-    assert index_audio(tmp_path, audio_under(tmp_path)) == first
+    assert index_audio(tmp_path, before) == first
     assert not examined, "bad files are kept in mind as well"
 
     state = (tmp_path / "1.wav").stat()
@@ -95,11 +102,11 @@ def test_only_what_changed_is_examined_again(tmp_path: Path, examined: list[str]
     write(tmp_path / "new.wav", noise(1.0, 11))
     (tmp_path / "2.wav").unlink()
     paths = [*audio_under(tmp_path), "2.wav"]
-    again = dict(zip(paths, index_audio(tmp_path, paths).files, strict=True))
+    again = dict(zip(paths, index_audio(tmp_path, paths), strict=True))
     assert sorted(examined) == ["0.wav", "1.wav", "new.wav"]
     assert again["0.wav"].frames == 2 * RATE
     assert (again["1.wav"].reason, again["2.wav"].reason) == ("silent", "missing")
-    assert again["3.wav"] == first.files[first.paths.index("3.wav")]
+    assert again["3.wav"] == first[before.index("3.wav")]
 
 
 def test_files_of_other_lists_stay_in_the_cache(tmp_path: Path, examined: list[str]) -> None:
@@ -127,8 +134,8 @@ def test_without_any_place_for_the_cache_the_index_still_works(tmp_path: Path, e
     write(root / "a.wav", noise(1.0, 0))
     (root / CACHE_NAME).mkdir()
     (tmp_path / "cache").write_text("a file where the cache folder should be")
-    with pytest.warns(UserWarning, match="cannot be kept"):
-        assert index_audio(root, ["a.wav"]).files[0].frames == RATE
+    with pytest.warns(UserWarning, match="cannot be saved"):
+        assert index_audio(root, ["a.wav"])[0].frames == RATE
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 half a zip"])
@@ -136,7 +143,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, examined: list[str], conte
     write(tmp_path / "a.wav", noise(1.0, 0))
     (tmp_path / CACHE_NAME).write_bytes(content)
     for _ in range(2):
-        assert index_audio(tmp_path, ["a.wav"]).files[0].frames == RATE
+        assert index_audio(tmp_path, ["a.wav"])[0].frames == RATE
     assert examined == ["a.wav"]
 
 
@@ -154,7 +161,7 @@ def test_names_need_not_be_utf8(tmp_path: Path, examined: list[str]) -> None:
     name = os.fsdecode(b"caf\xe9.wav")
     write(tmp_path / name, noise(1.0, 0))
     for _ in range(2):
-        assert index_audio(tmp_path, audio_under(tmp_path)).files[0].frames == RATE
+        assert index_audio(tmp_path, audio_under(tmp_path))[0].frames == RATE
     assert examined == [name]
 
 
@@ -174,23 +181,9 @@ def test_the_progress_bar_counts_what_is_examined(
     assert not capfd.readouterr().err
 
 
-def test_which_files_of_a_tree_are_audio(tmp_path: Path) -> None:
-    wanted = ["A.WAV", "b/c/d.Flac", "b/e.ogg", "f.mp3"]
-    for name in [*wanted, "notes.txt", "._A.WAV", ".hidden/g.wav", "b/h.wav.part", "wav"]:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (tmp_path / "b" / "up").symlink_to(tmp_path)  # a circle
-    assert audio_under(tmp_path) == wanted
-    (tmp_path.parent / f"{tmp_path.name}_other").mkdir()
-    (tmp_path.parent / f"{tmp_path.name}_other" / "i.wav").touch()
-    (tmp_path / "link").symlink_to(tmp_path.parent / f"{tmp_path.name}_other")
-    assert audio_under(tmp_path) == [*wanted, "link/i.wav"]
-
-
 def test_a_long_list_of_bad_files_is_kept_in_a_file(tmp_path: Path, examined: list[str]) -> None:
     bad = {f"{number}.wav": "silent" for number in range(MAX_LISTED + 7)}
-    *lines, last = listed(tmp_path, bad).splitlines()
+    *lines, last = format_skipped(tmp_path, bad).splitlines()
     assert lines == [f"  {number}.wav: silent" for number in range(MAX_LISTED)]
     path = tmp_path / ".surf-audio-index.skipped.txt"
     assert last == f"  and 7 more, all listed in {path}"
@@ -203,5 +196,5 @@ def test_many_files_are_indexed_in_order(tmp_path: Path) -> None:
     names = [f"{number}.wav" for number in range(200)]
     for number, name in enumerate(names):
         (tmp_path / name).symlink_to("one.wav") if number % 7 else (tmp_path / name).touch()
-    files = index_audio(tmp_path, names).files
+    files = index_audio(tmp_path, names)
     assert [isinstance(file, Examined) and file.frames for file in files] == [RATE * bool(n % 7) for n in range(200)]

@@ -98,10 +98,11 @@ def _late_nan() -> np.ndarray:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated.flac": (lambda path: (write(path, noise(3.0, 1)), _cut(path)), "truncated"),
     "truncated.wav": (lambda path: (write(path, noise(3.0, 2)), _cut(path)), "truncated"),
+    "truncated.aiff": (lambda path: (write(path, noise(3.0, 10)), _cut(path)), "truncated"),
     "truncated.ogg": (lambda path: (write(path, noise(3.0, 3)), _cut(path)), "truncated"),
     "truncated.mp3": (lambda path: (write(path, noise(3.0, 4)), _cut(path)), "truncated"),
     "empty.wav": (lambda path: path.write_bytes(b""), "empty file"),
-    "no_samples.wav": (lambda path: write(path, np.zeros(0)), "empty: it has no samples"),
+    "no_samples.wav": (lambda path: write(path, np.zeros(0)), "holds no samples"),
     "text.wav": (lambda path: path.write_text("this is not audio\n"), "wrongly named"),
     "nan.wav": (lambda path: write(path, np.full(RATE, np.nan), subtype="FLOAT"), "NaN"),
     "late_nan.wav": (lambda path: write(path, _late_nan(), subtype="FLOAT"), "NaN"),

@@ -62,7 +62,7 @@ def find(crop: Tensor, root: Path) -> tuple[int, int]:
 
 def test_bad_files_are_reported_once_each_and_skipped(tmp_path: Path) -> None:
     broken(tmp_path / "broken")
-    good = [f"{number}.wav" for number in range(60)]
+    good = [f"{number}.wav" for number in range(80)]
     for name in good:
         write(tmp_path / name, noise(0.6, 0))
     rows = [[name] for name in (*good, *(f"broken/{name}" for name in BROKEN))]
@@ -75,8 +75,8 @@ def test_bad_files_are_reported_once_each_and_skipped(tmp_path: Path) -> None:
         (line,) = [line for line in lines if f"broken/{name}:" in line]
         assert words in line
     assert [os.fsdecode(name) for name in kept.files[:, 0]] == good
-    assert kept.lengths.tolist() == [9600] * 60
-    assert kept.spare == int(0.2 * len(rows)) - len(BROKEN)
+    assert kept.lengths.tolist() == [9600] * 80
+    assert kept.failures_left == int(0.2 * len(rows)) - len(BROKEN)
 
 
 def test_too_many_bad_files_are_an_error(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_names_that_the_set_does_not_have(tmp_path: Path) -> None:
     fault = {"good.wav": "", "bad.wav": "wrongly named", "silent.wav": "wrongly named"}
     write(tmp_path / "silent.wav", np.zeros(RATE))
     with pytest.warns(UserWarning, match="bad files") as caught:
-        kept = examples(tmp_path, [[name] for name in fault], share=0.7, fault_of_name=fault.__getitem__)
+        kept = examples(tmp_path, [[name] for name in fault], share=0.7, name_error=fault.__getitem__)
     assert kept.files.tolist() == [[b"good.wav"]]
     assert "bad.wav: wrongly named" in str(caught[0].message)
     assert "silent.wav: silent" in str(caught[0].message)
@@ -249,7 +249,7 @@ def test_all_workers_know_which_files_have_failed(noises: Examples, tmp_path: Pa
 def test_too_many_files_gone_bad_are_an_error(noises: Examples, tmp_path: Path) -> None:
     for number in range(3):
         write(tmp_path / f"{number}.wav", np.full(RATE, np.nan), subtype="FLOAT")
-    assert noises.spare == 2
+    assert noises.failures_left == 2
     warnings.simplefilter("ignore")
     with pytest.raises(UserError, match=r"3 files .*max_bad_share.*NaN"):
         drawn(RandomCrops(noises, CROP, 4), range(12))

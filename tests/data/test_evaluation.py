@@ -1,4 +1,4 @@
-"""What the final evaluation of each data set measures, how it says so, and whether it is the paper's."""
+"""What the final evaluation of each data set measures, how it says so, and whether its files are the published ones."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from surf_lightning.data import CIFAR10, FUSS, MNIST, AudioSet, Digits, Libri2Mi
 from surf_lightning.data import audioset as audioset_module
 from surf_lightning.data import fuss as fuss_module
 from surf_lightning.data import libri2mix as libri2mix_module
-from surf_lightning.data import librispeech_fuss as librispeech_module
 from surf_lightning.data.base import SeparationData
 from surf_lightning.data.images import ImageMixtures, md5
+from surf_lightning.metrics import evaluation
 from surf_lightning.metrics.evaluation import ImageEvaluation, PerceptualMetrics, PixelMetrics, SampleMetrics
 from surf_lightning.metrics.images import PSNR
 
@@ -24,7 +24,7 @@ from surf_lightning.metrics.images import PSNR
 class Recording(ImageEvaluation):
     """Notes what it is asked for."""
 
-    record = "mine"
+    results_name = "mine"
 
     def columns(self, training_images: Any, weights: str | None) -> dict[str, Metric]:
         self.asked = training_images(), weights
@@ -39,14 +39,14 @@ def test_digits_are_tested_without_networks_and_the_other_sets_by_all_columns_of
     assert [name for name, _ in Digits().test_metrics().columns.items()] == ["psnr", "ssim"]  # type: ignore[union-attr,operator]
     for cls in (MNIST, CIFAR10):
         assert isinstance(cls(root="nowhere").evaluation, PerceptualMetrics)
-    assert (Digits().results_name, Digits(evaluation=SampleMetrics()).results_name) == ("metrics", "metrics_samples")
+    assert (PixelMetrics.results_name, SampleMetrics.results_name) == ("metrics", "metrics_samples")
 
 
 def test_an_evaluation_gets_the_whole_training_set_and_the_folder_of_weights(image_sets: Path) -> None:
-    evaluation = Recording()
-    data = MNIST(root=str(image_sets), evaluation=evaluation, weights="here")
+    recording = Recording()
+    data = MNIST(root=str(image_sets), evaluation=recording, weights="here")
     metrics = data.test_metrics()
-    images, weights = evaluation.asked
+    images, weights = recording.asked
     assert weights == "here"
     assert torch.equal(images, torch.cat([data.splits.train, data.splits.validation]))
     assert len(images) == 40
@@ -74,63 +74,49 @@ class Fixed(ImageMixtures):
     load = Digits.load
 
 
-@pytest.mark.parametrize(
-    ("options", "table"),
-    [
-        ({}, "mnist"),
-        ({"num_test": 4999}, None),
-        ({"num_sources": 3}, None),
-        ({"num_test": 25_000}, None),
-        ({"num_test": 25_000, "evaluation": SampleMetrics()}, "mnist_samples"),
-        ({"evaluation": SampleMetrics()}, None),
-        ({"evaluation": Recording()}, None),
-    ],
-)
-def test_the_papers_table_is_claimed_for_its_protocol_alone(
-    options: dict[str, Any], table: str | None, image_sets: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_known_by_their_checksums(image_sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = image_sets / "MNIST" / "raw"
-    assert MNIST(root=str(image_sets)).published() is None, "random pixels are a stand-in"
+    assert not MNIST(root=str(image_sets)).genuine(), "random pixels are a stand-in"
     monkeypatch.setattr(mnist, "MD5", {name: md5(raw / name) for name in mnist.MD5})
-    assert MNIST(root=str(image_sets), **options).published() == table
+    assert MNIST(root=str(image_sets)).genuine()
 
 
-def test_stand_ins_claim_no_table_of_the_paper(audio_sets: Path) -> None:
-    assert Digits().published() is None
-    assert Fixed().published() is None
+def test_stand_ins_are_not_genuine(audio_sets: Path) -> None:
     sets: list[SeparationData] = [
+        Digits(),
+        Fixed(),
         Libri2Mix(root=str(audio_sets / "Libri2Mix")),
         FUSS(root=str(audio_sets / "FUSS" / "ssdata")),
         AudioSet(root=str(audio_sets / "AudioSet"), fuss_root=str(audio_sets / "FUSS" / "ssdata")),
     ]
-    assert [data.published() for data in sets] == [None, None, None]
+    assert not any(data.genuine() for data in sets)
 
 
-def test_audio_sets_of_the_published_sizes_claim_theirs(audio_sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_sets_are_known_by_their_sizes(audio_sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libri2mix_module, "NUM_TEST", 3)
     monkeypatch.setattr(fuss_module, "NUM_EVAL", 4)
     fuss = str(audio_sets / "FUSS" / "ssdata")
-    assert Libri2Mix(root=str(audio_sets / "Libri2Mix")).published() == "libri2mix"
-    assert (
-        Libri2Mix(root=str(audio_sets / "Libri2Mix")).protocol().startswith("3 whole mixtures of Libri2Mix's test set")
-    )
-    assert FUSS(root=fuss).published() == "fuss"
-    assert AudioSet(root=str(audio_sets / "AudioSet"), fuss_root=fuss).published() is None
+    libri2mix = Libri2Mix(root=str(audio_sets / "Libri2Mix"))
+    assert libri2mix.genuine()
+    assert libri2mix.protocol().startswith("3 whole mixtures of Libri2Mix's test set")
+    assert FUSS(root=fuss).genuine()
+    assert not AudioSet(root=str(audio_sets / "AudioSet"), fuss_root=fuss).genuine()
     monkeypatch.setattr(audioset_module, "SMALLEST_PART", 6)
-    assert AudioSet(root=str(audio_sets / "AudioSet"), fuss_root=fuss).published() == "audioset"
+    assert AudioSet(root=str(audio_sets / "AudioSet"), fuss_root=fuss).genuine()
 
 
-def test_noisy_speech_is_known_by_its_utterances_and_backgrounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noisy_speech_is_known_by_its_utterances_and_backgrounds() -> None:
     data = LibriSpeechFUSS()
-    for sizes, table in (((2620, 1000), "librispeech_fuss"), ((2619, 1000), None), ((2620, 999), None)):
+    for sizes, genuine in (((2620, 1000), True), ((2619, 1000), False), ((2620, 999), False)):
         data.noisy_speech = SimpleNamespace(speech=range(sizes[0]), backgrounds=range(sizes[1]))  # type: ignore[assignment]
-        assert data.published() == table
-    assert librispeech_module.NUM_UTTERANCES == 2620
+        assert data.genuine() == genuine
 
 
-def test_weights_reach_the_networks_of_audio(audio_sets: Path) -> None:
+def test_weights_reach_the_networks_of_audio(audio_sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fuss = str(audio_sets / "FUSS" / "ssdata")
     data = AudioSet(root=str(audio_sets / "AudioSet"), fuss_root=fuss, librispeech_root="nowhere", weights="here")
     assert [test.weights for test in data.tests] == ["here", "here"]
-    metrics = Libri2Mix(root=str(audio_sets / "Libri2Mix"), weights="here").test_metrics()
-    assert metrics.columns["dnsmos"].weights == "here"  # type: ignore[union-attr,operator,index]
+    asked = []
+    monkeypatch.setattr(evaluation, "DNSMOS", lambda *arguments: asked.append(arguments) or PSNR())
+    Libri2Mix(root=str(audio_sets / "Libri2Mix"), weights="here").test_metrics()
+    assert asked == [(16000, "here")]

@@ -21,9 +21,10 @@ from surf_lightning.inference.checkpoint import (
     rebuild,
 )
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
-from surf_lightning.networks import ConstantNoise, LogSigma, SourceHead
+from surf_lightning.networks import ConstantNoise, ConvTasNet, LogSigma, SourceHead, VelocityConvTasNet
 from tests.tiny import regression, velocity
 
+NETWORKS = "surf_lightning.networks"
 OUTSIDE = """
 from pathlib import Path
 from torch import nn
@@ -194,3 +195,15 @@ def test_what_differs_from_the_network_of_a_checkpoint_is_named() -> None:
         check_fits(checkpoint, RegressionSeparator(regression(channels=8), 2))
     with pytest.raises(UserError, match=r"class is .*RegressionSeparator there, .*FlowSeparator here;"):
         check_fits(checkpoint, FlowSeparator(velocity()))
+
+
+@pytest.mark.parametrize("consistency", [None, {"class_path": f"{NETWORKS}.PredictedSourceWeights", "init_args": {}}])
+def test_a_conv_tasnet_of_an_earlier_version_loads(consistency: Any) -> None:
+    """Its module and one of its arguments are gone."""
+    arguments: dict[str, Any] = {"filters": 8, "bottleneck": 8, "hidden": 8, "repeats": 1, "blocks": 1}
+    flow = {"class_path": f"{NETWORKS}.velocity_conv_tasnet.VelocityConvTasNet"}
+    assert isinstance(rebuild({**flow, "init_args": {"num_sources": 2, **arguments}}), VelocityConvTasNet)
+    recorded = {"num_outputs": 3, "num_sources": 2, **arguments, "consistency": consistency}
+    network = rebuild({"class_path": f"{NETWORKS}.conv_tasnet.ConvTasNet", "init_args": recorded})
+    assert isinstance(network, ConvTasNet)
+    assert {"consistency.linear.weight", "consistency.linear.bias"} <= set(network.state_dict())

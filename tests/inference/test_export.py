@@ -7,7 +7,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import soundfile
 import torch
 
 from surf_lightning.cli import main
@@ -17,7 +19,7 @@ from surf_lightning.networks.base import ConstantNoise
 from surf_lightning.networks.conv_tasnet import ConvTasNet
 from surf_lightning.networks.locoformer import MBLocoformer
 from tests.inference.test_separate import AUDIO, save
-from tests.inference.test_streaming import Filters
+from tests.inference.test_streaming import Filters, sound
 
 
 def separators() -> list[Separator]:
@@ -66,21 +68,43 @@ def test_an_exported_folder_gives_the_same_estimates_without_pickle(
     assert not torch.equal(estimates(loaded), estimates(separators()[0].train()) * 0)
 
 
-def test_the_hub_mixin_reads_the_folder_and_writes_one_that_is_read(
-    exported: Separator, request: pytest.FixtureRequest
-) -> None:
-    from surf_lightning.inference.hub import HubSeparator
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """What is downloaded from the Hub: of user/name the folder ``exported``, of others nothing."""
+    asked: list[tuple[str, list[str]]] = []
 
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        asked.append((repository, allow_patterns))
+        if repository != "user/name":
+            raise OSError(f"401 Client Error: {repository} was not found.\nMake sure of its name.")
+        return "exported"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return asked
+
+
+def test_a_separator_on_the_hub_is_loaded_by_its_name(
+    exported: Separator, downloads: list[tuple[str, list[str]]], request: pytest.FixtureRequest
+) -> None:
     request.getfixturevalue("no_pickle")
-    loaded = HubSeparator.from_pretrained("exported")
-    assert loaded.signal == AUDIO
-    assert torch.equal(estimates(loaded), estimates(exported))
-    mixtures, noise = torch.randn(1, 3000), torch.randn(1, 2, 3000)
-    assert torch.equal(loaded.separate_from(mixtures, noise), exported.separate_from(mixtures, noise))
-    loaded.save_pretrained("again")
-    assert torch.equal(estimates(load_separator("again")), estimates(exported))
-    assert json.loads(Path("again/config.json").read_text()) == json.loads(Path("exported/config.json").read_text())
-    assert Path("again/README.md").read_text() == Path("exported/README.md").read_text()
+    assert torch.equal(estimates(load_separator("user/name")), estimates(exported))
+    assert downloads == [("user/name", ["model.safetensors", "config.json"])], "and no pickled weights"
+    soundfile.write("a.wav", sound(1.0).T.numpy(), 8000)
+    assert main(["separate", "a.wav", "--checkpoint", "user/name", "--output", "out"]) == 0
+    assert json.loads(Path("out/summary.json").read_text())["checkpoint"] == "user/name"
+
+
+def test_what_is_not_on_the_hub_is_one_message(downloads: list[tuple[str, list[str]]]) -> None:
+    with pytest.raises(UserError, match=r"no file user/other, and no such .* was not found\.$"):
+        load_separator("user/other")
+
+
+@pytest.mark.parametrize("path", ["runs/digits", "runs/a.ckpt", "no/a.ckpt", "no/such/folder", "./digits", "/digits"])
+def test_a_path_is_not_looked_for_on_the_hub(path: str, downloads: list[tuple[str, list[str]]]) -> None:
+    Path("runs").mkdir()
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        load_separator(path)
+    assert not downloads
 
 
 def test_the_files_have_the_rights_of_any_new_file(exported: Separator) -> None:
@@ -88,17 +112,8 @@ def test_the_files_have_the_rights_of_any_new_file(exported: Separator) -> None:
     assert {path.stat().st_mode for path in Path("exported").iterdir()} == {Path("other").stat().st_mode}
 
 
-def test_pickled_weights_of_a_repository_are_refused() -> None:
-    from surf_lightning.inference.hub import HubSeparator
-
-    with pytest.raises(UserError, match="safetensors"):
-        HubSeparator._load_as_pickle(None, "pytorch_model.bin", "cpu", True)
-
-
 def test_the_card_says_what_the_separator_is(exported: Separator) -> None:
-    from huggingface_hub import ModelCard
-
-    card = ModelCard.load("exported/README.md")
+    card = huggingface_hub.ModelCard.load("exported/README.md")
     assert card.data.library_name == "surf-lightning"
     assert card.data.pipeline_tag == "audio-to-audio"
     assert "8000 Hz" in card.text

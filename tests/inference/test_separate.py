@@ -19,14 +19,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from surf_lightning.audio.index import index_audio
 from surf_lightning.cli import main
 from surf_lightning.inference.checkpoint import KEY, checkpoint_metadata
 from surf_lightning.inference.export import export
-from surf_lightning.inference.inputs import Input, place
 from surf_lightning.inference.journal import Journal
+from surf_lightning.inference.separate import output_stems
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 from surf_lightning.networks.base import RegressionNetwork, serializable
 from surf_lightning.networks.conv_tasnet import ConvTasNet
+from tests.audio import trees as audio_trees
 from tests.inference.test_streaming import Filters, LocalVelocity, sound
 
 ROOT = Path(__file__).parents[2]
@@ -181,18 +183,44 @@ def test_folders_are_mirrored_globs_expanded_and_other_files_left_alone(toy: str
     assert made() == [f"day 1/b_source{k}.WAV" for k in (1, 2)] + [f"field/a_source{k}.wav" for k in (1, 2)]
 
 
-def placed(*paths: str) -> list[str]:
-    return list(place([Input(Path(path), Path(Path(path).name)) for path in paths]))
+def test_what_the_command_wrote_is_no_input_of_the_next(toy: str) -> None:
+    record("field/a.wav", 0.3)
+    record("field/out/deep/old.wav", 0.3)
+    for pattern in ("field", "field/*", "field/**", "fi*/**/*.wav"):
+        args = ["separate", pattern, "--checkpoint", "a.ckpt", "--output", "field/out", "--trust", "--overwrite"]
+        assert main(args) == 0
+        assert json.loads(Path("field/out/summary.json").read_text())["separated"] == 1
 
 
-def test_inputs_of_one_name_get_places_of_their_own() -> None:
-    assert placed("x/a.wav", "y/b.wav") == ["a", "b"]
-    assert placed("x/a.wav", "y/a.wav", "y/b.wav") == ["x/a", "y/a", "y/b"]
-    assert placed("x/a.wav", "x/a.flac") == ["a_wav", "a_flac"]
-    assert placed("a.b.wav", "a.wav") == ["a.b", "a"]
-    # A place made longer is no other's either, in whichever order they come.
-    assert placed("a.flac", "a.wav", "a_wav.wav") == ["a_flac", "a_wav_wav", "a_wav"]
-    assert placed("a_wav.wav", "a.wav", "a.flac") == ["a_wav", "a_wav_wav", "a_flac"]
+def test_recordings_that_are_trained_on_are_separated_too(toy: str) -> None:
+    """Formats, links and hidden files are the same for both; so are the reasons why a file cannot be read."""
+    soundfile.write("field.opus", sound(1.0).T.numpy(), 8000, "OPUS", format="OGG")
+    audio_trees.broken(Path("disk/broken"))
+    Path("in").mkdir()
+    for name in ("field.opus", "disk"):
+        Path("in", name).symlink_to(Path(name).absolute())
+    assert separate("in") == 1
+    failed = {
+        Path(row["input"]).name: row["reason"] for row in json.loads(Path("out/summary.json").read_text())["failed"]
+    }
+    indexed = dict(zip(failed, index_audio(Path("disk/broken"), list(failed)), strict=True))
+    for name in ("empty.wav", "text.wav", "no_samples.wav", "endless.flac"):
+        assert failed[name] == indexed[name].reason
+    assert {"field_source1.wav", "disk/broken/slow_source1.wav"} <= set(made())
+
+
+def stems(*paths: str) -> list[str]:
+    return list(output_stems({Path(path): Path(Path(path).name) for path in paths}))
+
+
+def test_inputs_of_one_name_get_stems_of_their_own() -> None:
+    assert stems("x/a.wav", "y/b.wav") == ["a", "b"]
+    assert stems("x/a.wav", "y/a.wav", "y/b.wav") == ["x/a", "y/a", "y/b"]
+    assert stems("x/a.wav", "x/a.flac") == ["a_wav", "a_flac"]
+    assert stems("a.b.wav", "a.wav") == ["a.b", "a"]
+    # A stem made longer is no other's either, in whichever order they come.
+    assert stems("a.flac", "a.wav", "a_wav.wav") == ["a_flac", "a_wav_wav", "a_wav"]
+    assert stems("a_wav.wav", "a.wav", "a.flac") == ["a_wav", "a_wav_wav", "a_flac"]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +398,7 @@ def test_an_interrupted_batch_goes_on_where_it_was(
     monkeypatch.setattr(os, "replace", replace)
     Path("out/.b_source1.wav.integers.partial").touch()
     with open("out/journal.jsonl", "a") as file:
-        file.write('{"place": "c", "fing')  # the kill cut a line off
+        file.write('{"stem": "c", "fing')  # the kill cut a line off
     assert "b_source1.wav" in made()
     assert "b_source2.wav" not in made()
     assert separate("in") == 2
@@ -435,7 +463,7 @@ def test_moved_recordings_are_recognised(toy: str) -> None:
 
 
 def test_the_journal_survives_a_line_cut_off(tmp_path: Path) -> None:
-    (tmp_path / "journal.jsonl").write_text('{"place": "a"')
+    (tmp_path / "journal.jsonl").write_text('{"stem": "a"')
     journal = Journal(tmp_path)
     assert journal.entries == {}
     journal.publish("b", {}, [], [])
@@ -488,6 +516,7 @@ def test_gray_images_and_images_of_several_channels() -> None:
 
 MEASURE = """
 import resource, sys, torch
+from surf_lightning.audio.index import index_audio
 from surf_lightning.cli import main
 torch.set_num_threads(1)
 for name in ("short", "long"):
@@ -502,7 +531,8 @@ def test_memory_does_not_grow_with_the_length_of_the_file(toy: str) -> None:
         with soundfile.SoundFile(f"{name}.wav", "w", 8000, 1, "PCM_16") as file:
             for _ in range(minutes):
                 file.write(0.1 * rng.standard_normal(60 * 8000))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, env=environment, check=True)
     short, long = (int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("peak"))
     assert long < 1.1 * short

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +205,15 @@ def test_mixtures_of_another_shape_are_refused(signal: dict[str, Any], shape: tu
     separator.signal = signal
     with pytest.raises(ValueError, match=says):
         separator.separate(torch.zeros(shape))
+
+
+def test_the_package_offers_the_separator_without_importing_torch_before() -> None:
+    code = """
+import sys
+import surf_lightning
+assert surf_lightning.__version__ and not hasattr(surf_lightning, "nothing") and "torch" not in sys.modules
+from surf_lightning import Separator, load_separator
+from surf_lightning.inference import separator
+assert (Separator, load_separator) == (separator.Separator, separator.load_separator)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Windows, stitching and resampling against whole-signal computations. Axes: C channels, K sources, T samples."""
+"""Windows, overlap-add and resampling against whole-signal computations. Axes: C channels, K sources, T samples."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surf_lightning.audio.streams import AudioFile, SampleFormat, SourceWriter, StreamResampler, quantise
+from surf_lightning.audio.files import BadAudio, StreamResampler
+from surf_lightning.audio.streams import AudioFile, SampleFormat, SourceWriter, quantise
 from surf_lightning.files import partial_path
 from surf_lightning.functional.randomness import mix_seed
-from surf_lightning.inference.overlap_add import Windows, cut
+from surf_lightning.inference.overlap_add import Windows, split_windows
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 from surf_lightning.inference.streaming import (
     CHANNELS,
     Chunk,
     draw,
-    first_channel,
-    mixed_down,
     noise_at,
     posterior,
     separate_file,
@@ -35,7 +34,7 @@ from surf_lightning.networks.base import VelocityNetwork, serializable
 from surf_lightning.networks.conv_tasnet import ConvTasNet
 
 RATE = 8000
-SHORT = Windows(length=1.0, edge=0.1, fade=0.1)
+SHORT = Windows(length=1.0, margin=0.1, crossfade=0.1)
 
 
 @serializable
@@ -115,7 +114,7 @@ def test_chunked_equals_whole_everywhere_for_a_local_separator(count: int) -> No
 def test_windows_cover_the_stream_start_on_a_grid_and_overlap_enough() -> None:
     sizes = SHORT.samples(RATE)
     for count in range(sizes.length, 4 * sizes.length, 997):
-        windows = list(cut(sound(count / RATE).split(500, 1), sizes))
+        windows = list(split_windows(sound(count / RATE).split(500, 1), sizes))
         starts, ends = [start for start, _ in windows], [start + window.shape[1] for start, window in windows]
         assert starts[0] == 0
         assert ends[-1] == count
@@ -133,7 +132,7 @@ def test_no_more_than_two_windows_are_held() -> None:
             fed += block.shape[1]
             yield block
 
-    for start, window in cut(blocks(), sizes):
+    for start, window in split_windows(blocks(), sizes):
         assert fed - start <= 2 * sizes.length + 400
         assert window._base is None or window._base.shape[1] <= 2 * sizes.length + 400
 
@@ -370,11 +369,13 @@ def test_files_of_a_few_samples_are_separated(frames: int) -> None:
 def test_channels_are_mixed_or_the_first_taken() -> None:
     samples = sound(1.0, channels=2)
     soundfile.write("in.wav", samples.T.numpy(), RATE, "DOUBLE")
-    mixed = joined(separate_file(Filters(), "in.wav", mixed_down))
+    mixed = joined(separate_file(Filters(), "in.wav", "mix"))
     torch.testing.assert_close(mixed.sum(1), samples.mean(0, keepdim=True), atol=1e-12, rtol=0)
-    first = joined(separate_file(Filters(), "in.wav", first_channel))
+    first = joined(separate_file(Filters(), "in.wav", "first"))
     torch.testing.assert_close(first.sum(1), samples[:1], atol=1e-12, rtol=0)
     assert set(CHANNELS) == {"mix", "each", "first"}
+    with pytest.raises(ValueError, match="one of each, mix, first"):
+        list(separate_file(Filters(), "in.wav", "last"))  # type: ignore[arg-type]
 
 
 def broken_flac(path: Path) -> None:
@@ -392,14 +393,14 @@ def nan(path: Path) -> None:
         ("a.flac", broken_flac, "truncated"),
         ("a.wav", nan, "NaN"),
         ("a.wav", lambda path: path.write_bytes(b""), "empty"),
-        ("a.wav", lambda path: path.write_text("no audio"), "decoded"),
+        ("a.wav", lambda path: path.write_text("no audio"), "wrongly named"),
         ("a.wav", lambda path: soundfile.write(path, np.zeros(0), RATE), "no samples"),
-        ("a.wav", lambda path: None, "decoded"),
+        ("a.wav", lambda path: None, "missing"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_reason(name: str, write: Callable[[Path], object], says: str) -> None:
     write(Path(name))
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(BadAudio, match=says):
         list(separate_file(Filters(), name))
 
 

@@ -26,7 +26,6 @@ from surf_lightning.methods import (
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.methods.remixing import TeacherStudentModule
 from surf_lightning.networks import (
-    ConcatenatedNCSNpp,
     ConvTasNet,
     GlobalRMSNoise,
     MBLocoformer,
@@ -73,7 +72,6 @@ CASES: dict[str, Callable[[], SeparationModule]] = {
     "supervised ncsnpp": lambda: SupervisedRegression(regression(), optimizer=adam),
     "supervised locoformer": lambda: SupervisedRegression(locoformer(), error=log_mse, optimizer=adam),
     "flow ncsnpp": lambda: SupervisedFlow(velocity(attention_resolutions=[8]), optimizer=adam),
-    "flow concatenated": lambda: SupervisedFlow(perturbed(ConcatenatedNCSNpp(2, **IMAGE)), optimizer=adam),
     "flow locoformer": lambda: SupervisedFlow(perturbed(MBLocoformer(2, **LOCOFORMER)), log_energy, optimizer=adam),
     "remixit ncsnpp": lambda: remixing(Remixing, regression(), regression(4), RM),
     "remixit locoformer": lambda: remixing(Remixing, locoformer(), conv_tasnet(4), RM, log_energy),

@@ -11,7 +11,7 @@ import torch
 from scipy.ndimage import correlate1d
 from torch import Tensor
 
-from surf_lightning.metrics.images import ImageMetrics, align, psnr, ssim, to_unit_range
+from surf_lightning.metrics.images import ImageMetrics, align_by_mse, psnr, ssim, to_unit_range
 
 
 def plain_psnr(estimate: Tensor, reference: Tensor) -> float:
@@ -99,8 +99,8 @@ def test_alignment_makes_the_squared_error_least(num_sources: int) -> None:
     sources = 2 * pictures(20, num_sources, 1, 8, 8) - 1
     shuffled = torch.stack([row[torch.randperm(num_sources)] for row in sources])
     noisy = shuffled + 2 * torch.randn(shuffled.shape, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(align(shuffled, sources), sources)
-    assert torch.equal(align(noisy, sources), plain_align(noisy, sources))
+    torch.testing.assert_close(align_by_mse(shuffled, sources), sources)
+    assert torch.equal(align_by_mse(noisy, sources), plain_align(noisy, sources))
 
 
 def test_estimates_outside_the_range_are_clamped() -> None:

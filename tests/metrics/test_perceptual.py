@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +15,52 @@ import torchvision
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
-from surf_lightning.metrics import perceptual
-from surf_lightning.metrics.availability import unavailable_columns
-from surf_lightning.metrics.evaluation import PerceptualMetrics, SampleMetrics
+from surf_lightning.metrics.evaluation import PerceptualMetrics, SampleMetrics, build_metrics
 from surf_lightning.metrics.images import ImageMetrics, to_unit_range
 from surf_lightning.metrics.perceptual import (
     ALEXNET,
     FID,
     INCEPTION,
-    LOGITS,
     LPIPS,
-    POOL,
-    InceptionLayer,
-    InceptionScore,
-    Reference,
+    SampleQuality,
+    inception,
+    inception_score,
     to_bytes,
 )
 
 FEATURES = 6
 
 
-class Toy(nn.Module):
-    """Features of uint8 images, linear in them."""
-
-    num_features = FEATURES
+class Toy:
+    """Stands for Inception: features of uint8 images, linear in them, which are its logits as well."""
 
     def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        self.scale = scale
-        self.seen = 0
+        self.scale, self.seen = scale, 0
 
-    def forward(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         assert images.dtype == torch.uint8
         assert images.shape[1] == 3
         self.seen += len(images)
         weights = torch.randn(3 * 5 * 5, FEATURES, generator=torch.Generator().manual_seed(0))
-        return self.scale * (images.float() / 255).flatten(1) @ weights
+        features = self.scale * (images.float() / 255).flatten(1) @ weights
+        return features, features
+
+
+def features_of(images: Tensor, scale: float = 1.0) -> Tensor:
+    return Toy(scale)(images)[0]
+
+
+def fid() -> FID:
+    return FID(Toy(), FEATURES)
+
+
+def quality(training: Tensor | None = None, scale: float = 1.0) -> SampleQuality:
+    images = to_bytes(pictures(4, seed=9))[:, :1] if training is None else training
+    return SampleQuality(Toy(scale), lambda: images, FEATURES)
+
+
+def values_of(metric: SampleQuality) -> dict[str, float]:
+    return {name: value.item() for name, value in metric.compute().items()}
 
 
 def pictures(count: int, seed: int = 0, channels: int = 1, size: int = 5) -> Tensor:
@@ -94,9 +104,9 @@ def test_images_are_quantised_to_what_their_file_would_hold() -> None:
 
 def test_fid_is_the_distance_of_two_gaussians() -> None:
     found, truth = pictures(50), pictures(40, seed=1) ** 2
-    metric = FID(Toy())
+    metric = fid()
     metric.update(found, truth)
-    expected = plain_fid(Toy()(to_bytes(found)), Toy()(to_bytes(truth)))
+    expected = plain_fid(features_of(to_bytes(found)), features_of(to_bytes(truth)))
     assert expected > 1
     assert metric.compute().item() == pytest.approx(expected, rel=1e-5)
     assert metric.compute().item() == pytest.approx(metric.compute().item())
@@ -104,14 +114,14 @@ def test_fid_is_the_distance_of_two_gaussians() -> None:
 
 def test_fid_of_a_set_against_itself_is_zero_in_whatever_order() -> None:
     images = pictures(50)
-    metric = FID(Toy())
+    metric = fid()
     metric.update(images, images.flip(0))
     assert metric.compute().item() == pytest.approx(0, abs=1e-4)
 
 
 def test_fid_of_two_ranks_is_that_of_the_union() -> None:
     found, truth = pictures(50), pictures(50, seed=1) ** 2
-    whole, first, second = FID(Toy()), FID(Toy()), FID(Toy())
+    whole, first, second = fid(), fid(), fid()
     whole.update(found, truth)
     first.update(found[:13], truth[:13])
     second.update(found[13:30], truth[13:30])
@@ -122,53 +132,57 @@ def test_fid_of_two_ranks_is_that_of_the_union() -> None:
 
 
 def test_fid_against_a_set_measures_that_set_once() -> None:
-    features, training = Toy(), to_bytes(pictures(90, seed=2))[:, :1]
-    reference = Reference(lambda: training)
-    metrics = FID(features, reference), FID(features, reference)
-    for metric in metrics:
+    """Copies and the same metric after a reset know it."""
+    training = to_bytes(pictures(90, seed=2))[:, :1]
+    metric = quality(training)
+    features: Any = metric.features
+    for seed in (3, 4):
+        metric.update(pictures(20, seed))
+    assert features.seen == 90 + 40
+    found = torch.cat([features_of(to_bytes(pictures(20, seed))) for seed in (3, 4)])
+    expected = plain_fid(found, features_of(training.expand(-1, 3, -1, -1)))
+    assert values_of(metric)["fid"] == pytest.approx(expected, rel=1e-5)
+    copy = metric.clone()
+    for fresh in (copy, metric):
+        fresh.reset()
+        features = fresh.features
+        before = features.seen
         for seed in (3, 4):
-            metric.update(pictures(20, seed), torch.zeros(20, 1, 5, 5))
-    assert features.seen == 90 + 2 * 40
-    found = torch.cat([Toy()(to_bytes(pictures(20, seed))) for seed in (3, 4)])
-    expected = plain_fid(found, Toy()(training.expand(-1, 3, -1, -1)))
-    for metric in metrics:
-        assert metric.compute().item() == pytest.approx(expected, rel=1e-5)
-    metrics[0].reset()
-    metrics[0].update(pictures(20, 3), torch.zeros(20, 1, 5, 5))
-    assert metrics[0].compute().isfinite()
-    assert features.seen == 90 + 2 * 40 + 20
+            fresh.update(pictures(20, seed))
+        assert features.seen == before + 40
+        assert values_of(fresh)["fid"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fid_of_too_few_images_is_no_number(count: int) -> None:
-    metric = FID(Toy())
+    metric = fid()
     metric.update(pictures(2)[:count], pictures(2)[:count])
     assert metric.compute().isnan()
 
 
 def test_inception_score_is_mean_and_deviation_over_ten_splits() -> None:
     images = pictures(95)
-    logits = Toy(scale=2.0)(to_bytes(images))
+    logits = features_of(to_bytes(images), scale=2.0)
     ordered = logits[torch.from_numpy(np.lexsort(logits[:, :4].T.numpy()))]
     mean, deviation = plain_score(ordered[np.random.RandomState(2020).permutation(95)])
-    metric = InceptionScore(Toy(scale=2.0))
+    metric = quality(scale=2.0)
     metric.update(images)
-    values = {name: value.item() for name, value in metric.compute().items()}
     assert 1.2 < mean < FEATURES
     assert deviation > 0.05
-    assert values == {"is": pytest.approx(mean, rel=1e-6), "is_std": pytest.approx(deviation, rel=1e-6)}
+    expected = {"is": pytest.approx(mean, rel=1e-6), "is_std": pytest.approx(deviation, rel=1e-6)}
+    values = values_of(metric)
+    assert {name: values[name] for name in ("is", "is_std")} == expected
 
 
-def test_inception_score_of_two_ranks_is_that_of_the_union_in_whatever_order() -> None:
-    images = pictures(60)
-    whole, first, second = (InceptionScore(Toy()) for _ in range(3))
+def test_sample_quality_of_two_ranks_is_that_of_the_union_in_whatever_order() -> None:
+    images, training = pictures(60), to_bytes(pictures(31, seed=2))[:, :1]
+    whole, first, second = quality(training), quality(training[::2]), quality(training[1::2])
     whole.update(images)
     first.update(images[40:])
     second.update(images[:15])
     second.update(images[15:40].flip(0))
     first.merge_state(second)
-    expected = {name: pytest.approx(value.item(), rel=1e-5) for name, value in whole.compute().items()}
-    assert {name: value.item() for name, value in first.compute().items()} == expected
+    assert values_of(first) == pytest.approx(values_of(whole), rel=1e-5)
 
 
 def measure_a_share(rank: int, found: Tensor, truth: Tensor, training: Tensor, results: Any) -> None:
@@ -177,70 +191,79 @@ def measure_a_share(rank: int, found: Tensor, truth: Tensor, training: Tensor, r
         "gloo", init_method=f"file://{Path('rendezvous').absolute()}", rank=rank, world_size=2
     )
     metrics = measured(found[rank::2] if rank else found[::2][:-3], truth[rank::2], training)  # of unequal sizes
-    results[rank] = {name: value.item() for name, value in metrics.compute().items()}
+    values = {name: value.item() for name, value in metrics.compute().items()}
+
+    def only_on_rank_0() -> FID:
+        if rank:
+            raise OSError("no weights here")
+        return fid()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        built = build_metrics({"fid": only_on_rank_0, "other": fid})
+    results[rank] = values, list(built), [str(warning.message) for warning in caught]
     torch.distributed.destroy_process_group()
 
 
 def measured(found: Tensor, truth: Tensor, training: Tensor) -> ImageMetrics:
-    columns = {"fid": FID(Toy()), "to_training": FID(Toy(), Reference(lambda: training)), "is": InceptionScore(Toy())}
-    metrics = ImageMetrics(columns)
+    metrics = ImageMetrics({"to_truth": fid(), "samples": quality(training)})
     for rows in (slice(0, 4), slice(4, None)):
         sources = truth[: len(found)][rows].unsqueeze(1) * 2 - 1
         metrics.update(found[rows].unsqueeze(1) * 2 - 1, sources, sources.sum(1))
     return metrics
 
 
-@pytest.mark.slow
-def test_processes_measure_the_union_of_their_images_once() -> None:
-    found, truth, training = pictures(40), pictures(40, seed=1) ** 2, to_bytes(pictures(31, seed=2))[:, :1]
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """What each of two ranks has measured, which metrics it has built, and its warnings."""
     context = torch.multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    with pytest.MonkeyPatch.context() as patch, context.Manager() as manager:
+        patch.chdir(tmp_path_factory.mktemp("processes"))
         results = manager.dict()
-        torch.multiprocessing.spawn(measure_a_share, (found, truth, training, results), nprocs=2)
-        first, second = dict(results)[0], dict(results)[1]
+        torch.multiprocessing.spawn(measure_a_share, (*sets(), results), nprocs=2)
+        return dict(results)
+
+
+def sets() -> tuple[Tensor, Tensor, Tensor]:
+    return pictures(40), pictures(40, seed=1) ** 2, to_bytes(pictures(31, seed=2))[:, :1]
+
+
+@pytest.mark.slow
+def test_processes_measure_the_union_of_their_images_once(two_processes: dict[int, Any]) -> None:
+    found, truth, training = sets()
     share = [*range(0, 34, 2), *range(1, 40, 2)]
     expected = {name: value.item() for name, value in measured(found[share], truth[share], training).compute().items()}
-    assert first == second == pytest.approx(expected, rel=1e-4)
+    assert two_processes[0][0] == two_processes[1][0] == pytest.approx(expected, rel=1e-4)
 
 
-class Constant(nn.Module):
-    num_features = 4
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.ones(len(images), 4)
-
-
-class Certain(nn.Module):
-    """Each image surely of the class that its first pixel names."""
-
-    num_features = 4
-
-    def forward(self, images: Tensor) -> Tensor:
-        return 100 * nn.functional.one_hot(images[:, 0, 0, 0].long(), 4).float()
+@pytest.mark.slow
+def test_what_a_rank_cannot_build_is_left_out_by_all(two_processes: dict[int, Any]) -> None:
+    """A value of the other ranks' images alone would mislead, and they would wait for the rank without end."""
+    assert two_processes[0][1] == two_processes[1][1] == ["other"]
+    assert two_processes[0][2] == ["the metric fid is left out: no weights here"]
 
 
 def test_inception_score_is_one_of_equal_images_and_the_number_of_classes_at_best() -> None:
-    metric = InceptionScore(Constant())
-    metric.update(pictures(40))
-    assert metric.compute()["is"].item() == pytest.approx(1)
-    assert metric.compute()["is_std"].item() == pytest.approx(0, abs=1e-9)
-    metric = InceptionScore(Certain())
-    classes = torch.arange(4000) % 4
-    metric.update((classes / 255).view(-1, 1, 1, 1).expand(-1, 1, 5, 5))
-    assert metric.compute()["is"].item() == pytest.approx(4, rel=0.02)
+    assert inception_score(torch.ones(40, 4)) == {"is": pytest.approx(1), "is_std": pytest.approx(0, abs=1e-9)}
+    certain = 100 * nn.functional.one_hot(torch.arange(4000) % 4, 4).float()
+    assert inception_score(certain)["is"] == pytest.approx(4, rel=0.02)
 
 
-def test_inception_score_of_fewer_images_than_splits_is_no_number() -> None:
-    metric = InceptionScore(Toy())
-    metric.update(pictures(9))
-    assert metric.compute()["is"].isnan()
+@pytest.mark.parametrize("count", [1, 9])
+def test_inception_score_of_fewer_images_than_splits_is_no_number(count: int) -> None:
+    metric = quality()
+    metric.update(pictures(count))
+    values = values_of(metric)
+    assert values.keys() == {"is", "fid"}
+    assert math.isnan(values["is"])
+    assert math.isnan(values["fid"]) == (count == 1)
 
 
 # -- where weights are missing --
 
 
 @pytest.fixture
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise OSError("no network here")
 
@@ -250,64 +273,50 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", unreachable)
     monkeypatch.setattr(torchvision.models, "alexnet", unreachable)  # building it takes a second
     monkeypatch.setattr(extractor.FeatureExtractorInceptionV3, "__init__", unreachable)
-    caches = perceptual.alexnet, perceptual.inception, perceptual.why_not_loaded
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
 
 
 @pytest.mark.usefixtures("_no_network")
 @pytest.mark.parametrize("weights", [None, "nowhere"])
 def test_without_weights_the_rest_of_the_table_stands(weights: str | None) -> None:
-    with pytest.warns(UserWarning, match="is not available, because: "):
+    with pytest.warns(UserWarning, match="the metric samples is left out"):
+        assert not SampleMetrics().columns(lambda: torch.zeros(0), weights)
+    with pytest.warns(UserWarning, match="is left out: ") as caught:
         metrics = ImageMetrics(PerceptualMetrics().columns(lambda: torch.zeros(0), weights))
-    reasons = unavailable_columns(metrics)
-    assert reasons.keys() == {"lpips", "fid"}
     named = "nowhere has no usable" if weights else "no folder that holds"
-    assert reasons["fid"].startswith(f"not available, because: {named} {INCEPTION}")
-    assert ALEXNET in reasons["lpips"]
-    assert "no network here" in reasons["lpips"]
+    for warning, metric, file in zip(caught, ("lpips", "fid"), (ALEXNET, INCEPTION), strict=True):
+        assert str(warning.message).startswith(f"the metric {metric} is left out: {named} {file}")
+        assert str(warning.message).endswith("no network here")
     sources = 2 * pictures(6, channels=1, size=8).view(3, 2, 1, 8, 8) - 1
     for _ in range(2):
         metrics.update(sources, sources, sources.sum(1))
-    values = metrics.compute()
-    assert values["psnr"].item() == pytest.approx(100)
-    assert values["ssim"].item() == pytest.approx(1)
-    assert values["lpips"].isnan()
-    assert values["fid"].isnan()
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert values == {"psnr": pytest.approx(100), "ssim": pytest.approx(1)}
 
 
-@pytest.mark.usefixtures("_no_network")
-def test_a_rank_without_weights_leaves_no_number_of_the_others_alone() -> None:
-    class Missing(Toy):
-        unavailable = "not available, because: only this rank lacks it"
+class Headless(nn.Module):
+    """Stands for Inception in a file without a classifier."""
 
-    images = pictures(30)
-    for make, key in ((lambda toy: FID(toy), None), (lambda toy: InceptionScore(toy), "is")):
-        whole, partial = make(Toy()), make(Missing())
-        for metric in (whole, partial):
-            metric.update(images, images) if key is None else metric.update(images)
-        whole.merge_state(partial) if key else whole.merge_state({**partial.metric_state})
-        value = whole.compute()
-        assert (value if key is None else value[key]).isnan()
+    def __init__(self, *options: Any) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 1)
+        nn.init.zeros_(self.fc.weight)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return features_of(images), features_of(images)
 
 
 def test_weights_without_a_classifier_give_features_but_no_inception_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Headless:
-        has_logits = False
+    from torch_fidelity import feature_extractor_inceptionv3 as extractor
 
-    monkeypatch.setattr(perceptual, "inception", lambda weights: Headless())
-    monkeypatch.setattr(perceptual, "why_not_loaded", lambda load, weights, name: None)
-    columns = SampleMetrics().columns(lambda: torch.zeros(0), "somewhere")
-    reasons = unavailable_columns(ImageMetrics(columns))
-    assert reasons == {
-        "is": "not available, because: inception_fid.pth in somewhere has no classifier (its layer fc is zero)"
-    }
-    metric = columns["is"]
+    monkeypatch.setattr(extractor, "FeatureExtractorInceptionV3", Headless)
+    with pytest.warns(UserWarning, match="no Inception Score: inception_fid.pth in somewhere has no classifier"):
+        features = inception("somewhere")
+    metric = SampleQuality(features, lambda: to_bytes(pictures(30, seed=2)), FEATURES)
     metric.update(pictures(20))
-    assert {name: value.isnan().item() for name, value in metric.compute().items()} == {"is": True}
+    values = values_of(metric)
+    assert values.keys() == {"is", "fid"}
+    assert math.isnan(values["is"])
+    assert values["fid"] > 0
 
 
 class Payload:
@@ -319,9 +328,9 @@ def test_code_in_a_file_of_weights_is_not_run() -> None:
     Path("weights").mkdir()
     for name in (INCEPTION, ALEXNET):
         torch.save({"features.0.weight": Payload()}, Path("weights", name))
-    with pytest.warns(UserWarning, match="is not available"):
-        assert LPIPS("weights").unavailable
-    assert InceptionLayer(POOL, "weights").unavailable
+    for load, name in ((LPIPS, ALEXNET), (inception, INCEPTION)):
+        with pytest.raises(RuntimeError, match=f"weights has no usable {name}, and: Weights only load failed"):
+            load("weights")
     assert not Path("executed").exists()
 
 
@@ -386,7 +395,7 @@ def test_fid_is_that_of_torch_fidelity_and_zero_for_a_set_against_itself() -> No
 
     weights = weights_folder(INCEPTION)
     found, truth = smooth(24, 0, 32), smooth(20, 1, 32)
-    features = InceptionLayer(POOL, weights)
+    features = inception(weights)
     metric, same, grey = FID(features), FID(features), FID(features)
     metric.update(found, truth)
     same.update(found, found)
@@ -407,17 +416,3 @@ def test_fid_is_that_of_torch_fidelity_and_zero_for_a_set_against_itself() -> No
     grey.update(found[:2, :1, :28, :28], truth[:2, :1, :28, :28])
     assert grey.compute() > 0
     assert not ImageMetrics({"fid": metric}).state_dict(), "a checkpoint of a module that holds it would want it back"
-
-
-@pytest.mark.slow
-def test_inception_answers_from_memory_what_it_was_just_asked() -> None:
-    weights = weights_folder(INCEPTION)
-    network = perceptual.inception(weights)
-    images, others = (to_bytes(smooth(3, seed, 32)) for seed in (0, 1))
-    first = network(images)
-    network(others)
-    assert network(images.clone())[POOL] is first[POOL]
-    assert not torch.equal(network(others)[POOL], first[POOL])
-    assert first[POOL].shape == (3, 2048)
-    score = InceptionLayer(LOGITS, weights)
-    assert (score.unavailable is None) == bool(network.network.fc.weight.any())

@@ -17,7 +17,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from surf_lightning.metrics.audio import SISDR, align_by_si_sdr
-from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ, SpeechMetric, speech_metrics
+from surf_lightning.metrics.evaluation import speech_metrics
+from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ, SpeechMetric
 
 RATE = 16000
 
@@ -117,7 +118,6 @@ def test_dnsmos_is_torchmetrics_overall_quality(seconds: float, weights: Path, m
 def test_dnsmos_finds_its_network(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     estimates = speech(0)[None, None]
     packaged = DNSMOS()
-    assert packaged.unavailable is None
     assert "dnsmos_models" in str(packaged.network)
     given = DNSMOS(weights=str(weights))
     assert given.network == weights / "DNSMOS/DNSMOS/sig_bak_ovr.onnx"
@@ -125,13 +125,13 @@ def test_dnsmos_finds_its_network(weights: Path, tmp_path: Path, monkeypatch: py
     assert DNSMOS(weights=tmp_path).network == packaged.network  # the folder may hold other networks only
 
     monkeypatch.setitem(sys.modules, "speechmos", None)
-    with pytest.warns(UserWarning, match="DNSMOS is not available"):
-        assert str(tmp_path) in str(DNSMOS(weights=tmp_path).unavailable)
+    with pytest.raises(FileNotFoundError, match=f"sig_bak_ovr.onnx in {tmp_path} and no package speechmos"):
+        DNSMOS(weights=tmp_path)
     broken = tmp_path / "DNSMOS/DNSMOS/sig_bak_ovr.onnx"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    with pytest.warns(UserWarning, match="cannot be loaded"):
-        assert str(DNSMOS(weights=tmp_path).unavailable).startswith("not available, because: ")
+    with pytest.raises(RuntimeError, match=f"{broken} cannot be loaded: "):
+        DNSMOS(weights=tmp_path)
 
 
 @pytest.mark.parametrize("kind", [ESTOI_, PESQ_, DNSMOS_])
@@ -214,28 +214,26 @@ def test_instances_merge_into_one_and_can_be_copied(kind: type[SpeechMetric]) ->
     assert part.pairs == 2
 
 
-def test_a_missing_package_empties_its_column_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_leaves_out_its_column_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("pesq", "pystoi", "onnxruntime"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.warns(UserWarning, match="PESQ is not available, because: .*pesq.*pip install surf-lightning"):
+    match = "the metric pesq is left out: .*pesq.*pip install surf-lightning"
+    with pytest.warns(UserWarning, match=match) as warnings:
         metrics = speech_metrics()
+    assert len(warnings) == 3
     estimates, references = pairs()
     for _ in range(2):
         metrics.update(estimates=estimates, references=references, mixtures=references.sum(1))
     scores = {name: score.item() for name, score in metrics.compute().items()}
-    assert set(scores) == {"SI-SDR", "SI-SDRi", "ESTOI", "PESQ", "DNSMOS"}
-    assert scores["SI-SDR"] == pytest.approx(value(SISDR(), estimates, references), rel=1e-12)
+    assert set(scores) == {"si_sdr", "si_sdri"}
+    assert scores["si_sdr"] == pytest.approx(value(SISDR(), estimates, references), rel=1e-12)
     mixture = references.sum(1, keepdim=True).expand_as(references)
-    improvement = scores["SI-SDR"] - value(SISDR(), mixture, references)
-    assert scores["SI-SDRi"] == pytest.approx(improvement, rel=1e-12)
-    for name in ("ESTOI", "PESQ", "DNSMOS"):
-        assert math.isnan(scores[name])
-        assert str(metrics[name].unavailable).startswith("not available, because: ")
-    assert metrics["SI-SDR"].unavailable is None
+    improvement = scores["si_sdr"] - value(SISDR(), mixture, references)
+    assert scores["si_sdri"] == pytest.approx(improvement, rel=1e-12)
 
 
 @needs("pystoi")
 def test_other_rates_have_no_wide_band_columns() -> None:
-    with pytest.warns(UserWarning, match="defined at 16000 Hz, and this audio is at 8000 Hz"):
+    with pytest.warns(UserWarning, match="PESQ is defined at 16000 Hz, and this audio is at 8000 Hz"):
         metrics = speech_metrics(8000)
-    assert {name for name, metric in metrics.items() if metric.unavailable} == {"PESQ", "DNSMOS"}
+    assert set(metrics) == {"si_sdr", "si_sdri", "estoi"}

@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surf_lightning.networks.conv_tasnet import (
+    ConsistencyWeights,
     ConvTasNet,
     InstanceNorm,
-    PowerWeights,
-    PredictedSourceWeights,
     TemporalBlock,
     TemporalNetwork,
-    UniformWeights,
 )
 
 TINY: dict[str, Any] = {"filters": 12, "bottleneck": 8, "hidden": 10, "repeats": 3, "blocks": 2}
@@ -120,41 +118,30 @@ def test_filterbank_by_hand(frame: int, hop: int, length: int) -> None:
 
 
 def test_consistency_weights() -> None:
-    estimates, features = randn(2, 3, 50), randn(2, 8, 5)
-    assert torch.equal(UniformWeights()(estimates, features), torch.full((2, 3), 1 / 3, dtype=torch.float64))
-    estimates[0] = 0
-    estimates[1] = torch.tensor([1.0, -2.0, 3.0])[:, None]
-    expected = torch.tensor([[1 / 3] * 3, [1 / 14, 4 / 14, 9 / 14]], dtype=torch.float64)
-    torch.testing.assert_close(PowerWeights()(estimates, features), expected, atol=1e-8, rtol=0)
-    predicted = PredictedSourceWeights(3, 8).double()
-    logits = features.mean(-1) @ predicted.linear.weight.T + predicted.linear.bias
-    torch.testing.assert_close(
-        predicted(estimates, features), logits.exp() / logits.exp().sum(1, keepdim=True), atol=1e-12, rtol=0
-    )
+    features, weights = randn(2, 8, 5), ConsistencyWeights(8, 3).double()
+    logits = features.mean(-1) @ weights.linear.weight.T + weights.linear.bias
+    expected = logits.exp() / logits.exp().sum(1, keepdim=True)
+    torch.testing.assert_close(weights(features), expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("consistency", [None, UniformWeights(), PowerWeights(), PredictedSourceWeights(3, 8)])
 @pytest.mark.parametrize("length", [1, 20, 333])
-def test_estimates_sum_to_the_mixture(consistency: nn.Module | None, length: int) -> None:
+def test_estimates_sum_to_the_mixture(length: int) -> None:
     mixtures = randn(2, length)
-    estimates = network(consistency=consistency)(mixtures)
+    estimates = network()(mixtures)
     assert estimates.shape == (2, 3, length)
     torch.testing.assert_close(estimates.sum(1), mixtures, atol=1e-12, rtol=0)
 
 
 def test_residual_is_shared_by_weight() -> None:
     net, mixtures = network(), randn(2, 200)
-    even = network(consistency=UniformWeights())
-    even.load_state_dict(net.state_dict(), strict=False)
     scale = mixtures.pow(2).mean(1, keepdim=True).sqrt()
     coefficients = net.filterbank.encode(mixtures / scale)
     features = net.tcn(net.dense(coefficients))
     raw = scale[..., None] * net.filterbank.decode(net.masks(features), coefficients, 200)
     residual = (mixtures - raw.sum(1))[:, None]
-    weights = net.consistency(raw, features)
+    weights = net.consistency(features)
     assert (weights - 1 / 3).abs().max() > 1e-3
     torch.testing.assert_close(net(mixtures), raw + weights[..., None] * residual, atol=1e-12, rtol=0)
-    torch.testing.assert_close(even(mixtures), raw + residual / 3, atol=1e-12, rtol=0)
 
 
 def test_a_gain_on_the_mixture_is_a_gain_on_the_estimates() -> None:

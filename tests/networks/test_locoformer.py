@@ -133,7 +133,9 @@ def test_band_source_attention_by_hand() -> None:
     assert layer.qkv.kernel_size == (3, 1)
     qkv, out = qkv_by_hand(layer, x), layer(x)
     for b, n in itertools.product(range(2), range(4)):
-        tokens = torch.cat([rotated_queries_and_keys(qkv[b, s, n]) for s in range(3)])  # positions start anew
+        tokens = torch.cat(
+            [rotated_queries_and_keys(qkv[b, s, n]) for s in range(3)]
+        )  # each source starts at position 0
         expected = (attention_by_hand(tokens) @ layer.out.weight.T).unflatten(0, (3, 5))
         torch.testing.assert_close(out[b, :, n], expected, atol=1e-12, rtol=0)
 
@@ -216,10 +218,12 @@ def test_time_embedding_tells_times_apart() -> None:
 
 def test_checkpointing_changes_nothing() -> None:
     x, embedding = randn(2, 3, 4, 5, 8), randn(2, 8)
+    block: dict[str, Any] = {"features": 8, "attention": 8, "heads": 2, "hidden": 6}
+    block |= {"bsja_kernel": 3, "tspa_kernel": (3, 3), "ffn_kernel": 2}
     results = []
     for keep in (False, True):
         torch.manual_seed(0)
-        trunk = perturbed(Locoformer(AdaptiveResidual, 8, 8, 2, 6, 2, 3, (3, 3), 2, keep))
+        trunk = perturbed(Locoformer(2, keep, residual=AdaptiveResidual, **block))
         out = trunk(x, embedding)
         out.square().sum().backward()
         results.append([out, *(parameter.grad for parameter in trunk.parameters())])
@@ -262,13 +266,13 @@ def test_velocity_depends_on_all_it_is_given() -> None:
     x_t, t, mixtures = flow_state()
     velocity = network(x_t, t, mixtures)
     other_sources = network(x_t + randn(2, 1, 100) * torch.tensor([1.0, -1.0, 0.0])[:, None], t, mixtures)
-    assert (other_sources - velocity)[:, 2].abs().mean() > 1e-3  # the third source hears of the other two
+    assert (other_sources - velocity)[:, 2].abs().mean() > 1e-3  # the third source sees the other two
     assert (network(x_t, t + 0.05, mixtures) - velocity).abs().mean() > 1e-3
     assert (network(x_t, t, mixtures + randn(2, 100).flip(1)) - velocity).abs().mean() > 1e-3
 
 
 def test_velocity_of_a_new_network_is_alive() -> None:
-    """Neither zero nor with a vanishing gradient, which a zero-initialised decoder would give."""
+    """Neither zero nor with a vanishing gradient, as a zero-initialized decoder would give."""
     torch.manual_seed(0)
     network: Any = MBLocoformer(2, **TINY)
     x_t, t, mixtures = (z.float() for z in flow_state(num_sources=2))

@@ -1,4 +1,4 @@
-"""The prior's noise: exchangeable, equivariant to gain, as loud as it is meant to be. Axes: B batch, K, T samples."""
+"""The prior's noise: exchangeable, equivariant to gain, with the intended level. Axes: B batch, K, T samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from surf_lightning.networks.base import ConstantNoise, EnvelopeNoise, GlobalRMS
 
 
 def mixtures(*shape: int) -> Tensor:
-    """Louder and louder, within an example and from one to the next."""
+    """Signals that grow louder, within an example and from one example to the next."""
     signal = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return signal * torch.linspace(0.1, 1, shape[-1]) * torch.arange(1, shape[0] + 1).view(-1, *[1] * (len(shape) - 1))
 
@@ -82,7 +82,7 @@ def test_envelope_noise_is_not_made_in_low_precision() -> None:
 
 @pytest.mark.parametrize("noise", [ConstantNoise(0.3), GlobalRMSNoise(0.3), EnvelopeNoise(8000, 0.3)])
 def test_a_checkpoint_rebuilds_it(noise: Any) -> None:
-    """Its window is made anew: old checkpoints need none."""
+    """Checkpoints need no window: the constructor makes it."""
     again: Any = rebuild(describe(noise))
     m = mixtures(1, 1000)
     torch.testing.assert_close(torch.as_tensor(again(m, 2)), torch.as_tensor(noise(m, 2)), rtol=0, atol=0)

@@ -61,7 +61,7 @@ def test_compression_raises_magnitudes_and_keeps_phases() -> None:
 def test_expansion_inverts_compression() -> None:
     spectrum = signals(50, 40, 2)
     torch.testing.assert_close(expand(compress(spectrum, eps=0)), spectrum, atol=1e-12, rtol=0)
-    # The floor matters only where there is next to nothing.
+    # The floor matters only close to silence.
     torch.testing.assert_close(expand(compress(spectrum)), spectrum, atol=1e-6, rtol=1e-6)
     faint = 1e-6 * spectrum
     assert (expand(compress(faint)) - faint).abs().max() < 1e-5

@@ -11,16 +11,20 @@ import torch
 from surf_lightning.reporting.runs import Run
 
 AVERAGE = {"psnr": 13.456, "ssim": 0.5114}
+TABLE_1 = {"genuine": True, "mixtures": 5000, "evaluation": "PerceptualMetrics"}
+"""The facts of Table 1, beside the data set."""
 
 
-def record(label: str, metrics: dict[str, float | None], **more: Any) -> dict[str, Any]:
+def results(label: str, metrics: dict[str, float | None], **more: Any) -> dict[str, Any]:
+    """The contents of metrics.json."""
     return {
         "metrics": metrics,
-        "unavailable": {},
         "average": AVERAGE,
         "mixtures": 1000,
+        "sources": 2,
+        "evaluation": "PixelMetrics",
+        "genuine": False,
         "protocol": "1,000 mixtures of 2 digits.",
-        "published": None,
         "method": label.split(" (")[0].replace(" ", ""),
         "label": label,
         "data": "Digits",
@@ -36,8 +40,8 @@ def record(label: str, metrics: dict[str, float | None], **more: Any) -> dict[st
 
 
 def measured(label: str, metrics: dict[str, float | None], folder: str = "", **more: Any) -> Run:
-    """A run of which nothing but its record is known."""
-    return Run(Path("runs", folder or label), {"metrics": record(label, metrics, **more)})
+    """A run of which nothing but its results are known."""
+    return Run(Path("runs", folder or label), {"metrics": results(label, metrics, **more)})
 
 
 def image_examples(

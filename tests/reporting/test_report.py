@@ -17,11 +17,10 @@ import soundfile
 import torch
 from PIL import Image
 
-from surf_lightning.reporting import write_report
 from surf_lightning.reporting.figures import thinned
+from surf_lightning.reporting.report import make_sections, write_report
 from surf_lightning.reporting.runs import Run
-from surf_lightning.reporting.sections import make_sections
-from tests.reporting.fabricate import audio_examples, image_examples, record, write
+from tests.reporting.fabricate import audio_examples, image_examples, results, write
 
 VOID = {"meta", "img", "br"}
 
@@ -80,7 +79,7 @@ class Page(HTMLParser):
 
 
 def report(*folders: str) -> tuple[Page, str]:
-    write_report(folders, "out")
+    write_report([Path(folder) for folder in folders], Path("out"))
     return Page(Path("out/report.html").read_text()), Path("out/report.md").read_text()
 
 
@@ -89,9 +88,9 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, s
     """The report of MixIT and SURF on digits, their labels as wild as HTML allows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("report"))
-        first = write("digits_mixit", record("MixIT", {"psnr": 18.0, "ssim": 0.8}), image_examples())
+        first = write("digits_mixit", results("MixIT", {"psnr": 18.0, "ssim": 0.8}), image_examples())
         metrics: dict[str, float | None] = {"psnr": 20.125, "ssim": 0.91239}
-        second = write("digits_surf_rm", record("SURF <R&M>", metrics, steps=12_000), image_examples())
+        second = write("digits_surf_rm", results("SURF <R&M>", metrics, steps=12_000), image_examples())
         yield *report(first, second), Path("out").absolute()
 
 
@@ -165,21 +164,21 @@ def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(two_runs: tu
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    write_report([write("a", record("MixIT", {"psnr": 18.0, "ssim": 0.8}), None, config="")], "out")
+    write_report([Path(write("a", results("MixIT", {"psnr": 18.0, "ssim": 0.8}), None, config=""))], Path("out"))
     printed = capsys.readouterr().out
     assert "| MixIT | **18.00** | **0.800** | 4,000 | 1.5 |" in printed
     assert "written to out/report.html" in printed
 
 
 def test_a_run_that_is_named_twice_is_reported_once() -> None:
-    folder = write("a", record("MixIT", {"psnr": 18.0}), image_examples(2), config="")
+    folder = write("a", results("MixIT", {"psnr": 18.0}), image_examples(2), config="")
     page, _ = report(folder, f"./{folder}/", str(Path(folder).resolve()))
     assert [row[0] for row in page.tables[0]] == ["method", "Average (m/K)", "MixIT"]
 
 
 def test_runs_of_one_method_are_told_apart_everywhere() -> None:
     metrics: dict[str, float | None] = {"psnr": 18.0}
-    folders = [write(name, record("MixIT", metrics), image_examples(2), config="") for name in "ab"]
+    folders = [write(name, results("MixIT", metrics), image_examples(2), config="") for name in "ab"]
     (section,) = sections(*folders)
     assert [row.label for row in section.tables[0].rows[1:]] == ["MixIT, a", "MixIT, b"]
     titles = [axes.get_title() for axes in section.images.axes[:4]]
@@ -187,7 +186,7 @@ def test_runs_of_one_method_are_told_apart_everywhere() -> None:
 
 
 def test_a_run_with_missing_pieces_still_reports_the_rest() -> None:
-    bare = write("bare", record("MixIT", {"psnr": 18.0, "ssim": 0.8}), None, config="")
+    bare = write("bare", results("MixIT", {"psnr": 18.0, "ssim": 0.8}), None, config="")
     trained = write("trained", None, None)
     page, text = report(bare, trained)
     assert page.tables[0][-1] == ["MixIT", "18.00", "0.800", "4,000", "1.5"]
@@ -233,7 +232,7 @@ def test_an_untested_run_shows_the_sounds_of_its_latest_validation() -> None:
 def test_sounds_can_be_heard_beside_the_truth_in_its_order_at_one_gain() -> None:
     examples = audio_examples()
     folder = write(
-        "libri2mix_mixit", record("MixIT", {"si_sdr": 12.0}, data="Libri2Mix", average={}), examples, config=""
+        "libri2mix_mixit", results("MixIT", {"si_sdr": 12.0}, data="Libri2Mix", average={}), examples, config=""
     )
     page, _ = report(folder)
     players = [soundfile.read(io.BytesIO(sound))[0] for sound in page.embedded("audio/flac")]
@@ -251,7 +250,7 @@ def test_sounds_can_be_heard_beside_the_truth_in_its_order_at_one_gain() -> None
 def test_estimates_that_have_diverged_are_left_out_of_the_sounds() -> None:
     examples = audio_examples()
     examples["estimates"][1][0] = torch.nan
-    page, _ = report(write("x", record("MixIT", {"si_sdr": None}, data="FUSS"), examples, config=""))
+    page, _ = report(write("x", results("MixIT", {"si_sdr": None}, data="FUSS"), examples, config=""))
     assert len(page.embedded("audio/flac")) == 8
 
 
@@ -260,16 +259,16 @@ def sections(*folders: str) -> Any:
 
 
 def test_each_data_set_has_a_section_and_each_protocol_a_table() -> None:
-    few = record("MixIT", {"psnr": 18.0}, protocol="Ten mixtures.")
-    mnist = record("MixIT", {"psnr": 18.0}, data="MNIST")
+    few = results("MixIT", {"psnr": 18.0}, protocol="Ten mixtures.")
+    mnist = results("MixIT", {"psnr": 18.0}, data="MNIST")
     folders = [
-        write("a", record("MixIT", {"psnr": 18.0}), None, config=""),
+        write("a", results("MixIT", {"psnr": 18.0}), None, config=""),
         write("b", mnist, None, config=""),
         write("c", few, None, config=""),
-        write("d", record("SURF", {"psnr": 19.0}), None, config=""),
+        write("d", results("SURF", {"psnr": 19.0}), None, config=""),
     ]
     digits, other = sections(*folders)
-    assert (digits.data, other.data) == ("Digits", "MNIST")
+    assert (digits.title, other.title) == ("Digits", "MNIST")
     assert [[row.label for row in table.rows] for table in digits.tables] == [
         ["Average (m/K)", "MixIT", "SURF"],
         ["Average (m/K)", "MixIT"],
@@ -282,14 +281,14 @@ def test_each_data_set_has_a_section_and_each_protocol_a_table() -> None:
 
 def test_examples_of_other_mixtures_are_not_set_side_by_side() -> None:
     metrics: dict[str, float | None] = {"psnr": 18.0}
-    folders = [write(str(seed), record("MixIT", metrics), image_examples(seed=seed), config="") for seed in (0, 1)]
+    folders = [write(str(seed), results("MixIT", metrics), image_examples(seed=seed), config="") for seed in (0, 1)]
     (section,) = sections(*folders)
     assert "runs/1: no examples, for its mixtures are not those of runs/0." in section.missing
 
 
 def test_a_repetition_without_its_first_run_has_a_row() -> None:
     metrics: dict[str, float | None] = {"psnr": 18.0}
-    first, second = (write(name, record("MixIT", metrics), None, config="") for name in ("m_seed1", "m"))
+    first, second = (write(name, results("MixIT", metrics), None, config="") for name in ("m_seed1", "m"))
     assert len(sections(first)[0].tables[0].rows) == 2
     (both,) = sections(first, second)
     assert len(both.tables[0].rows) == 2
@@ -298,7 +297,7 @@ def test_a_repetition_without_its_first_run_has_a_row() -> None:
 
 def test_pictures_of_colour_and_of_three_sources_are_drawn() -> None:
     examples = image_examples(2, 3, (3, 32, 32))
-    page, _ = report(write("c", record("MixIT", {"psnr": 18.0}), examples, config=""))
+    page, _ = report(write("c", results("MixIT", {"psnr": 18.0}), examples, config=""))
     (png,) = page.embedded("image/png")
     red, _, blue = np.moveaxis(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")), 2, 0)
     assert (red != blue).any()

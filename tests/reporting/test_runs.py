@@ -8,11 +8,11 @@ import pytest
 
 from surf_lightning.errors import UserError
 from surf_lightning.reporting.runs import Run, read_curves
-from tests.reporting.fabricate import CURVES, image_examples, measured, record, write
+from tests.reporting.fabricate import CURVES, image_examples, measured, results, write
 
 
 def run(name: str = "digits_mixit", **parts: str) -> Run:
-    return Run.read(Path(write(name, record("MixIT", {"psnr": 18.0}), image_examples(), **parts)))
+    return Run.read(Path(write(name, results("MixIT", {"psnr": 18.0}), image_examples(), **parts)))
 
 
 def test_a_whole_run_misses_nothing() -> None:
@@ -53,7 +53,7 @@ def test_recordings_without_truth_lack_no_test() -> None:
 
 
 def test_a_test_alone_is_a_run_as_well() -> None:
-    folder = write("digits_mixit", record("MixIT", {"psnr": 18.0}), None, config="")
+    folder = write("digits_mixit", results("MixIT", {"psnr": 18.0}), None, config="")
     assert Run.read(Path(folder)).missing == (
         "no config.yaml: surf fit writes it",
         "no test_examples.pt: surf test writes it",
@@ -77,7 +77,7 @@ def test_a_damaged_part_is_missing_and_the_rest_is_there(name: str, content: str
     damaged = Run.read(folder)
     assert len(damaged.missing) == 1
     assert says in damaged.missing[0]
-    assert sum(map(bool, (damaged.records, damaged.examples, damaged.curves, damaged.config))) == 3
+    assert sum(map(bool, (damaged.results, damaged.examples, damaged.curves, damaged.config))) == 3
 
 
 @pytest.mark.parametrize("empty", [True, False])
@@ -95,7 +95,7 @@ def test_a_configuration_that_is_no_yaml_is_shown_all_the_same() -> None:
 def test_the_second_protocol_of_a_run_is_read_beside_the_first() -> None:
     folder = run().folder
     (folder / "metrics.json").rename(folder / "metrics_samples.json")
-    assert Run.read(folder).records.keys() == {"metrics_samples"}
+    assert Run.read(folder).results.keys() == {"metrics_samples"}
     assert Run.read(folder).missing == ()
 
 

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
-from surf_lightning.reporting.published import ABLATIONS, TABLE_9, TABLES
+from surf_lightning.metrics.tables import paper_tables
+from surf_lightning.reporting.report import make_sections
 from surf_lightning.reporting.runs import Run
-from surf_lightning.reporting.sections import make_sections
-from surf_lightning.reporting.sweeps import find_sweeps
+from surf_lightning.reporting.sweeps import SETTINGS, find_sweeps
 from surf_lightning.reporting.tables import markdown
-from tests.reporting.fabricate import CONFIG, image_examples, record, write
+from tests.reporting.fabricate import CONFIG, TABLE_1, image_examples, results, write
 from tests.reporting.test_report import report
 
 RM, SR = "SURF (ReMixIT)", "SURF (Self-Remixing)"
 SCHEDULE = "1 to 0 in 200,000 steps"
+CIFAR = {"data": "CIFAR10", "sources": 2, "mixtures": 5000, "evaluation": "PerceptualMetrics"}
 
 
 def config(name: str, seed: int = 0, **changed: Any) -> str:
@@ -41,8 +42,8 @@ def config(name: str, seed: int = 0, **changed: Any) -> str:
 
 def run(name: str, psnr: float = 19.0, label: str = RM, text: str = "", pictures: bool = False, **changed: Any) -> str:
     """The folder of a run of CIFAR-10 that was tested as in Table 1."""
-    written = record(label, {"psnr": psnr, "lpips": 0.05, "ssim": 0.7, "fid": 20.0}, data="CIFAR10", average={})
-    written |= {"published": "cifar10", "steps": 400_000}
+    values: dict[str, float | None] = {"psnr": psnr, "lpips": 0.05, "ssim": 0.7, "fid": 20.0}
+    written = results(label, values, data="CIFAR10", average={}, steps=400_000, **TABLE_1)
     return write(name, written, image_examples(2) if pictures else None, text or config(name, **changed))
 
 
@@ -133,7 +134,7 @@ def test_a_setting_that_is_no_number_is_shown_as_it_stands() -> None:
             "teacher's β": {SCHEDULE: "a", "1.0, None, 200000": "c"},
         }
     ]
-    unreadable = [write("d", record(RM, {"psnr": 1.0}), None, "a: ["), write("e", None, None)]
+    unreadable = [write("d", results(RM, {"psnr": 1.0}), None, "a: ["), write("e", None, None)]
     assert groups(*folders[:2], *unreadable) == [{"EMA decay α": {"0.999": "a", "slow": "b"}}]
 
 
@@ -179,7 +180,7 @@ def test_the_table_has_the_form_of_table_9_with_the_papers_rows() -> None:
 
 
 def test_the_paper_stands_beside_the_genuine_set_and_its_own_values_only() -> None:
-    written = record(RM, {"psnr": 19.0}, data="CIFAR10")
+    written = results(RM, {"psnr": 19.0}, data="CIFAR10")
     stand_in = [write(n, written, None, config(n, ema_decay=a)) for n, a in (("a", 0.9), ("b", 0.99))]
     (section,) = make_sections(read(*stand_in))
     assert {row.kind for row in section.sweeps[0].tables[0].rows} == {"group", "unsupervised"}
@@ -223,26 +224,28 @@ def test_a_sweep_with_missing_pieces_reports_the_rest() -> None:
     assert "### SURF (ReMixIT) with one setting changed\n" in text
 
 
-def test_a_reason_for_a_missing_value_names_the_runs_it_holds_for() -> None:
-    no_fid = record(RM, {"psnr": 18.0, "fid": None}, unavailable={"fid": "not available, because: no weights"})
-    with_fid = record(RM, {"psnr": 18.0, "fid": 9.0})
+def test_a_value_that_a_run_lacks_is_not_available() -> None:
+    with_fid, no_fid = (results(RM, {"psnr": 18.0, **more}) for more in ({"fid": 9.0}, {}))
     folders = [write("a", no_fid, None, config("a")), write("b", with_fid, None, config("b", batch_size=4))]
     (section,) = make_sections(read(*folders))
-    assert section.sweeps[0].tables[0].notes == ("a: FID is not available, because: no weights",)
+    cells = {row.label: [text for text, _ in row.cells] for row in section.sweeps[0].tables[0].rows}
+    assert cells == {"batch size B": ["", ""], "4": ["18.00", "9.00"], "256 (unchanged)": ["18.00", "n/a"]}
 
 
 def test_table_9_is_whole_and_agrees_with_table_1() -> None:
     """All but the LPIPS of one cell: 0.036 at B = 256, 0.037 in the other places and in Table 1."""
-    sweeps = ABLATIONS["cifar10"]
-    assert [len(group) for sweep in sweeps.values() for group in sweep.values()] == [5, 5, 4] * 2
-    for label, sweep in sweeps.items():
-        psnr, lpips, ssim, _ = TABLES["cifar10"].rows[label]
+    (cifar,) = (table for table in paper_tables() if table["facts"] == CIFAR)
+    table_9 = cifar["sweeps"]
+    assert table_9["metrics"] == ["psnr", "ssim", "lpips"]
+    assert [len(group) for sweep in table_9["rows"].values() for group in sweep.values()] == [5, 5, 4] * 2
+    for label, sweep in table_9["rows"].items():
+        psnr, lpips, ssim, _ = cifar["rows"][label]
         for group, text in zip(sweep.values(), ("0.999", "256", SCHEDULE), strict=True):
-            expected = 0.036 if (label, text) == (SR, "256") else lpips
-            assert dict(zip(TABLE_9, group[text], strict=True)) == {"psnr": psnr, "ssim": ssim, "lpips": expected}
-    assert sweeps[SR]["batch size B"]["1"] == (8.79, 0.071, 0.379)
+            assert group[text] == [psnr, ssim, 0.036 if (label, text) == (SR, "256") else lpips]
+        assert [setting.title for setting in SETTINGS] == list(sweep)
+    assert table_9["rows"][SR]["batch size B"]["1"] == [8.79, 0.071, 0.379]
 
 
 @pytest.mark.parametrize("text", [CONFIG, ""])
 def test_runs_without_settings_to_compare_are_no_sweep(text: str) -> None:
-    assert groups(*(write(name, record(RM, {"psnr": 18.0}), None, text) for name in "ab")) == []
+    assert groups(*(write(name, results(RM, {"psnr": 18.0}), None, text) for name in "ab")) == []

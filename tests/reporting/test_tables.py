@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from surf_lightning.reporting.published import TABLES
 from surf_lightning.reporting.runs import Run
-from surf_lightning.reporting.tables import COLUMNS, make_table, markdown
-from tests.reporting.fabricate import measured, record
+from surf_lightning.reporting.tables import group_alike, make_table, markdown
+from tests.reporting.fabricate import TABLE_1, measured, results
 
 
 def rows(*runs: Run, name: str = "metrics", repetitions: tuple[Run, ...] = ()) -> list[str]:
@@ -62,7 +60,7 @@ def test_less_is_better_of_distances_and_what_reads_alike_ranks_alike() -> None:
     values = {"Average": (0.3, 40.0), "MixIT": (0.0012, 30.1), "A": (0.0009, 20.449), "B": (0.04, 20.4451)}
     runs = [measured(label, {"lpips": x, "fid": y}) for label, (x, y) in values.items()]
     for run in runs:
-        run.records["metrics"]["average"] = {}
+        run.results["metrics"]["average"] = {}
     assert [row.split(" | ")[1:3] for row in rows(*runs)[2:]] == [
         ["0.300", "40.00"],
         ["**0.001**", "<u>30.10</u>"],
@@ -100,9 +98,9 @@ def test_runs_of_one_method_are_told_apart_by_their_folders() -> None:
 
 
 def test_a_genuine_set_has_the_papers_row_below_each_of_ours() -> None:
-    values = {"psnr": 30.0, "lpips": 0.002, "ssim": 0.98, "fid": 20.0}
-    runs = [measured(label, values, data="MNIST", published="mnist") for label in ("MixIT", "SURF (ReMixIT)", "New")]
-    table = make_table("metrics", runs, [])
+    values: dict[str, float | None] = {"psnr": 30.0, "lpips": 0.002, "ssim": 0.98, "fid": 20.0}
+    runs = [measured(label, values, data="MNIST", **TABLE_1) for label in ("MixIT", "SURF (ReMixIT)", "New")]
+    table = make_table("metrics", runs)
     assert [row.label for row in table.rows] == [
         "Average (m/K)",
         "MixIT",
@@ -111,25 +109,38 @@ def test_a_genuine_set_has_the_papers_row_below_each_of_ours() -> None:
         "in the paper",
         "New",
     ]
-    assert [cell.text for cell in table.rows[2].cells] == ["21.90", "0.011", "0.929", "30.89"]
-    assert [cell.text for cell in table.rows[4].cells] == ["37.26", "0.001", "0.992", "19.57"]
-    assert {cell.mark for cell in table.rows[4].cells} == {""}, "the paper's numbers do not compete with ours"
-    assert {cell.mark for cell in table.rows[3].cells} == {"best"}
+    assert [text for text, _ in table.rows[2].cells] == ["21.90", "0.011", "0.929", "30.89"]
+    assert [text for text, _ in table.rows[4].cells] == ["37.26", "0.001", "0.992", "19.57"]
+    assert {mark for _, mark in table.rows[4].cells} == {""}, "the paper's numbers do not compete with ours"
+    assert {mark for _, mark in table.rows[3].cells} == {"best"}
     assert table.notes[0] == "The paper's rows: Table 1, MNIST."
+
+
+def test_a_column_of_the_papers_table_that_no_run_has_is_not_available() -> None:
+    table = make_table("metrics", [mixit(data="MNIST", **TABLE_1)])
+    assert [column.key for column in table.columns] == ["psnr", "lpips", "ssim", "fid"]
+    assert [text for text, _ in table.rows[1].cells] == ["18.00", "n/a", "0.800", "n/a"]
+    assert [text for text, _ in table.rows[2].cells] == ["21.90", "0.011", "0.929", "30.89"]
 
 
 @pytest.mark.parametrize("data", ["MNIST", "CIFAR10", "Libri2Mix", "Digits"])
 def test_a_stand_in_never_has_the_papers_rows(data: str) -> None:
-    table = make_table("metrics", [replace(mixit(data=data)), replace(surf(data=data))], [])
+    facts = {**TABLE_1, "genuine": False}
+    table = make_table("metrics", [mixit(data=data, **facts), surf(data=data, **facts)])
     assert {row.kind for row in table.rows} == {"average", "unsupervised"}
     assert not any("paper" in note for note in table.notes)
 
 
+def test_a_stand_in_stands_in_no_table_with_the_genuine_set() -> None:
+    genuine, other = mixit(data="MNIST", **TABLE_1), surf(data="MNIST", **{**TABLE_1, "genuine": False})
+    assert group_alike([genuine, other]) == [("metrics", [genuine]), ("metrics", [other])]
+
+
 def test_table_2_shows_deviations_and_ranks_all() -> None:
     def run(label: str, score: float, fid: float) -> Run:
-        metrics = {"is": score, "is_std": 0.125, "fid": fid}
-        average = {"is": 7.0, "is_std": 0.1, "fid": 28.0}
-        written = record(label, dict(metrics), average=average, published="cifar10_samples")
+        metrics: dict[str, float | None] = {"is": score, "is_std": 0.125, "fid": fid}
+        facts = {"data": "CIFAR10", "genuine": True, "mixtures": 25_000, "evaluation": "SampleMetrics"}
+        written = results(label, metrics, average={"is": 7.0, "is_std": 0.1, "fid": 28.0}, **facts)
         return Run(Path("runs", label), {"metrics_samples": written})
 
     table = rows(
@@ -148,33 +159,14 @@ def test_table_2_shows_deviations_and_ranks_all() -> None:
     ]
 
 
-def test_the_papers_tables_are_whole() -> None:
-    known = {column.key for column in COLUMNS}
-    for table in TABLES.values():
-        assert set(table.metrics) <= known
-        assert all(len(row) == len(table.metrics) for row in table.rows.values())
-    assert (
-        TABLES["audioset"].rows["SURF (Self-Remixing)"][7:] == TABLES["librispeech_fuss"].rows["SURF (Self-Remixing)"]
-    )
-    assert TABLES["libri2mix"].rows["SURF (ReMixIT)"] == (16.54, 0.893, 3.30, 2.94)
-    assert TABLES["cifar10"].rows["Supervised Flow"] == (20.38, 0.032, 0.777, 9.601)
-
-
 # -- notes --
 
 
-def test_what_is_not_available_is_said_once_with_its_reason() -> None:
-    reason = "not available, because: no weights"
-    runs = [
-        measured("MixIT", {"psnr": 18.0, "fid": None}, unavailable={"fid": reason}),
-        measured("SURF (ReMixIT)", {"psnr": 19.0, "fid": None}, unavailable={"fid": reason}),
-    ]
-    table = make_table("metrics", runs, [])
-    assert [row.cells[1].text for row in table.rows] == ["n/a"] * 3
-    assert table.notes == (f"FID is {reason}",)
-    one = measured("SURF (ReMixIT)", {"psnr": 19.0, "fid": 20.0})
-    assert notes(runs[0], one) == (f"MixIT: FID is {reason}",)
-    assert rows(runs[0], one)[4].split(" | ")[2] == "**20.00**"
+def test_a_value_that_one_run_lacks_is_not_available() -> None:
+    with_fid = measured("SURF (ReMixIT)", {"psnr": 19.0, "fid": 20.0})
+    for lacking in ({"psnr": 18.0}, {"psnr": 18.0, "fid": None}):
+        table = rows(measured("MixIT", dict(lacking)), with_fid)
+        assert [row.split(" | ")[2] for row in table[2:]] == ["n/a", "n/a", "**20.00**"]
 
 
 def test_repetitions_with_other_seeds_give_a_mean_and_a_spread() -> None:
@@ -206,9 +198,9 @@ def test_a_surf_that_has_not_overtaken_its_teacher_says_so_and_what_to_do(psnr: 
 def test_a_record_of_an_older_version_is_shown_as_well() -> None:
     old = {
         key: value
-        for key, value in record("MixIT", {"psnr": 18.0}).items()
-        if key not in ("protocol", "unavailable", "published", "average")
+        for key, value in results("MixIT", {"psnr": 18.0}).items()
+        if key not in ("protocol", "genuine", "evaluation", "sources", "average")
     }
-    table = make_table("metrics", [Run(Path("runs/old"), {"metrics": old})], [])
+    table = make_table("metrics", [Run(Path("runs/old"), {"metrics": old})])
     assert table.protocol == "1000 held-out mixtures of Digits."
     assert [row.label for row in table.rows] == ["MixIT"]

@@ -1,50 +1,69 @@
-"""Parts of audio files as mono signals of one sample rate, without decoding the rest. Axes: T samples."""
+"""Audio files: formats, opening, reading a part, resampling. Axes: R rows side by side, T samples, n of a block."""
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import struct
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import soxr
 import torch
 from torch import Tensor
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+EXTENSIONS = (
+    *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd"),
+    *(".flac", ".ogg", ".oga", ".opus", ".mp3"),
+)
+"""Of the files that are taken for recordings, to train on and to separate."""
 
 MARGIN = 192  # samples at the lower of two rates: beyond them the resampling filter's response is below -120 dB
-PREROLL = {"MP3": 11520}  # frames: ten blocks, after which its decoder has forgotten where it was entered
+PREROLL = {"MP3": 11520}  # frames: ten blocks, after which its decoder no longer depends on where it started
+UNKNOWN_LENGTH = 1 << 40  # frames: libsndfile's way of saying that the header gives none
 UNRECOGNISED_FORMAT = 1  # libsndfile's error code
+CHUNKS = {b"RIFF": ("<4sI", b"data"), b"FORM": (">4sI", b"SSND")}  # a chunk's name and size, and which holds the audio
 STREAM_SIZE = 0x7FFFF000  # bytes: what programs that write a WAV file to a pipe claim, or more
 
 
-class BadAudio(Exception):
+class BadAudio(ValueError):
     """A file, or the part of it that was asked for, is no usable audio; the message is the reason."""
 
 
 class SteadyFile(soundfile.SoundFile):
-    """An open file that stays where a read has left it.
+    """An open file that is read from beginning to end without seeking.
 
-    The library's own seeks there once more, and a decoder of MP3 thereby loses the bits that frames to come refer to.
+    soundfile seeks after every read to where it is anyway, and drops the MP3 decoder's bit reservoir by it.
     """
 
     def seekable(self) -> bool:
         return False
 
 
+def file_state(path: str | Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns: a file whose state is the same is taken to be the same."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
 def open_audio(path: str | Path) -> SteadyFile:
-    """Open a file of any format that libsndfile reads; raises BadAudio.
+    """Open a file of any format that libsndfile reads.
 
     Read one part of it and close it: libsndfile's second seek in an Ogg file can be off by a block.
+
+    Raises:
+        BadAudio: it is missing, no audio, or does not say how many samples it has.
     """
     name = os.fsencode(path)  # a file name need not be valid UTF-8
     try:
-        return SteadyFile(name)
+        file = SteadyFile(name)
     except soundfile.LibsndfileError as error:
         raise BadAudio(_why_not_opened(name, error)) from error
+    if 0 < file.frames < UNKNOWN_LENGTH:
+        return file
+    file.close()
+    raise BadAudio("its header does not say how long it is: encode it again" if file.frames else "holds no samples")
 
 
 def _why_not_opened(name: bytes, error: soundfile.LibsndfileError) -> str:
@@ -62,14 +81,16 @@ def _why_not_opened(name: bytes, error: soundfile.LibsndfileError) -> str:
 
 
 def is_cut_short(path: str | Path) -> bool:
-    """Whether the header of a WAV file claims more audio than the file has: libsndfile reads what there is."""
+    """Whether the header of a WAV or AIFF file claims more audio than the file has: libsndfile reads what there is."""
     with open(os.fsencode(path), "rb") as file:
-        if file.read(4) != b"RIFF":
+        form = file.read(4)
+        if form not in CHUNKS:
             return False
+        layout, audio = CHUNKS[form]
         file.seek(12)
         while len(header := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", header)
-            if name == b"data":
+            name, size = struct.unpack(layout, header)
+            if name == audio:
                 return size < STREAM_SIZE and file.tell() + size > os.fstat(file.fileno()).st_size
             file.seek(size + size % 2, os.SEEK_CUR)
     return False
@@ -94,9 +115,9 @@ def read_frames(file: soundfile.SoundFile, start: int, count: int) -> Tensor:
 
 
 class Resampler:
-    """From ``rate`` to ``sample_rate`` by soxr, a signal as a whole or the parts that a stretch of it needs.
+    """From ``rate`` to ``sample_rate`` in Hz by soxr: a whole signal, or the part of a file that a crop needs.
 
-    The same samples as those of a stream (``separation.audio_io``): models are trained on what they will separate.
+    It gives the samples that ``StreamResampler`` gives: models are trained on what they will separate.
     """
 
     def __init__(self, rate: int, sample_rate: int) -> None:
@@ -125,20 +146,31 @@ class Resampler:
         return self(read_frames(file, first, last - first))[begin : begin + count]
 
 
-@functools.lru_cache(64)
-def resampler(rate: int, sample_rate: int) -> Resampler:
-    """The resampler of a pair of rates in Hz, made once."""
-    return Resampler(rate, sample_rate)
+class StreamResampler:
+    """From ``rate`` to ``sample_rate`` in Hz by soxr, block by block; joined, the blocks are the whole resampled.
+
+    ``rows`` is R, the number of signals side by side.
+    """
+
+    def __init__(self, rate: int, sample_rate: int, rows: int) -> None:
+        self.stream = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, rows, dtype="float64")
+
+    def __call__(self, block: Tensor, last: bool = False) -> Tensor:
+        """``[R,n] -> [R,n']`` of float64; samples whose neighbours are still to come are given with later blocks."""
+        if self.stream is None:
+            return block.double()
+        samples = np.ascontiguousarray(block.double().numpy().T)
+        return torch.from_numpy(np.ascontiguousarray(self.stream.resample_chunk(samples, last).T))
 
 
 def read_crop(path: str | Path, start: int, count: int, sample_rate: int) -> Tensor:
     """``[T]``: samples ``[start, start + count)`` of a file mixed down to mono at ``sample_rate``, as far as it goes.
 
-    They are those that resampling the whole file would give, but only the stretch they come from is decoded, where the
-    format can be entered in the middle (wav, flac, ogg; mp3 after a scan of its headers).
+    They are those that resampling the whole file would give, but only the stretch they come from is decoded, in formats
+    that can be entered in the middle (in mp3 after a scan of its headers).
 
     Raises:
         BadAudio: the file cannot be read there, or holds NaN there.
     """
     with open_audio(path) as file:
-        return resampler(file.samplerate, sample_rate).part(file, start, count)
+        return Resampler(file.samplerate, sample_rate).part(file, start, count)

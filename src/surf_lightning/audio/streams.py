@@ -1,24 +1,20 @@
-"""Audio files in blocks: reading, resampling, writing. Axes: C channels, K sources, R rows, T samples, n of a block."""
+"""Audio files in blocks: reading and writing. Axes: C channels, K sources, n samples of a block."""
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 import torch
 from torch import Tensor
 
-from surf_lightning.audio.files import SteadyFile, is_cut_short
-from surf_lightning.files import partial_path
+from surf_lightning.audio.files import BadAudio, is_cut_short, open_audio
+from surf_lightning.files import partial_path, sync
 
-PLAIN = (".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd")
-EXTENSIONS = frozenset([*PLAIN, ".flac", ".ogg", ".oga", ".opus", ".mp3"])
 BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "ALAC_16": 16, "ALAC_24": 24}
 FLOATS = {"FLOAT": 32, "DOUBLE": 64}
 LARGEST = 4_000_000_000  # bytes; the size fields of WAV and AIFF end at 4 GiB
@@ -27,7 +23,7 @@ UNLIMITED = ("RF64", "W64", "CAF", "FLAC")
 
 @dataclass(frozen=True)
 class SampleFormat:
-    """How samples lie in a file, in libsndfile's words, and the suffix of the file's name."""
+    """The format of a file by libsndfile's names, and the suffix of the file's name."""
 
     container: str
     subtype: str
@@ -36,6 +32,7 @@ class SampleFormat:
 
     @property
     def bits(self) -> int:
+        """Of a sample."""
         return (BITS | FLOATS)[self.subtype]
 
     @property
@@ -50,7 +47,7 @@ class SampleFormat:
         return SampleFormat("WAV", "FLOAT", "FILE", ".wav")
 
     def for_size(self, samples: int) -> SampleFormat:
-        """The same, or RF64 (a WAV file without the limit of 4 GiB) where ``samples`` need it."""
+        """The same, or RF64 (WAV without the limit of 4 GiB) if a file of ``samples``, over all channels, needs it."""
         if self.container in UNLIMITED or samples * self.bits // 8 < LARGEST:
             return self
         return SampleFormat("RF64", self.subtype, "FILE", ".wav")
@@ -70,34 +67,19 @@ class AudioFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> AudioFile:
-        """Read the header.
-
-        Raises:
-            ValueError: the file cannot be decoded, or is empty; the message is the reason.
-        """
+        """Read the header; raises BadAudio."""
         path = Path(path)
-        try:
-            with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be valid UTF-8
-                header = cls(
-                    path,
-                    file.frames,
-                    file.channels,
-                    file.samplerate,
-                    SampleFormat(file.format, file.subtype, file.endian, path.suffix),
-                    "cut short: its header promises more; what is there is separated" if is_cut_short(path) else None,
-                )
-        except soundfile.LibsndfileError as error:
-            if path.is_file() and path.stat().st_size == 0:
-                raise ValueError("is an empty file") from error
-            raise ValueError(f"cannot be decoded: {error.error_string}") from error
-        if header.frames == 0:
-            raise ValueError("holds no samples")
-        return header
+        remark = None
+        with open_audio(path) as file:
+            if is_cut_short(path):
+                remark = "cut short: its header promises more; what is there is separated"
+            sample_format = SampleFormat(file.format, file.subtype, file.endian, path.suffix)
+            return cls(path, file.frames, file.channels, file.samplerate, sample_format, remark)
 
     def source_format(self) -> SampleFormat:
-        """What its sources are written in: the same, or 16-bit WAV where that is lossy or cannot be written.
+        """The format of its sources: its own, or 16-bit WAV where that is lossy or cannot be written.
 
-        Sources that are coded with loss do not sum to the input, and some codecs change the length.
+        Sources coded with loss would not sum to the input, and some codecs change the length.
         """
         own = self.format
         if own.subtype in BITS | FLOATS and soundfile.check_format(own.container, own.subtype, own.endian):
@@ -108,75 +90,21 @@ class AudioFile:
         """The samples in order, blocks ``[C,n]`` of ``seconds`` each, float64, full scale 1.
 
         Raises:
-            ValueError: the file ends early or is damaged, or a sample is NaN or infinite.
+            BadAudio: the file ends early or is damaged, or a sample is NaN or infinite.
         """
         done = 0
-        with SteadyFile(os.fsencode(self.path)) as file:
+        with open_audio(self.path) as file:
             while done < self.frames:
                 try:
                     block = file.read(max(1, round(seconds * self.rate)), dtype="float64", always_2d=True)
                 except soundfile.LibsndfileError:
                     block = np.zeros((0, self.channels))
                 if len(block) == 0:
-                    raise ValueError(
-                        f"is damaged or truncated: of its {self.frames} samples only about {done} can be decoded"
-                    )
+                    raise BadAudio(f"damaged or truncated: of its {self.frames} samples about {done} can be decoded")
                 if not np.isfinite(block).all():
-                    raise ValueError(
-                        f"holds NaN or infinite samples, {done / self.rate:.1f} s after its start or later"
-                    )
+                    raise BadAudio(f"holds NaN or infinity, {done / self.rate:.1f} s after its start or later")
                 done += len(block)
                 yield torch.from_numpy(np.ascontiguousarray(block.T))
-
-
-class StreamResampler:
-    """Resampling of a stream: the results of its blocks, joined, are those of the whole signal at once.
-
-    Args:
-        from_rate, to_rate: in Hz.
-        rows: R, signals side by side.
-    """
-
-    def __init__(self, from_rate: int, to_rate: int, rows: int) -> None:
-        self.stream = None if from_rate == to_rate else soxr.ResampleStream(from_rate, to_rate, rows, dtype="float64")
-
-    def __call__(self, block: Tensor, last: bool = False) -> Tensor:
-        """``[R,n] -> [R,n']`` of float64; what the filter still needs neighbours for comes with later blocks."""
-        if self.stream is None:
-            return block.double()
-        samples = np.ascontiguousarray(block.double().numpy().T)
-        return torch.from_numpy(np.ascontiguousarray(self.stream.resample_chunk(samples, last).T))
-
-
-class SampleQueue:
-    """Samples ``[C,n]`` in, samples out, in blocks of other lengths."""
-
-    def __init__(self, num_channels: int) -> None:
-        self.empty = torch.zeros(num_channels, 0, dtype=torch.float64)
-        self.blocks: deque[Tensor] = deque()
-        self.count = 0
-
-    def put(self, block: Tensor) -> None:
-        self.blocks.append(block)
-        self.count += block.shape[1]
-
-    def take(self, count: int) -> Tensor:
-        """The next ``count`` samples, or all there are."""
-        parts, missing = [self.empty], min(count, self.count)
-        self.count -= missing
-        while missing:
-            block = self.blocks.popleft()
-            parts.append(block[:, :missing])
-            if block.shape[1] > missing:
-                self.blocks.appendleft(block[:, missing:])
-            missing -= parts[-1].shape[1]
-        return torch.cat(parts, 1)
-
-
-def sync(path: Path) -> None:
-    """Have a written file on disk."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 def quantise(sources: Tensor, step: float) -> Tensor:
@@ -189,13 +117,17 @@ def quantise(sources: Tensor, step: float) -> Tensor:
 
 
 class SourceWriter:
-    """K files of one length written side by side, as float32 from the first sample on that would clip.
+    """Writes K files of one length side by side; if a sample would clip, all of them become float32.
 
-    A context manager. They are written to ``partial_path``s, which are complete when it ends.
+    A context manager: the files are complete at their ``partial_path``s when it ends, and gone after an error.
 
     Args:
         stem: files are named ``<stem>_source<k><suffix>``, k from 1.
+        num_sources: K.
+        rate: in Hz.
+        channels: C.
         samples: expected of each file, over all channels.
+        sample_format: of the files while nothing clips.
     """
 
     def __init__(
@@ -217,7 +149,7 @@ class SourceWriter:
         if step is not None:
             rounded = quantise(sources, step)
             if rounded.numel() and (rounded.max() > 1 - step or rounded.min() < -1):
-                self._go_on_as_float()
+                self._switch_to_float()
             else:
                 sources = rounded
         for file, source in zip(self._files, sources.unbind(1), strict=True):
@@ -228,7 +160,6 @@ class SourceWriter:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """Have the complete files on disk or, after an error, remove what was written."""
         for file, path in zip(self._files, self.paths, strict=True):
             file.close()
             if error is None:
@@ -250,7 +181,7 @@ class SourceWriter:
             for path in self.paths
         ]
 
-    def _go_on_as_float(self) -> None:
+    def _switch_to_float(self) -> None:
         old_files, old_paths = self._files, [partial_path(path) for path in self.paths]
         for file in old_files:
             file.close()

@@ -24,7 +24,7 @@ class BetaSchedule(L.Callback):
         self.start, self.end, self.steps, self.frozen_steps = start, end, steps, frozen_steps
 
     def beta(self, step: int) -> float:
-        """beta at optimizer step ``step``, counted from 0."""
+        """The value at optimizer step ``step``, counted from 0."""
         progress = max(step - self.frozen_steps, 0) / self.steps
         if progress >= 1:
             return self.end  # to the bit: the frozen teacher's part ends where t < beta does

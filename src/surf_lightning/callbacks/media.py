@@ -1,4 +1,4 @@
-"""What a person can look at and listen to while a run trains. Axes: B batch, K sources, C H W, T samples."""
+"""Examples to look at and listen to while a run trains. Axes: B batch, K sources, C H W, T samples, F bands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torchvision.utils import make_grid, save_image
 
 from surf_lightning.data.base import undeclared
 from surf_lightning.metrics.audio import align_by_si_sdr
-from surf_lightning.metrics.images import align, to_unit_range
+from surf_lightning.metrics.images import align_by_mse, to_unit_range
 
-ROWS, ZOOM_TO = 8, 64
-CLIPS = 2  # mixtures of audio that are kept
-FFT, DYNAMIC_RANGE = 512, 80.0  # samples; dB below the loudest bin of the mixture
+ROWS, CLIPS = 8, 2  # mixtures of images, of audio, that are kept
+ZOOM_TO = 64  # pixels
+FFT, DYNAMIC_RANGE = 512, 80.0  # samples; dB below the loudest bin that are shown
 
 
 def image_grid(mixtures: Tensor, estimates: Tensor, sources: Tensor) -> Tensor:
@@ -25,26 +25,51 @@ def image_grid(mixtures: Tensor, estimates: Tensor, sources: Tensor) -> Tensor:
 
     Takes ``mixtures [B,C,H,W]``, ``estimates`` and ``sources [B,K,C,H,W]``, the estimates in any order.
     """
-    columns = torch.cat([(mixtures / sources.shape[1]).unsqueeze(1), align(estimates, sources), sources], 1)
+    columns = torch.cat([(mixtures / sources.shape[1]).unsqueeze(1), align_by_mse(estimates, sources), sources], 1)
     zoom = max(1, ZOOM_TO // mixtures.shape[-1])
     pictures = to_unit_range(columns).flatten(0, 1).repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     return make_grid(pictures, nrow=columns.shape[1], pad_value=0.5)
 
 
+def log_spectrogram(signals: Tensor) -> Tensor:
+    """Levels in dB of the short-time spectrum.
+
+    Args:
+        signals: ``[...,T]``.
+
+    Returns:
+        ``[...,F,frames]``, 257 bands up to half the sample rate, and a frame every 128 samples.
+    """
+    window = torch.hann_window(FFT, device=signals.device)
+    options: Any = {"window": window, "pad_mode": "constant", "return_complex": True}
+    return 20 * torch.stft(signals.float(), FFT, FFT // 4, **options).abs().clamp_min(1e-8).log10()
+
+
 def spectrogram_grid(signals: Tensor) -> Tensor:
     """A picture ``[3,H',W']`` in [0,1] of ``signals [N,T]``, one below the other, their levels comparable."""
-    window = torch.hann_window(FFT, device=signals.device)
-    spectra = torch.stft(signals.float(), FFT, FFT // 2, window=window, return_complex=True).abs().clamp_min(1e-8)
-    levels = 20 * spectra.log10()
+    levels = log_spectrogram(signals)
     pictures = ((levels - levels.max()) / DYNAMIC_RANGE + 1).clamp(0, 1).flip(1).unsqueeze(1)
     return make_grid(pictures, nrow=1, pad_value=0.5)
 
 
+def named_signals(mixture: Tensor, estimates: Tensor, sources: Tensor | None) -> dict[str, Tensor]:
+    """``mixture [T]``, ``sources [K,T]`` that are not zero, and ``estimates [M,T]`` in their order, by name."""
+    named = {"mixture": mixture}
+    if sources is not None:
+        active = sources[sources.square().sum(1) > 0]
+        named |= {f"reference{k + 1}": source for k, source in enumerate(active)}
+        estimates = align_by_si_sdr(estimates[None], active[None])[0]
+    return named | {f"estimate{k + 1}": estimate for k, estimate in enumerate(estimates)}
+
+
 class Media(L.Callback):
-    """``media/step_<n>*`` after each validation, sent to the loggers that take images or audio as well.
+    """Writes ``media/step_<n>*`` after each validation, and sends it to the loggers that take images or audio.
 
     Images: a grid of mixtures, estimates and truth. Audio: the mixture, its estimates and, where there are any, its
     references as wav files, and their spectrograms in that order.
+
+    Args:
+        folder: the run's.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,17 +89,9 @@ class Media(L.Callback):
             return
         mixtures = batch["mixtures"][:CLIPS]
         estimates = pl_module.separate(mixtures, batch_idx) if outputs is None else outputs[:CLIPS]
-        for number, mixture in enumerate(mixtures):
-            named = {"mixture": mixture}
-            if "sources" in batch:
-                sources = batch["sources"][number]
-                active = sources[sources.square().sum(1) > 0]
-                named |= {f"reference{k + 1}": source for k, source in enumerate(active)}
-                found = align_by_si_sdr(estimates[number : number + 1], active[None])[0]
-            else:
-                found = estimates[number]
-            named |= {f"estimate{k + 1}": estimate for k, estimate in enumerate(found)}
-            self._audio(trainer, number, named, pl_module.signal["sample_rate"])
+        for number, (mixture, found) in enumerate(zip(mixtures, estimates, strict=True)):
+            truth = batch["sources"][number] if "sources" in batch else None
+            self._audio(trainer, number, named_signals(mixture, found, truth), pl_module.signal["sample_rate"])
 
     def _audio(self, trainer: L.Trainer, number: int, signals: dict[str, Tensor], rate: int) -> None:
         for name, signal in signals.items():

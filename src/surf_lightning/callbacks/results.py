@@ -1,4 +1,4 @@
-"""What `surf validate` and `surf test` tell the user."""
+"""Results of `surf validate` and `surf test`: what they print, and what a test leaves in the run's folder."""
 
 from __future__ import annotations
 
@@ -9,26 +9,129 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
+from torch import Tensor
+from torchmetrics import Metric
 
-from surf_lightning.metrics.availability import unavailable_columns
-from surf_lightning.reporting.console import result_text
+from surf_lightning.data.base import undeclared
+from surf_lightning.files import make_writable, replacing
+from surf_lightning.metrics.images import ImageMetrics
+from surf_lightning.metrics.tables import BESIDE, Results, results_table
+from surf_lightning.provenance import provenance
+
+EXAMPLES = {"image": 8, "audio": 3}  # test mixtures whose estimates are kept for reports
 
 
-def measured(trainer: L.Trainer, stage: str) -> dict[str, float]:
-    """What ``stage``, val or test, has logged, by the metrics' own names."""
+def logged_metrics(trainer: L.Trainer, stage: str) -> dict[str, float | None]:
+    """The metrics that ``stage``, val or test, has logged, by their names without the prefix."""
     logged = trainer.callback_metrics.items()
-    return {name.removeprefix(f"{stage}/"): float(value) for name, value in logged if name.startswith(f"{stage}/")}
+    return finite({name.removeprefix(f"{stage}/"): value for name, value in logged if name.startswith(f"{stage}/")})
 
 
-def without_nan(values: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+def finite(values: dict[str, Tensor]) -> dict[str, float | None]:
+    """``values`` as JSON can hold them: None for NaN and infinity."""
+    return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+
+
+def average_metrics(test_metrics: Metric) -> Metric:
+    """A fresh copy of ``test_metrics`` to measure m/K, the mean of the sources.
+
+    The copy keeps a reference set that is measured already. It has no FID against the sources of the test, which would
+    measure them all a second time.
+    """
+    copy = test_metrics.clone()
+    copy.reset()
+    if isinstance(copy, ImageMetrics) and "fid" in copy.columns:
+        del copy.columns["fid"]
+    return copy
+
+
+def results_name(data: Any) -> str:
+    """Name of the file, without .json, that a test on the DataModule ``data`` writes."""
+    return data.evaluation.results_name if data.evaluation else "metrics"
+
+
+def fitted_seed(folder: Path, otherwise: int) -> int:
+    """The seed that the run in ``folder`` was trained from: a test may be given another one."""
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    return config.get("seed_everything", otherwise)
+
+
+class TestResults(L.Callback):
+    """Writes what a test measured to ``metrics.json``, or the file its evaluation names, and some examples.
+
+    Beside the values stand those of the mean of the sources, m/K, and the facts of the data that say which of the
+    paper's tables the values compare with. A value that is no finite number is null.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            make_writable(self.folder)  # an error now costs no measurement
+        self.average: Metric | None = None
+        self.examples: dict[str, list[Tensor]] = {"mixtures": [], "sources": [], "estimates": []}
+        self.count = torch.zeros((), dtype=torch.long, device=pl_module.device)
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        mixtures, sources = batch["mixtures"], batch["sources"]
+        if self.average is None:  # not earlier: the metrics have measured their reference set by now
+            self.average = average_metrics(pl_module.test_metrics)
+        self.average.update((mixtures.unsqueeze(1) / sources.shape[1]).expand_as(sources), sources, mixtures)
+        self.count += len(mixtures)
+        missing = EXAMPLES[pl_module.signal["kind"]] - len(self.examples["mixtures"])
+        for kept, signals in zip(self.examples.values(), (mixtures, sources, outputs), strict=True):
+            kept.extend(signal.cpu().clone() for signal in signals[:missing])
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        assert self.average is not None
+        average = finite(self.average.compute())  # by all processes together, as the next line
+        count = int(trainer.strategy.reduce(self.count, reduce_op="sum"))
+        if not trainer.is_global_zero:
+            return
+        data = undeclared(trainer).datamodule
+        with replacing(self.folder / "test_examples.pt") as file:
+            torch.save({**self.examples, **pl_module.signal}, file)
+        with replacing(self.folder / f"{results_name(data)}.json", "w") as file:  # last: it says that the test is done
+            file.write(json.dumps(self._results(trainer, pl_module, data, average, count), indent=2) + "\n")
+
+    def _results(self, trainer: L.Trainer, module: Any, data: Any, average: Results, count: int) -> Results:
+        loader: Any = trainer.test_dataloaders
+        complete = trainer.num_test_batches == [len(loader)]
+        return {
+            "metrics": logged_metrics(trainer, "test"),
+            "average": average,
+            "protocol": data.protocol() if complete else f"Only the first {count:,} of: {data.protocol()}",
+            "data": type(data).__name__,
+            "genuine": complete and data.genuine(),
+            "mixtures": count,
+            "sources": getattr(data, "num_sources", None),
+            "evaluation": type(data.evaluation).__name__ if data.evaluation else None,
+            **module.signal,
+            "method": type(module).__name__,
+            "label": module.label,
+            "seed": fitted_seed(self.folder, module.seed),
+            "steps": module.trained_steps,
+            "seconds": module.trained_seconds,
+            "checkpoint": str(trainer.ckpt_path),
+            **provenance(module.device),
+        }
 
 
 class PrintedResult(L.Callback):
     """Prints the row of the paper's table instead of Lightning's list of numbers.
 
-    A test's is read from the file that ``TestResults``, a callback before this one, has written.
+    After a test it reads the file that ``TestResults``, a callback before this one, has written.
+
+    Args:
+        folder: the run's.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,22 +149,33 @@ class PrintedResult(L.Callback):
         count = int(trainer.strategy.reduce(torch.tensor(self.count, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        record = {
-            "metrics": without_nan(measured(trainer, "val")),
-            "unavailable": unavailable_columns(pl_module.val_metrics),
-            "protocol": f"{type(data).__name__}: {count:,} held-out mixtures, those that training looks at.",
+        data = type(undeclared(trainer).datamodule).__name__
+        results = {
+            "metrics": logged_metrics(trainer, "val"),
+            "protocol": f"{data}: {count:,} held-out mixtures, those that training is validated on.",
             "label": pl_module.label,
-            "data": type(data).__name__,
+            "data": data,
             "steps": pl_module.trained_steps,
             "seconds": pl_module.trained_seconds,
         }
-        print(f"\n{result_text(self.folder, 'metrics', record)}")
+        print(f"\n{results_text(results)}")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        path = self.folder / f"{data.results_name}.json"
-        record = json.loads(path.read_text())
-        print(f"\n{result_text(self.folder, data.results_name, record)}\nwritten to {path}")
+        if trainer.is_global_zero:
+            path = self.folder / f"{results_name(undeclared(trainer).datamodule)}.json"
+            print(f"\n{results_text(json.loads(path.read_text()))}\nwritten to {path}")
+
+
+def results_text(results: Results) -> str:
+    """One run's results in plain text: protocol, table with the papers' columns, order and digits, and notes."""
+    table = results_table([results], [results["label"]])
+    rows = ([row.label, *(text for text, _ in row.cells), row.steps, row.minutes] for row in table.rows)
+    columns = [column for column in zip(table.headings, *rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    text = [table.protocol, ""]
+    for label, *values in zip(*columns, strict=True):
+        cells = (value.rjust(width) for value, width in zip(values, widths[1:], strict=True))
+        text.append("  ".join([label.ljust(widths[0]), *cells]))
+    beside = [(title, results["metrics"].get(key)) for key, title in BESIDE.items()]
+    notes = [f"{title}: {value:.2f}" for title, value in beside if value is not None]
+    return "\n".join([*text, "", *notes, *table.notes]).rstrip()

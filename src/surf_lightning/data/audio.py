@@ -15,7 +15,7 @@ from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
 from surf_lightning.metrics.audio import SISDR, SISDRi, align_by_si_sdr
-from surf_lightning.metrics.speech import speech_metrics
+from surf_lightning.metrics.evaluation import speech_metrics
 
 Part = Literal["train", "validation", "test"]
 
@@ -53,14 +53,6 @@ class AudioMetrics(Metric):
 def si_sdr_columns() -> MetricCollection:
     """``si_sdr`` and ``si_sdri``: cheap enough to be looked at during fit."""
     return MetricCollection({"si_sdr": SISDR(), "si_sdri": SISDRi()}, compute_groups=False)
-
-
-def speech_columns(sample_rate: int, weights: str | None = None) -> MetricCollection:
-    """``speech_metrics`` under the names ``si_sdr``, ``si_sdri``, ``estoi``, ``pesq`` and ``dnsmos``."""
-    metrics: dict[str, Metric | MetricCollection] = dict(speech_metrics(sample_rate, weights).items())
-    return MetricCollection(
-        {name.lower().replace("-", "_"): metric for name, metric in metrics.items()}, compute_groups=False
-    )
 
 
 def find_folder(root: str, places: Sequence[str], contents: str, what: str, option: str = "--data.root FOLDER") -> Path:
@@ -154,7 +146,7 @@ class AudioMixtures(SeparationData):
         return AudioMetrics(si_sdr_columns())
 
     def test_metrics(self) -> Metric:
-        return AudioMetrics(speech_columns(self.sample_rate, self.weights))
+        return AudioMetrics(speech_metrics(self.sample_rate, self.weights))
 
     def protocol(self) -> str:
         count = len(self.test_batches())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Mixtures on disk, and crops of them drawn for ever. Axes: N examples, B batch, K sources, T samples."""
+"""Mixtures on disk, and an endless stream of random crops. Axes: N examples, B batch, K sources, T samples."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics.utilities import rank_zero_warn
 
-from surf_lightning.audio.files import BadAudio, read_crop, resampler
-from surf_lightning.audio.index import SILENT, Examined, index_audio, listed
+from surf_lightning.audio.files import BadAudio, Resampler, read_crop
+from surf_lightning.audio.index import SILENT, Examined, format_skipped, index_audio
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks, mix_seed
 from surf_lightning.metrics.audio import is_active
 
-MAX_DRAWS = 100  # for one crop: beyond it something is wrong with the set
-NOTHING = b""  # in place of the name of a source: there is none, or it is silent
+MAX_DRAWS = 100  # for one crop: if all are silent, something is wrong with the set
+NOTHING = b""  # in place of the name of a source that does not exist or is silent
 
 
 @dataclass(frozen=True)
 class Examples:
     """The usable mixtures of a set, each with its sources where they are known.
 
-    Names are kept in arrays, for lists of millions of strings are copied into every worker.
+    Names are kept in arrays: workers share their memory, but would copy lists of millions of strings.
     """
 
     root: Path
@@ -37,22 +37,27 @@ class Examples:
     lengths: np.ndarray
     """``[N]`` samples at ``sample_rate``."""
     sample_rate: int
-    spare: int
-    """How many more may turn out unusable before too many are."""
+    failures_left: int
+    """How many more examples may turn out unusable before it is an error."""
 
     def __len__(self) -> int:
         return len(self.files)
 
     def path(self, example: int, part: int = 0) -> str:
-        """The file of its mixture, or that of its source ``part - 1``."""
+        """The file of an example's mixture, or that of its source ``part - 1``."""
         return os.path.join(self.root, os.fsdecode(self.files[example, part]))
 
     def select(self, which: np.ndarray) -> Examples:
-        """Those of a mask ``[N]`` or in a list of numbers."""
+        """The examples of a mask ``[N]``, or of a list of numbers."""
         return replace(self, files=self.files[which], lengths=self.lengths[which])
 
     def read(self, example: int, start: int = 0, count: int | None = None) -> Tensor:
-        """Mixture and sources ``[1+K,T]``: T samples from ``start`` on, by default all; beyond the end they are 0.
+        """Mixture and sources ``[1+K,T]``.
+
+        Args:
+            example: its number.
+            start: the first sample.
+            count: T, by default up to the end; samples beyond it are 0.
 
         Raises:
             BadAudio: a file cannot be read; names it.
@@ -67,7 +72,7 @@ class Examples:
             try:
                 signal = read_crop(path, start, count, self.sample_rate)
                 if len(signal) < min(left, count):
-                    raise BadAudio("it ends sooner than it did when it was indexed")
+                    raise BadAudio("it ends sooner than when it was indexed")
             except BadAudio as error:
                 raise BadAudio(f"{path}: {error}") from error
             signals[part, : len(signal)] = signal
@@ -80,22 +85,29 @@ def usable_examples(
     num_sources: int,
     sample_rate: int,
     max_bad_share: float,
-    fault_of_name: Callable[[str], str] = lambda path: "",
+    name_error: Callable[[str], str] = lambda path: "",
 ) -> Examples:
-    """Index the files of ``rows`` (a mixture, then any sources; relative to ``root``), report and drop the bad ones.
+    """Index the files of a set, report the bad ones and drop the examples that need them.
 
-    A source may be silent, a mixture not. With ``num_sources`` 0 the rows are mixtures alone. ``fault_of_name`` gives
-    the reason why a mixture must not be called so, or "".
+    A source may be silent, a mixture may not.
+
+    Args:
+        root: the folder of the set.
+        rows: for each example the file of its mixture, then those of any sources, relative to ``root``.
+        num_sources: K, the most that a row has; 0 if the rows are mixtures alone.
+        sample_rate: in Hz, of what is read.
+        max_bad_share: of the examples. One bad example is never too many.
+        name_error: the reason why a mixture of this name cannot be used, or "".
 
     Raises:
-        UserError: of the examples more than the share ``max_bad_share`` are bad (one alone is never too many), or all.
+        UserError: more than ``max_bad_share`` of the examples are bad, or all.
     """
     paths = list(dict.fromkeys(path for row in rows for path in row))
-    index = dict(zip(paths, index_audio(root, paths).files, strict=True))
+    index = dict(zip(paths, index_audio(root, paths), strict=True))
     reasons: dict[str, str] = {}
     good = []
     for row in rows:
-        faults = _faults(row, index, fault_of_name(row[0]))
+        faults = _faults(row, index, name_error(row[0]))
         if not faults:
             good.append(row)
         reasons |= faults
@@ -106,17 +118,17 @@ def usable_examples(
         skipped = f"{root}: bad files: {len(reasons)}; examples skipped for them: {num_bad} of {len(rows)}"
         if not good or num_bad > allowed:
             limit = f"more than the share data.max_bad_share = {max_bad_share} allows"
-            raise UserError(f"{skipped}, {limit}:\n{listed(root, reasons)}")
-        rank_zero_warn(f"{skipped}:\n{listed(root, reasons)}")
+            raise UserError(f"{skipped}, {limit}:\n{format_skipped(root, reasons)}")
+        rank_zero_warn(f"{skipped}:\n{format_skipped(root, reasons)}")
 
     files = [[row[0], *(source for source in row[1:] if index[source].reason != SILENT)] for row in good]
     names = np.array([[os.fsencode(name) for name in row] + [NOTHING] * (1 + num_sources - len(row)) for row in files])
     mixtures = (index[row[0]] for row in good)
-    lengths = np.array([resampler(mixture.rate, sample_rate).length(mixture.frames) for mixture in mixtures])
+    lengths = np.array([Resampler(mixture.rate, sample_rate).length(mixture.frames) for mixture in mixtures])
     return Examples(root, names, lengths, sample_rate, allowed - num_bad)
 
 
-def _faults(row: Sequence[str], index: dict[str, Examined], name_fault: str) -> dict[str, str]:
+def _faults(row: Sequence[str], index: dict[str, Examined], name_error: str) -> dict[str, str]:
     """Why an example cannot be used, by file."""
     mixture, *sources = row
     faults = {path: index[path].reason for path in row if index[path].reason}
@@ -124,8 +136,8 @@ def _faults(row: Sequence[str], index: dict[str, Examined], name_fault: str) -> 
     if faults:
         return faults
     size = index[mixture][2:4]
-    if name_fault:
-        return {mixture: name_fault}
+    if name_error:
+        return {mixture: name_error}
     unlike = [source for source in sources if not index[source].reason and index[source][2:4] != size]
     return {source: f"{index[source][2:4]} (frames, Hz) against {size} of its mixture" for source in unlike}
 
@@ -139,10 +151,10 @@ def as_batch(signals: Tensor) -> dict[str, Tensor]:
 class RandomCrops(Dataset[dict[str, Tensor]]):
     """Item i is training batch i: this rank's rows of random crops of ``crop`` samples, ``mixtures [B,T]``.
 
-    Crop number p of the run is a function of (seed, p). Every round through the set visits, in a new order, each
-    example as often as it is crops long, and at least once, so that all seconds of audio count alike; each visit
-    starts anywhere in it. A crop of a mixture that is silent or cannot be read is replaced by another, drawn by the
-    same seed; a file is reported the first time it fails.
+    Crop number p of the run is a function of (seed, p). A round through the set visits the examples in a new order,
+    each as often as its length in crops, at least once: all seconds of audio count alike. Each visit starts at a random
+    sample. A crop that is silent or cannot be read is replaced by another, drawn with the same seed; a file is reported
+    the first time it fails.
     """
 
     def __init__(
@@ -189,16 +201,16 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
     def _report(self, example: int, error: BadAudio) -> None:
         if not self.failed[example]:
             self.failed[example] = True
-            warnings.warn(f"{error}. Other crops take the place of its own.", stacklevel=2)
-        if int(self.failed.sum()) > self.examples.spare:
+            warnings.warn(f"{error}. Other crops replace those of this file.", stacklevel=2)
+        if int(self.failed.sum()) > self.examples.failures_left:
             raise UserError(
                 f"{int(self.failed.sum())} files of {self.examples.root} that were good when they were indexed cannot "
-                f"be read any more, which is more than data.max_bad_share allows. The last: {error}"
+                f"be read now, which is more than data.max_bad_share allows. The last: {error}"
             )
 
 
 class FixedCrops(RandomCrops):
-    """The first ``num_batches`` batches of random crops by a fixed seed, for every run and number of ranks the same."""
+    """The first ``num_batches`` batches of random crops by a fixed seed: the same for every run and number of ranks."""
 
     def __init__(self, examples: Examples, crop: int, batch_size: int, num_batches: int) -> None:
         super().__init__(examples, crop, batch_size)

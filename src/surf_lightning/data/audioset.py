@@ -1,4 +1,4 @@
-"""AudioSet: ten-second clips of any sound, without any truth."""
+"""AudioSet: ten-second clips of any sound, without true sources."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CLIP = re.compile(r"Y?([A-Za-z0-9_-]{11})(_\d+(\.\d+)?){0,2}")  # <YTID>, Y<YTID
 
 
 def youtube_id(path: str) -> str | None:
-    """Of which video a file is a clip, by its name; None where that is no name of a clip."""
+    """The video that a file is a clip of, by its name; None if that is no name of a clip."""
     match = CLIP.fullmatch(Path(path).stem)
     return match[1] if match else None
 
 
-def _fault_of_name(path: str) -> str:
+def _name_error(path: str) -> str:
     return "" if youtube_id(path) else "wrongly named: neither <YTID> nor <YTID>_<start>_<end>"
 
 
@@ -86,7 +86,7 @@ class AudioSet(Folder):
                 raise UserError(f"none of the {len(listed)} videos of {lists} has a clip in {root}")
             if absent:
                 rank_zero_warn(f"{absent} of the {len(listed)} videos of {lists} have no clip in {root}")
-        return self._usable(root, [[clip] for clip in clips], fault_of_name=_fault_of_name)
+        return self._usable(root, [[clip] for clip in clips], name_error=_name_error)
 
     @cached_property
     def tests(self) -> list[AudioMixtures]:
@@ -120,13 +120,13 @@ class AudioSet(Folder):
     def protocol(self) -> str:
         return " ".join(test.protocol() for test in self.tests)
 
-    def published(self) -> str | None:
-        genuine = len(self.found()) >= SMALLEST_PART and all(test.published() for test in self.tests)
-        return "audioset" if genuine else None
+    def genuine(self) -> bool:
+        """Whether there are as many clips as AudioSet's balanced part has, and the test sets are genuine."""
+        return len(self.found()) >= SMALLEST_PART and all(test.genuine() for test in self.tests)
 
 
 class MetricsByNumberOfSources(Metric):
-    """The metrics of several sets whose batches are told apart by how many rows their sources have."""
+    """The metrics of several sets; the number of rows of a batch's sources says which set it is from."""
 
     full_state_update = False
 

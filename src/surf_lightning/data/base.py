@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
+from surf_lightning.metrics.evaluation import ImageEvaluation
 
 Batches = Dataset[dict[str, Tensor]]
 
@@ -79,6 +80,8 @@ class SeparationData(L.LightningDataModule, ABC):
 
     monitor: str
     monitor_mode: str
+    evaluation: ImageEvaluation | None = None
+    """What the final evaluation measures, where there is a choice."""
 
     def __init__(
         self, batch_size: int = 256, batches_per_epoch: int = 1000, num_workers: int = 0, seed: int = 0
@@ -114,19 +117,13 @@ class SeparationData(L.LightningDataModule, ABC):
         """As ``metrics``, for the final evaluation: what is too slow to be computed during fit is welcome."""
         return self.metrics()
 
-    results_name = "metrics"
-    """Name of the file, without .json, that the final evaluation is written to."""
-
     def protocol(self) -> str:
         """How the final evaluation is done, for the readers of its numbers: data, split, pairing, alignment."""
         return f"The test mixtures of {type(self).__name__}."
 
-    def published(self) -> str | None:
-        """The paper's table that the final evaluation reproduces, a key of ``reporting.published.TABLES``.
-
-        None unless the data are known to be the very ones of that table: no stand-in has the paper's rows beside it.
-        """
-        return None
+    def genuine(self) -> bool:
+        """Whether the files are known to be those of the published set, not a stand-in of the same layout."""
+        return False
 
     @abstractmethod
     def signal(self) -> dict[str, Any]:

@@ -57,8 +57,9 @@ class CIFAR10(ImageMixtures):
                 f"its binary version into {self.root}, or name the folder that holds {FOLDER}: --data.root FOLDER"
             ) from error
 
-    def published(self) -> str | None:
-        return self._published("cifar10")  # the files are the published ones: prepare_data has checked
+    def genuine(self) -> bool:
+        """True: ``prepare_data`` accepts files of the published checksums only."""
+        return True
 
     def load(self) -> ImageSplits:
         *train, test = (self._read(name) for name in MD5)

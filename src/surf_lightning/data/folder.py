@@ -1,4 +1,4 @@
-"""Any tree of recordings, as it is."""
+"""Any folder of recordings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from torchmetrics.utilities import rank_zero_warn
 
 from surf_lightning.audio.files import EXTENSIONS
-from surf_lightning.audio.index import audio_under
 from surf_lightning.data.audio import AudioMixtures, Part
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.errors import UserError
+from surf_lightning.files import files_under
 
 
 class Folder(AudioMixtures):
-    """Recordings without any truth: all wav, flac, ogg and mp3 files in a folder and its subfolders.
+    """Recordings without true sources: all audio files in a folder and its subfolders.
 
     Whole files are held out to validate on, chosen by a hash of their paths: always the same ones, whatever is added.
 
@@ -40,15 +40,15 @@ class Folder(AudioMixtures):
 
     @cached_property
     def recordings(self) -> Examples:
-        """All of them, indexed."""
+        """All recordings, indexed."""
         return self._usable(Path(self.root).expanduser(), [[path] for path in self.found()])
 
     def found(self) -> list[str]:
         """All files named like audio, relative to ``root``; raises UserError where there are none."""
         root = Path(self.root).expanduser()
-        paths = audio_under(root)
+        paths = files_under(root, EXTENSIONS)
         if not paths:
-            kinds = ", ".join(EXTENSIONS)
+            kinds = ", ".join(sorted(EXTENSIONS))
             why = f"holds no recordings ({kinds})" if root.is_dir() else "is no folder"
             raise UserError(f"{root} {why}: name the folder of your recordings, --data.root FOLDER")
         return paths
@@ -61,7 +61,7 @@ class Folder(AudioMixtures):
             )
         recordings = self.recordings
         if len(recordings) == 1:
-            rank_zero_warn(f"{self.root} holds one recording: what is trained on is validated on, too")
+            rank_zero_warn(f"{self.root} holds one recording: it is both trained and validated on")
             return recordings
         return recordings.select(self._held_out_files() == (part == "validation"))
 

@@ -11,7 +11,6 @@ from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_fo
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.errors import UserError
 from surf_lightning.metrics.fuss import MAX_SOURCES, FUSSMetrics
-from surf_lightning.metrics.speech import WIDE_BAND
 
 NUM_EVAL = 1000
 LISTS: dict[Part, str] = {"train": "train", "validation": "validation", "test": "eval"}
@@ -65,6 +64,6 @@ class FUSS(AudioMixtures):
     def test_metrics(self) -> Metric:
         return self.metrics()
 
-    def published(self) -> str | None:
-        genuine = self.sample_rate == WIDE_BAND and len(self.examples("test")) == NUM_EVAL
-        return "fuss" if genuine else None
+    def genuine(self) -> bool:
+        """Whether the eval list has the published number of mixtures."""
+        return len(self.examples("test")) == NUM_EVAL

@@ -69,8 +69,8 @@ class ImageMixtures(SeparationData):
             raise ValueError("num_validation and num_test must be at least 1, single_source_share must lie in [0, 1]")
         self.num_sources, self.single_source_share = num_sources, single_source_share
         self.num_validation, self.num_test = num_validation, num_test
-        self.evaluation, self.weights = evaluation or self.usual_evaluation(), weights
-        self.results_name = self.evaluation.record
+        self.evaluation: ImageEvaluation = evaluation or self.usual_evaluation()
+        self.weights = weights
 
     @abstractmethod
     def load(self) -> ImageSplits:
@@ -113,13 +113,6 @@ class ImageMixtures(SeparationData):
             "estimates of a mixture are put in the order of least squared error, mapped to [0, 1] and clamped. "
             f"{self.evaluation.protocol()}"
         )
-
-    def _published(self, name: str) -> str | None:
-        """The table of the genuine set ``name``, where the protocol is the paper's as well."""
-        paper = {"metrics": (2, 5000), "metrics_samples": (2, 25_000)}
-        if (self.num_sources, self.num_test) != paper.get(self.results_name):
-            return None
-        return name if self.results_name == "metrics" else f"{name}_samples"
 
     def signal(self) -> dict[str, Any]:
         return {"kind": "image", "shape": list(self.splits.test.shape[1:])}

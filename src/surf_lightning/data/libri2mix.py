@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from surf_lightning.audio.index import audio_under
+from surf_lightning.audio.files import EXTENSIONS
 from surf_lightning.data.audio import AudioMixtures, Part, find_folder
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.errors import UserError
-from surf_lightning.metrics.speech import WIDE_BAND
+from surf_lightning.files import files_under
 
 NUM_TEST = 3000
 COLUMNS = {"mix_clean": "mixture_path", "s1": "source_1_path", "s2": "source_2_path"}
@@ -21,7 +21,7 @@ COLUMNS = {"mix_clean": "mixture_path", "s1": "source_1_path", "s2": "source_2_p
 class Libri2Mix(AudioMixtures):
     """Mixtures of two speakers, ``min`` version.
 
-    A split's metadata say what belongs to it where they are there, else its mix_clean folder does. The paths in them
+    A split is what its metadata list or, without metadata, what its mix_clean folder holds. The paths in the metadata
     are those of the machine that made the set: a file of that name in this set's own folder comes first.
 
     Args:
@@ -40,9 +40,9 @@ class Libri2Mix(AudioMixtures):
         self.root, self.with_sources = root, with_sources
         self.splits: dict[Part, str] = {"train": train_split, "validation": "dev", "test": "test"}
 
-    def published(self) -> str | None:
-        genuine = self.sample_rate == WIDE_BAND and len(self.examples("test")) == NUM_TEST
-        return "libri2mix" if genuine else None
+    def genuine(self) -> bool:
+        """Whether the test set has the published number of mixtures."""
+        return len(self.examples("test")) == NUM_TEST
 
     def load(self, part: Part) -> Examples:
         split = self.splits[part]
@@ -54,7 +54,7 @@ class Libri2Mix(AudioMixtures):
         if metadata.is_file():
             rows = _listed(metadata, base / split, kinds)
         else:
-            names = audio_under(base / split / "mix_clean")
+            names = files_under(base / split / "mix_clean", EXTENSIONS)
             rows = [[os.path.join(kind, name) for kind in kinds] for name in names]
         if not rows:
             raise UserError(f"{metadata if metadata.is_file() else base / split / 'mix_clean'} lists no mixtures")

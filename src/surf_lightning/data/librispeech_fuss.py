@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
-from surf_lightning.audio.files import BadAudio
-from surf_lightning.audio.index import audio_under
-from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder, speech_columns
+from surf_lightning.audio.files import EXTENSIONS, BadAudio
+from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder
 from surf_lightning.data.audio_examples import MAX_DRAWS, Examples, as_batch
 from surf_lightning.data.base import Batches
 from surf_lightning.data.fuss import NUM_EVAL, fuss_folder, fuss_rows
 from surf_lightning.errors import UserError
+from surf_lightning.files import files_under
 from surf_lightning.functional.randomness import mix_seed
 from surf_lightning.metrics.audio import is_active
-from surf_lightning.metrics.speech import WIDE_BAND
+from surf_lightning.metrics.evaluation import speech_metrics
 
 SPEECH = "test-clean"
 NUM_UTTERANCES = 2620
@@ -29,8 +29,10 @@ PEAK = 0.99
 
 
 def at_snr(speech: Tensor, noise: Tensor, snr: float) -> Tensor:
-    """``[2,T]``: speech and noise ``[T]``, neither silent, so that their powers differ by ``snr`` dB; one common gain
-    brings the peak of the largest of them and their sum to 0.99."""
+    """Speech and noise ``[T]``, neither silent, scaled so that their powers differ by ``snr`` dB: ``[2,T]``.
+
+    A common gain brings the highest peak of the two and of their sum to 0.99.
+    """
     power = speech.square().mean() / noise.square().mean()
     sources = torch.stack([speech, noise * (power / 10 ** (snr / 10)).sqrt()])
     return sources * (PEAK / torch.cat([sources, sources.sum(0, keepdim=True)]).abs().max())
@@ -39,13 +41,13 @@ def at_snr(speech: Tensor, noise: Tensor, snr: float) -> Tensor:
 class NoisySpeech(Dataset[dict[str, Tensor]]):
     """Item j is an utterance in background j, at an SNR uniform in (-5, 15) dB, the same for every run.
 
-    ``mixtures [1,T]``, ``sources [1,2,T]``: speech, noise. T is that of the shorter of the two; of the longer one a
-    stretch is drawn uniformly. Utterances are dealt by a permutation, so that each is used about equally often.
+    ``mixtures [1,T]``, ``sources [1,2,T]``: speech, noise. T is the length of the shorter of the two; from the longer
+    one a stretch is drawn uniformly. A permutation assigns the utterances, so that each is used about equally often.
     """
 
     def __init__(self, speech: Examples, backgrounds: Examples) -> None:
         self.speech, self.backgrounds = speech, backgrounds
-        self.dealt = torch.randperm(len(speech), generator=torch.Generator().manual_seed(0))
+        self.order = torch.randperm(len(speech), generator=torch.Generator().manual_seed(0))
 
     def __len__(self) -> int:
         return len(self.backgrounds)
@@ -54,7 +56,7 @@ class NoisySpeech(Dataset[dict[str, Tensor]]):
         if item >= len(self):
             raise IndexError(item)
         generator = torch.Generator().manual_seed(mix_seed(0, item))
-        utterance = int(self.dealt[item % len(self.speech)])
+        utterance = int(self.order[item % len(self.speech)])
         snr = torch.empty(()).uniform_(*SNR, generator=generator).item()
         count = int(min(self.speech.lengths[utterance], self.backgrounds.lengths[item]))
         for _ in range(MAX_DRAWS):
@@ -78,7 +80,7 @@ def _stretch(examples: Examples, example: int, count: int, generator: torch.Gene
 
 
 class LibriSpeechFUSS(AudioMixtures):
-    """LibriSpeech's test-clean in the backgrounds of FUSS's eval list. For tests alone; only the speech is scored.
+    """LibriSpeech's test-clean in the backgrounds of FUSS's eval list. Only for tests; only the speech is scored.
 
     Args:
         librispeech_root: the folder LibriSpeech.
@@ -102,7 +104,7 @@ class LibriSpeechFUSS(AudioMixtures):
         """The whole set, indexed."""
         what, option = f"LibriSpeech's {SPEECH}", "--data.librispeech_root FOLDER"
         base = find_folder(self.librispeech_root, ("LibriSpeech",), SPEECH, what, option)
-        utterances = [[path] for path in audio_under(base / SPEECH)]
+        utterances = [[path] for path in files_under(base / SPEECH, EXTENSIONS)]
         if not utterances:
             raise UserError(f"{base / SPEECH} holds no recordings")
         folder = fuss_folder(self.fuss_root, "test")
@@ -115,15 +117,14 @@ class LibriSpeechFUSS(AudioMixtures):
         return self.noisy_speech
 
     def test_metrics(self) -> Metric:
-        return AudioMetrics(speech_columns(self.sample_rate, self.weights), num_scored=1)
+        return AudioMetrics(speech_metrics(self.sample_rate, self.weights), num_scored=1)
 
     def _test_set(self) -> str:
         return "LibriSpeech's test-clean in the backgrounds of FUSS's eval list, of which only the speech is scored,"
 
-    def published(self) -> str | None:
-        sizes = len(self.noisy_speech.speech), len(self.noisy_speech.backgrounds)
-        genuine = self.sample_rate == WIDE_BAND and sizes == (NUM_UTTERANCES, NUM_EVAL)
-        return "librispeech_fuss" if genuine else None
+    def genuine(self) -> bool:
+        """Whether there are as many utterances and backgrounds as are published."""
+        return (len(self.noisy_speech.speech), len(self.noisy_speech.backgrounds)) == (NUM_UTTERANCES, NUM_EVAL)
 
 
 def _is_background(source: str) -> bool:

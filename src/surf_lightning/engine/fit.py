@@ -18,10 +18,9 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from surf_lightning.callbacks.media import Media
-from surf_lightning.callbacks.results import PrintedResult
+from surf_lightning.callbacks.results import PrintedResult, TestResults
 from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import run_folder
-from surf_lightning.engine.bookkeeping import TestResults
 from surf_lightning.engine.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from surf_lightning.engine.loggers import MetricsCSV, filter_lightning_tips, start_loggers
 from surf_lightning.errors import UserError

@@ -100,9 +100,13 @@ def euler(
     num_steps: int = 5,
     times: Sequence[float] | None = None,
 ) -> Tensor:
-    """Solve dx/dt = v(x, t, m) from ``x0 [B,K,*S]`` by Euler's method.
+    """Solve dx/dt = v(x, t, m) from x0 by Euler's method, Eq. (6).
 
     Args:
+        velocity: v(x, t, m).
+        x0: where to start, ``[B,K,*S]``.
+        mixtures: ``[B,*S]``.
+        num_steps: steps of equal length.
         times: any increasing grid; where given, it replaces the uniform one of ``num_steps`` steps from 0 to 1.
 
     Returns:

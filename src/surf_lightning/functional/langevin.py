@@ -62,17 +62,20 @@ def annealed_langevin(
     step_size: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Sample p(x | sum of x = m) through ever less blurred priors, Algorithm 1 of BASIS.
+    """Sample p(x | sum of x = m) through priors that are blurred less and less, Algorithm 1 of BASIS.
 
     x_k <- x_k + η_j (s(x_k, σ_j) - g_k / σ_j²) + sqrt(2 η_j) ε, with η_j = δ (σ_j / σ_L)² and g the pull of ``update``
     towards the mixtures. Its relative size, η_j / σ_j² = δ / σ_L², is the same at all levels.
 
     Args:
+        score: of each source alone.
+        update: a step towards the mixtures.
         x: where to start, ``[B,K,*S]``.
         mixtures: sums of sources in the units of x, ``[B,*S]``.
         sigmas: the L noise levels, descending.
         num_steps: at each level.
         step_size: δ, the step at the last level.
+        generator: of the noise.
 
     Returns:
         The last x, ``[B,K,*S]``; no noise is removed from it.

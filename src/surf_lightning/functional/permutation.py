@@ -43,11 +43,19 @@ def best_permutation(cost: Tensor) -> Tensor:
     return torch.stack([torch.as_tensor(linear_sum_assignment(c)[1]) for c in host]).to(cost.device)
 
 
-def reorder(rows: Tensor, order: Tensor) -> Tensor:
-    """``out[b,i] = rows[b, order[b,i]]`` for ``rows [B,K,*S]`` and ``order [B,K]``."""
-    return torch.take_along_dim(rows, order.view(*order.shape, *[1] * (rows.ndim - 2)), dim=1)
+def reorder(rows: Tensor, permutation: Tensor) -> Tensor:
+    """Reorder the rows of each example: ``out[b,i] = rows[b, permutation[b,i]]``.
+
+    Args:
+        rows: ``[B,K,*S]``.
+        permutation: ``[B,K]`` (long).
+
+    Returns:
+        ``[B,K,*S]``.
+    """
+    return torch.take_along_dim(rows, permutation.view(*permutation.shape, *[1] * (rows.ndim - 2)), dim=1)
 
 
-def invert(order: Tensor) -> Tensor:
-    """The order that undoes ``order [B,K]``: ``reorder(reorder(x, order), invert(order))`` is ``x``."""
-    return order.argsort(dim=1)
+def invert(permutation: Tensor) -> Tensor:
+    """Give the inverse of ``permutation [B,K]``: reordering by one and then the other changes nothing."""
+    return permutation.argsort(dim=1)

@@ -25,6 +25,8 @@ OLD_MODULES = {
     "methods.teaching": "methods.remixing",
     "separator": "inference.separator",
 }
+# Arguments that version 0.1 recorded and later versions no longer take: all weights written with the defaults load.
+OLD_ARGUMENTS = {"networks.conv_tasnet.ConvTasNet": {"consistency"}}
 
 
 def describe(instance: Any) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def _describe_value(value: Any) -> Any:
         return value
     if isinstance(value, nn.Module):
         raise UserError(
-            f"a checkpoint could not rebuild {class_path(value)}: decorate the class with {PACKAGE}.networks.recorded"
+            f"a checkpoint could not rebuild {class_path(value)}: decorate it with {PACKAGE}.networks.serializable"
         )
     raise UserError(f"a checkpoint cannot hold the argument {value!r}: give a plain value or a @serializable instance")
 
@@ -79,7 +81,8 @@ def rebuild(description: Any, trust: bool = False) -> Any:
         raise UserError(f"the checkpoint needs {module}.{name}, which cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UserError(f"the checkpoint would call {module}.{name}, which is no network")
-    arguments = {key: rebuild(value, trust) for key, value in description["init_args"].items()}
+    gone = OLD_ARGUMENTS.get(f"{module}.{name}".removeprefix(f"{PACKAGE}."), set())
+    arguments = {key: rebuild(value, trust) for key, value in description["init_args"].items() if key not in gone}
     try:
         return cls(**arguments)
     except ValueError as error:

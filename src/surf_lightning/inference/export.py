@@ -15,8 +15,8 @@ from surf_lightning.errors import UserError
 from surf_lightning.files import new_folder
 from surf_lightning.inference.checkpoint import PREFIX, load_separator_checkpoint, rebuild
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # the names of the Hugging Face Hub
-RECORD = ("method", "separator", "signal", "version")  # of a checkpoint's record, what a separator needs
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # named as the Hugging Face Hub has them
+METADATA = ("method", "separator", "signal", "version")  # of a checkpoint's metadata, what a separator needs
 
 CARD_TEMPLATE = """\
 ---
@@ -25,8 +25,6 @@ pipeline_tag: {pipeline}
 tags:
 - source-separation
 - unsupervised-learning
-- model_hub_mixin
-- pytorch_model_hub_mixin
 ---
 
 # {name}
@@ -35,14 +33,13 @@ Separates mixtures of {what}. Trained by `{method}` of surf-lightning {version};
 The estimated sources sum to the mixture.
 
 ```python
-from surf_lightning.inference.separator import load_separator
+from surf_lightning import load_separator
 
-separator = load_separator("path/to/this/folder")
+separator = load_separator("path/to/this/folder")  # or "user/name" on the Hugging Face Hub
 estimates = separator.separate(mixtures)  # {shapes}
 ```
 
 The same from the command line: `surf separate {example} --checkpoint path/to/this/folder --output separated/`.
-`surf_lightning.inference.hub.HubSeparator.from_pretrained("user/name")` loads it from the Hub.
 The weights are safetensors and the configuration is JSON: loading them runs no code.
 
 ## Limits
@@ -52,9 +49,9 @@ under which licence the weights may be used.
 """
 
 
-def model_card(record: dict[str, Any], parameters: int) -> str:
+def model_card(metadata: dict[str, Any], parameters: int) -> str:
     """The README of an exported separator."""
-    signal = record["signal"]
+    signal = metadata["signal"]
     if signal["kind"] == "audio":
         words = {
             "pipeline": "audio-to-audio",
@@ -69,14 +66,18 @@ def model_card(record: dict[str, Any], parameters: int) -> str:
             "shapes": "[B,C,H,W], sums of K sources in [-1,1] -> [B,K,C,H,W]",
             "example": "mixtures/*.png",
         }
-    name = f"{record['method'].rpartition('.')[2]} separator"
-    return CARD_TEMPLATE.format(
-        name=name, method=record["method"], version=record["version"], parameters=parameters, **words
-    )
+    method, version = metadata["method"], metadata["version"]
+    name = f"{method.rpartition('.')[2]} separator"
+    return CARD_TEMPLATE.format(name=name, method=method, version=version, parameters=parameters, **words)
 
 
 def export(checkpoint: str | PathLike[str], output: str | PathLike[str], trust: bool = False) -> None:
     """Write the separator of ``checkpoint`` to the folder ``output``, complete or not at all.
+
+    Args:
+        checkpoint: a run's.
+        output: a new or an empty folder.
+        trust: import classes from outside this package, if it needs any.
 
     Raises:
         UserError: there is no such checkpoint, or ``output`` is there already and not empty.
@@ -84,23 +85,23 @@ def export(checkpoint: str | PathLike[str], output: str | PathLike[str], trust: 
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already: give the name of a new folder by --output")
-    record, state = load_separator_checkpoint(checkpoint)
-    separator = rebuild(record["separator"], trust)
-    separator.load_state_dict(state)  # what cannot be loaded is not worth exporting
+    metadata, state = load_separator_checkpoint(checkpoint)
+    separator = rebuild(metadata["separator"], trust)
+    separator.load_state_dict(state)  # raises if the weights do not fit
     weights = {PREFIX + key: value.clone().contiguous() for key, value in state.items()}
-    config = {key: record[key] for key in RECORD}
+    config = {key: metadata[key] for key in METADATA}
     parameters = sum(parameter.numel() for parameter in separator.parameters())
     try:
         with new_folder(output) as folder:
             (folder / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner alone
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            (folder / CARD).write_text(model_card(record, parameters), encoding="utf-8")
+            (folder / CARD).write_text(model_card(metadata, parameters), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error}") from error
 
 
 def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The record and the separator's weights of a folder written by ``surf export``; nothing in it is unpickled.
+    """The metadata and the separator's weights of a folder written by ``surf export``; nothing in it is unpickled.
 
     Raises:
         UserError: it is no such folder, or is damaged.
@@ -113,10 +114,10 @@ def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, 
                 "folder written by surf export"
             )
     try:
-        record = json.loads(config.read_text(encoding="utf-8"))
+        metadata = json.loads(config.read_text(encoding="utf-8"))
         state = load_file(weights)
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be read as an exported separator; it is damaged: {error}") from error
-    if not isinstance(record, dict) or not set(RECORD) <= record.keys():
+    if not isinstance(metadata, dict) or not set(METADATA) <= metadata.keys():
         raise UserError(f"{config} was not written by surf export")
-    return record, {key[len(PREFIX) :]: value for key, value in state.items() if key.startswith(PREFIX)}
+    return metadata, {key[len(PREFIX) :]: value for key, value in state.items() if key.startswith(PREFIX)}

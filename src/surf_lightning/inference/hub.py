@@ -1,41 +1,35 @@
-"""A separator on the Hugging Face Hub. Axes: B batch, K sources, *S the signal."""
+"""Separators on the Hugging Face Hub: folders of ``surf export``, by the name of their repository."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
-from torch import Tensor
+import os
+import re
+from os import PathLike
 
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import rebuild
-from surf_lightning.inference.export import RECORD, model_card
-from surf_lightning.inference.separator import Separator
+from surf_lightning.inference.export import CONFIG, WEIGHTS
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # user/name
 
 
-class HubSeparator(Separator, PyTorchModelHubMixin):
-    """A separator with ``from_pretrained``, ``save_pretrained`` and ``push_to_hub`` of ``huggingface_hub``.
+def local_path(checkpoint: str | PathLike[str]) -> str:
+    """``checkpoint`` itself if it is a file or folder, or reads as a path; else the folder downloaded from the Hub.
 
-    ``from_pretrained`` takes a folder written by ``surf export`` or a repository with its files. The arguments are the
-    content of ``config.json``; only classes of this package are imported.
+    Only the weights (safetensors) and the configuration (JSON) are downloaded, once; without network, the copy that
+    an earlier download left in the Hub's cache is used.
+
+    Raises:
+        UserError: it is neither a file nor a repository that can be downloaded.
     """
+    path = os.fspath(checkpoint)
+    is_path = os.path.exists(path) or path.endswith(".ckpt") or os.path.isdir(path.split("/")[0])
+    if is_path or not REPOSITORY.fullmatch(path):
+        return path
 
-    def __init__(self, method: str, separator: dict[str, Any], signal: dict[str, Any], version: str) -> None:
-        super().__init__()
-        self.record = dict(zip(RECORD, (method, separator, signal, version), strict=True))
-        self.separator = rebuild(separator)  # the name is the prefix of the weights, as in a checkpoint
-        self.num_sources, self.signal = self.separator.num_sources, signal
+    from huggingface_hub import snapshot_download
 
-    def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.separator(mixtures, generator)
-
-    def separate_from(self, mixtures: Tensor, noise: Tensor) -> Tensor:
-        return self.separator.separate_from(mixtures, noise)
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        return ModelCard(model_card(self.record, sum(parameter.numel() for parameter in self.parameters())))
-
-    @classmethod
-    def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        raise UserError("that repository has no model.safetensors, and its pickled weights are not loaded")
+    try:
+        return str(snapshot_download(path, allow_patterns=[WEIGHTS, CONFIG]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"there is no file {path}, and no such separator on the Hugging Face Hub: {reason}") from error

@@ -1,122 +1,111 @@
-"""What `surf separate` does with one file: audio in, audio out; PNG in, PNG out.
-
-Axes: C channels, K sources, n samples of a chunk, H W.
-"""
+"""Separating one file: audio to audio, PNG to PNG. Axes: C channels, K sources, N points of a curve, n samples, H W."""
 
 from __future__ import annotations
 
 import csv
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from surf_lightning.audio.streams import EXTENSIONS, AudioFile, SourceWriter, source_paths, sync
+from surf_lightning.audio.files import EXTENSIONS
+from surf_lightning.audio.streams import AudioFile, SourceWriter, source_paths
 from surf_lightning.errors import UserError
-from surf_lightning.files import partial_path
+from surf_lightning.files import writing
 from surf_lightning.functional.randomness import mix_seed
+from surf_lightning.inference.journal import Entry
 from surf_lightning.inference.overlap_add import Windows
 from surf_lightning.inference.separator import Separator
-from surf_lightning.inference.streaming import CHANNELS, posterior, separate_file
+from surf_lightning.inference.streaming import Channels, num_separated, posterior, separate_file
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All on which the outputs depend, next to input and checkpoint; see ``streaming.separate_file``."""
+    """What the outputs depend on besides input and checkpoint; see ``streaming.separate_file``."""
 
-    channels: str = "each"
+    channels: Channels = "each"
     num_samples: int = 1
     seed: int = 0
     windows: Windows = field(default_factory=Windows)
 
-    def record(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Plan:
-    """An input whose header has been read.
-
-    ``outputs`` are all names that its outputs may take, ``size`` the bytes they will need, ``seconds`` its duration.
-    """
+class Job:
+    """A file to separate, whose header has been read."""
 
     path: Path
     stem: Path
+    """What the names of its outputs begin with."""
     outputs: tuple[Path, ...]
+    """All names that its outputs may get."""
     size: int
+    """Bytes that they will need."""
     seconds: float
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Complete partial files, to get the names ``paths``; rows of the manifest; what the user should know."""
-
-    paths: list[Path]
-    rows: list[dict[str, Any]]
-    remarks: list[str]
+Done = tuple[list[Path], list[Entry], list[str]]
+"""The outputs, complete at their ``partial_path``s; their rows of the manifest; remarks for the user."""
 
 
 class Task(ABC):
     """Separates files of one kind."""
 
-    extensions: frozenset[str]
+    extensions: tuple[str, ...]
 
     def __init__(self, separator: Separator, settings: Settings) -> None:
         self.separator, self.settings, self.num_sources = separator, settings, separator.num_sources
 
     @abstractmethod
-    def plan(self, path: Path, stem: Path) -> Plan:
-        """Check the file; raises ValueError with the reason for which it cannot be separated."""
+    def plan(self, path: Path, stem: Path) -> Job:
+        """Read the header of ``path``; raises ValueError with the reason if it cannot be separated."""
 
     @abstractmethod
-    def run(self, plan: Plan) -> Outcome:
-        """Separate it; raises ValueError with the reason for which it cannot be, and then leaves no files."""
+    def run(self, job: Job) -> Done:
+        """Separate the file; raises ValueError with the reason if it cannot be."""
 
-    def curve_path(self, stem: Path) -> list[Path]:
-        """The uncertainty's file, if there is one."""
+    def curve_paths(self, stem: Path) -> list[Path]:
+        """The file of the uncertainty, if more than one sample is drawn."""
         return [stem.with_name(f"{stem.name}_uncertainty.csv")] if self.settings.num_samples > 1 else []
 
-    @contextmanager
-    def curve(self, stem: Path, columns: list[str]) -> Iterator[Any]:
-        """A CSV writer of the uncertainty; of nothing, where a single sample is drawn."""
-        paths = [partial_path(path) for path in self.curve_path(stem)]
-        if not paths:
-            yield None
-            return
-        try:
-            with open(paths[0], "w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow([*columns, *(f"source{k + 1}" for k in range(self.num_sources))])
-                yield writer
-            sync(paths[0])
-        except BaseException:
-            paths[0].unlink(missing_ok=True)
-            raise
+    def write_curve(self, stem: Path, columns: list[str], points: Tensor) -> None:
+        """Write the uncertainty ``points [N,*]``: ``columns``, then the standard deviation of each source."""
+        for path in self.curve_paths(stem):
+            with writing(path, "w", newline="", encoding="utf-8") as file:
+                table = csv.writer(file)
+                table.writerow([*columns, *(f"source{k + 1}" for k in range(self.num_sources))])
+                table.writerows([f"{value:.6g}" for value in point] for point in points.tolist())
 
 
-def manifest_row(plan: Plan, output: Path, source: int, energy: float, **measured: Any) -> dict[str, Any]:
-    """The columns, Raven's own names first: opened as a sound selection table, each source is one selection."""
-    audio = {name: measured.get(name, "") for name in ("Begin Time (s)", "End Time (s)")}
-    band = {name: measured.get(name, "") for name in ("Low Freq (Hz)", "High Freq (Hz)")}
+def manifest_row(job: Job, output: Path, source: int, energy: float, highest: float | None = None) -> Entry:
+    """A row of the manifest. Raven's column names come first: in Raven, each source is one selection of its file.
+
+    Args:
+        job: of the input.
+        output: the source's file.
+        source: its number, from 1.
+        energy: the sum of squares of its samples.
+        highest: of its frequencies, in Hz; None for an image.
+    """
+    is_audio = highest is not None
     return {
         "View": "Spectrogram 1",
         "Channel": 1,
-        **audio,
-        **band,
+        "Begin Time (s)": 0.0 if is_audio else "",
+        "End Time (s)": job.seconds if is_audio else "",
+        "Low Freq (Hz)": 0.0 if is_audio else "",
+        "High Freq (Hz)": highest if is_audio else "",
         "Begin Path": str(output.absolute()),
         "Begin File": output.name,
         "File Offset (s)": 0.0,
-        "Input": str(plan.path),
+        "Input": str(job.path),
         "Source": source,
         "Offset (s)": 0.0,
-        "Duration (s)": plan.seconds,
+        "Duration (s)": job.seconds,
         "Energy": energy,
     }
 
@@ -126,43 +115,35 @@ class AudioTask(Task):
 
     extensions = EXTENSIONS
 
-    def plan(self, path: Path, stem: Path) -> Plan:
+    def plan(self, path: Path, stem: Path) -> Job:
         file = AudioFile.open(path)
-        samples, coded = file.frames * self._channels(file), file.source_format()
+        samples, coded = file.frames * num_separated(file, self.settings.channels), file.source_format()
         names = {
             name
             for each in (coded, coded.as_float() if coded.step else coded)
             for name in source_paths(stem, self.num_sources, each.for_size(samples))
         }
         size = self.num_sources * samples * coded.bits // 8
-        return Plan(path, stem, (*sorted(names), *self.curve_path(stem)), size, file.frames / file.rate)
+        return Job(path, stem, (*sorted(names), *self.curve_paths(stem)), size, file.frames / file.rate)
 
-    def run(self, plan: Plan) -> Outcome:
-        file = AudioFile.open(plan.path)
-        channels = self._channels(file)
-        writer = SourceWriter(
-            plan.stem, self.num_sources, file.rate, channels, file.frames * channels, file.source_format()
-        )
-        energies = torch.zeros(self.num_sources, dtype=torch.float64)
-        choose, settings = CHANNELS[self.settings.channels], self.settings
-        with writer, self.curve(plan.stem, ["time"]) as curve:
+    def run(self, job: Job) -> Done:
+        file, settings = AudioFile.open(job.path), self.settings
+        channels = num_separated(file, settings.channels)
+        samples = file.frames * channels
+        energies, points = torch.zeros(self.num_sources, dtype=torch.float64), []
+        with SourceWriter(job.stem, self.num_sources, file.rate, channels, samples, file.source_format()) as writer:
             for chunk in separate_file(
-                self.separator, file, choose, settings.windows, settings.num_samples, settings.seed
+                self.separator, file, settings.channels, settings.windows, settings.num_samples, settings.seed
             ):
                 writer.write(chunk.estimates)
                 energies += chunk.estimates.square().sum((0, 2))
-                if curve is not None:
-                    curve.writerows([f"{value:.6g}" for value in point] for point in chunk.curve.tolist())
-        times = {"Begin Time (s)": 0.0, "End Time (s)": plan.seconds}
-        band = {"Low Freq (Hz)": 0.0, "High Freq (Hz)": file.rate / 2}
+                points.append(chunk.curve)
+            self.write_curve(job.stem, ["time"], torch.cat(points))
         rows = [
-            manifest_row(plan, path, k + 1, energy, **times, **band)
+            manifest_row(job, path, k + 1, energy, file.rate / 2)
             for k, (path, energy) in enumerate(zip(writer.paths, energies.tolist(), strict=True))
         ]
-        return Outcome(writer.paths + self.curve_path(plan.stem), rows, self._remarks(file, writer))
-
-    def _channels(self, file: AudioFile) -> int:
-        return len(CHANNELS[self.settings.channels](torch.zeros(file.channels, 1)))
+        return writer.paths + self.curve_paths(job.stem), rows, self._remarks(file, writer)
 
     def _remarks(self, file: AudioFile, writer: SourceWriter) -> list[str]:
         remarks = [file.remark] if file.remark else []
@@ -174,9 +155,9 @@ class AudioTask(Task):
 
 
 class ImageTask(Task):
-    """8-bit PNG files of the separator's shape: the average m/K of the sources, each of which is then a PNG."""
+    """8-bit PNG files of the separator's shape: each is the average m/K of its sources, and each source is a PNG."""
 
-    extensions = frozenset([".png"])
+    extensions = (".png",)
 
     def __init__(self, separator: Separator, settings: Settings) -> None:
         super().__init__(separator, settings)
@@ -186,36 +167,28 @@ class ImageTask(Task):
             raise UserError(f"images of {channels} channels cannot be written as PNG: use Separator.separate in Python")
         self.mode = modes[channels]
 
-    def plan(self, path: Path, stem: Path) -> Plan:
+    def plan(self, path: Path, stem: Path) -> Job:
         self._read(path)
         size = self.num_sources * self.height * self.width * len(self.mode)
-        return Plan(path, stem, (*self._paths(stem), *self.curve_path(stem)), size, 0.0)
+        return Job(path, stem, (*self._paths(stem), *self.curve_paths(stem)), size, 0.0)
 
-    def run(self, plan: Plan) -> Outcome:
-        average = torch.from_numpy(self._read(plan.path)).float() / 127.5 - 1  # [H,W,C] or [H,W]
+    def run(self, job: Job) -> Done:
+        average = torch.from_numpy(self._read(job.path)).float() / 127.5 - 1  # [H,W,C] or [H,W]
         average = average.reshape(self.height, self.width, -1).permute(2, 0, 1)
         mean, variance = posterior(self._samples(self.num_sources * average))
         if not mean.isfinite().all():
             raise ValueError("the separator gave NaN or infinite pixels")
-        paths = self._paths(plan.stem)
-        try:
-            for path, source in zip(paths, mean[0], strict=True):
-                pixels = ((source.view(average.shape) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-                Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy(), self.mode).save(partial_path(path), "PNG")
-                sync(partial_path(path))
-            with self.curve(plan.stem, []) as curve:
-                if curve is not None:
-                    curve.writerow([f"{value:.6g}" for value in variance[0].mean(1).sqrt().tolist()])
-        except BaseException:
-            for path in paths:
-                partial_path(path).unlink(missing_ok=True)
-            raise
+        paths = self._paths(job.stem)
+        for path, source in zip(paths, mean[0], strict=True):
+            pixels = ((source.view(average.shape) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            with writing(path) as file:
+                Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy(), self.mode).save(file, "PNG")
+        self.write_curve(job.stem, [], variance.mean(2).sqrt())
         energies = mean[0].square().sum(1).tolist()
         rows = [
-            manifest_row(plan, path, k + 1, energy)
-            for k, (path, energy) in enumerate(zip(paths, energies, strict=True))
+            manifest_row(job, path, k + 1, energy) for k, (path, energy) in enumerate(zip(paths, energies, strict=True))
         ]
-        return Outcome(paths + self.curve_path(plan.stem), rows, [])
+        return paths + self.curve_paths(job.stem), rows, []
 
     def _samples(self, mixture: Tensor) -> Iterator[Tensor]:
         """Posterior samples ``[1,K,C*H*W]``, from the same noise for every image."""
@@ -243,6 +216,6 @@ class ImageTask(Task):
 
 
 def make_task(separator: Separator, settings: Settings) -> Task:
-    """The task for what ``separator`` separates."""
+    """The task for the signals of ``separator``."""
     tasks: dict[str, type[Task]] = {"audio": AudioTask, "image": ImageTask}
     return tasks[separator.signal["kind"]](separator, settings)

@@ -1,4 +1,4 @@
-"""The bookkeeping of an output folder: what is done, by which input, checkpoint and settings; its manifest."""
+"""The records in an output folder: what is done, from which input, checkpoint and settings; its manifest."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from surf_lightning.audio.files import file_state
 from surf_lightning.files import partial_path, replacing
 
 JOURNAL = "journal.jsonl"
@@ -18,14 +20,15 @@ SUMMARY = "summary.json"
 HEAD = 65536  # bytes of an input that its fingerprint covers: hours of audio are not read twice
 
 Entry = dict[str, Any]
+"""One line of JSON."""
 
 
 def input_fingerprint(path: Path) -> Entry:
-    """Tells whether a file is still the same: size, time of change, hash of its head."""
-    status = path.stat()
+    """Tells whether an input is still the same file: its state, and a hash of its head."""
+    size, mtime = file_state(path)
     with open(path, "rb") as file:
         head = hashlib.sha256(file.read(HEAD)).hexdigest()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "head": head}
+    return {"size": size, "mtime_ns": mtime, "head": head}
 
 
 def checkpoint_fingerprint(path: Path) -> str:
@@ -39,19 +42,19 @@ def checkpoint_fingerprint(path: Path) -> str:
 
 
 class Journal:
-    """Lines of JSON in the output folder, each on disk before the work goes on.
+    """Lines of JSON in the output folder, each on disk before the work goes on; the last line on an input counts.
 
-    ``writing`` comes before the outputs take their names, ``done`` after; the last line on an input counts. An input is
-    known by its ``place``, the outputs' common name in the folder, so that moved recordings are recognised.
+    A line ``writing`` comes before the outputs get their names, a line ``done`` after. An input is known by its
+    ``stem``, the common part of its outputs' names in the folder, so that moved recordings are recognised.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / JOURNAL
-        self.entries: dict[str, Entry] = {entry["place"]: entry for entry in self._read()}
+        self.entries: dict[str, Entry] = {entry["stem"]: entry for entry in self._read() if "stem" in entry}
 
-    def is_done(self, place: str, fingerprint: Entry) -> bool:
+    def is_done(self, stem: str, fingerprint: Entry) -> bool:
         """Whether the outputs are there, complete, from the same input, checkpoint and settings."""
-        entry = self.entries.get(place)
+        entry = self.entries.get(stem)
         return (
             entry is not None
             and entry["state"] == "done"
@@ -59,16 +62,23 @@ class Journal:
             and self._present(entry)
         )
 
-    def unfinished(self, place: str) -> set[Path]:
-        """Outputs of an interrupted run, of which some may have got their names and others not."""
-        entry = self.entries.get(place)
+    def unfinished(self, stem: str) -> set[Path]:
+        """The outputs of an interrupted run, some of which may have their names already."""
+        entry = self.entries.get(stem)
         return set(self._paths(entry)) if entry is not None and entry["state"] == "writing" else set()
 
-    def publish(self, place: str, fingerprint: Entry, paths: list[Path], rows: list[Entry]) -> None:
-        """Give the complete partial files of ``paths`` their names; older outputs of the place under other names go."""
-        old = self.entries.get(place)
+    def publish(self, stem: str, fingerprint: Entry, paths: list[Path], rows: list[Entry]) -> None:
+        """Give the complete partial files of ``paths`` their names, and remove older outputs of the same stem.
+
+        Args:
+            stem: of the input.
+            fingerprint: of input, checkpoint and settings.
+            paths: the outputs.
+            rows: of the manifest.
+        """
+        old = self.entries.get(stem)
         outputs = {str(path.relative_to(self.folder)): partial_path(path).stat().st_size for path in paths}
-        entry = {"place": place, "fingerprint": fingerprint, "outputs": outputs, "rows": rows}
+        entry = {"stem": stem, "fingerprint": fingerprint, "outputs": outputs, "rows": rows}
         self._append({**entry, "state": "writing"})
         for path in paths:
             os.replace(partial_path(path), path)
@@ -77,13 +87,13 @@ class Journal:
         self._append({**entry, "state": "done"})
 
     def write_manifest(self) -> int:
-        """A row for each output that is there, of this run and of earlier ones; returns how many."""
+        """Write a row for each output that is there, of this run and of earlier ones; returns how many."""
         done = (entry for entry in self.entries.values() if entry["state"] == "done" and self._present(entry))
         rows = [row for entry in done for row in entry["rows"]]
         rows = [{"Selection": number, **row} for number, row in enumerate(rows, 1)]
         for name, delimiter in ((MANIFESTS[0], ","), (MANIFESTS[2], "\t")):
-            path, options = self.folder / name, {"encoding": "utf-8", "errors": "backslashreplace"}
-            with replacing(path, "w", newline="", **options) as file:
+            path = self.folder / name
+            with replacing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 table = csv.DictWriter(file, list(rows[0]) if rows else ["Selection"], delimiter=delimiter)
                 table.writeheader()
                 table.writerows(rows)
@@ -91,7 +101,7 @@ class Journal:
         return len(rows)
 
     def write_summary(self, summary: Entry) -> None:
-        """What this run did, failures and reasons included."""
+        """Write what this run did, with failures and their reasons."""
         self._write(SUMMARY, summary)
 
     def _write(self, name: str, content: Any) -> None:
@@ -106,7 +116,7 @@ class Journal:
         return all((path := self.folder / name).is_file() and path.stat().st_size == size for name, size in sizes)
 
     def _append(self, entry: Entry) -> None:
-        self.entries[entry["place"]] = entry
+        self.entries[entry["stem"]] = entry
         with open(self.path, "ab+") as file:
             file.seek(0, os.SEEK_END)
             if size := file.tell():
@@ -121,8 +131,5 @@ class Journal:
         if not self.path.is_file():
             return
         for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            yield entry
+            with suppress(json.JSONDecodeError):  # a line cut off by a kill
+                yield json.loads(line)

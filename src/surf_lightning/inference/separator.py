@@ -16,6 +16,7 @@ from surf_lightning.functional.flow import euler, mixture_consistent, prior_from
 from surf_lightning.functional.losses import most_energetic
 from surf_lightning.inference.checkpoint import load_separator_checkpoint, rebuild
 from surf_lightning.inference.export import read_export
+from surf_lightning.inference.hub import local_path
 from surf_lightning.networks.base import ConstantNoise, PriorNoise, RegressionNetwork, VelocityNetwork, serializable
 
 
@@ -35,16 +36,17 @@ class Separator(nn.Module, ABC):
 
     @torch.no_grad()
     def separate(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Separate ``mixtures [B,*S]``: sums of K sources, images in units where a source lies in [-1,1].
+        """Separate mixtures into their sources.
 
         Args:
+            mixtures: sums of K sources, ``[B,*S]``; images in units where a source lies in [-1,1].
             generator: makes the estimates of a flow reproducible; a regression draws nothing.
 
         Returns:
             ``estimates [B,K,*S]``, which sum to the mixtures.
 
         Raises:
-            ValueError: the mixtures are not such as a loaded separator has been trained on.
+            ValueError: the mixtures have another shape than those that a loaded separator was trained on.
         """
         signal = getattr(self, "signal", None)
         if signal is not None:
@@ -117,14 +119,21 @@ class FlowSeparator(Separator):
 def load_separator(
     checkpoint: str | PathLike[str], device: str | torch.device = "cpu", trust: bool = False
 ) -> Separator:
-    """The separator of a checkpoint written by any method of this package, in evaluation mode.
+    """The separator of a checkpoint written by any method of this package, in evaluation mode. No pickle is executed.
 
-    A folder written by ``surf export`` does as well. Nothing is read by unpickling code. ``signal`` on the result says
-    what it separates (kind, shape or sample rate), ``trust=True`` allows classes from outside this package.
+    Args:
+        checkpoint: a run's checkpoint, a folder written by ``surf export``, or such a folder on the Hugging Face Hub by
+            the name of its repository, ``user/name``.
+        device: to load it to.
+        trust: import classes from outside this package, if it needs any.
+
+    Returns:
+        A separator whose ``signal`` says what it separates: the kind, and the shape or the sample rate.
 
     Raises:
         UserError: there is no such file, or it is no checkpoint of this package, or of a version that does not fit.
     """
+    checkpoint = local_path(checkpoint)
     read = read_export if os.path.isdir(checkpoint) else load_separator_checkpoint
     record, state = read(checkpoint)
     try:

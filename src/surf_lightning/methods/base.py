@@ -245,9 +245,10 @@ class SeparationModule(L.LightningModule, ABC):
         return self.data.batch_size * self.trainer.world_size
 
     @property
-    def data(self) -> Any:
+    def data(self) -> SeparationData:
         """The trainer's DataModule."""
-        return undeclared(self.trainer).datamodule
+        data: SeparationData = undeclared(self.trainer).datamodule
+        return data
 
 
 def in_micro_batches(function: Callable[..., Tensor], size: int | None, *batches: Tensor) -> Tensor:

@@ -101,7 +101,8 @@ class BasisSeparator(Separator):
 
     def _score(self, x: Tensor, sigma: float) -> Tensor:
         images = x.flatten(0, 1)
-        return self.network(images, images.new_full((len(images),), sigma)).view_as(x)
+        score: Tensor = self.network(images, images.new_full((len(images),), sigma))
+        return score.view_as(x)
 
 
 class BASIS(SeparationModule):

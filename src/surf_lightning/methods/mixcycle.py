@@ -31,7 +31,7 @@ def exchange(estimates: Tensor, swapped: Tensor) -> Tensor:
     """
     places = torch.arange(2, device=estimates.device)
     shuffled = reorder(estimates, torch.where(swapped.unsqueeze(1), 1 - places, places))
-    return shuffled.unflatten(0, (-1, 2)).transpose(1, 2).flatten(0, 1)
+    return torch.unflatten(shuffled, 0, (-1, 2)).transpose(1, 2).flatten(0, 1)
 
 
 class MixPIT(SeparationModule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from surf_lightning.errors import UserError
@@ -23,7 +24,7 @@ def in_pairs(mixtures: Tensor) -> Tensor:
     """
     if len(mixtures) < 2:
         raise UserError("this method mixes pairs of mixtures: set data.batch_size to at least 2")
-    return mixtures[: len(mixtures) // 2 * 2].unflatten(0, (-1, 2))
+    return torch.unflatten(mixtures[: len(mixtures) // 2 * 2], 0, (-1, 2))
 
 
 class MixIT(SeparationModule):

@@ -88,7 +88,8 @@ class SURF(TeacherStudentModule):
 
     def deviation(self, mixtures: Tensor) -> Tensor | float:
         """The standard deviation of the prior's noise for ``mixtures [B,*S]``, Eq. (4)."""
-        return self.student.noise(mixtures, self.student.num_sources)
+        deviation: Tensor | float = self.student.noise(mixtures, self.student.num_sources)
+        return deviation
 
     def configure_callbacks(self) -> list[Callback]:
         return [*super().configure_callbacks(), self.schedule]

@@ -1,10 +1,16 @@
 """Metrics as the papers define them, by torchmetrics; each is right across processes."""
 
 from surf_lightning.metrics.audio import SISDR, MoMi, SISDRi
-from surf_lightning.metrics.evaluation import ImageEvaluation, PerceptualMetrics, PixelMetrics, SampleMetrics
+from surf_lightning.metrics.evaluation import (
+    ImageEvaluation,
+    PerceptualMetrics,
+    PixelMetrics,
+    SampleMetrics,
+    speech_metrics,
+)
 from surf_lightning.metrics.fuss import FUSSMetrics
 from surf_lightning.metrics.images import PSNR, SSIM, ImageMetrics
-from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ, speech_metrics
+from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ
 
 __all__ = [
     "DNSMOS",

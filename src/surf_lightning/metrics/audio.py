@@ -1,8 +1,8 @@
 """SI-SDR, SI-SDRi and MoMi. Axes: B batch, K references, M estimates, N = max(K,M), T samples.
 
-Every metric here and in ``speech`` puts its estimates in order by ``align``, which keeps the order of estimates that
-``align_by_si_sdr`` has put in order already. So an evaluation pass may align once, keep the rows it wants (of speech
-and noise the speech, say) and feed those to all. Everything is computed in float64, whatever the dtype of the signals.
+Every metric here and in ``speech`` aligns its estimates by ``align``, which leaves aligned estimates as they are. So an
+evaluation may align once by ``align_by_si_sdr``, keep the rows it wants (say, of speech and noise the speech) and give
+those to all metrics. Everything is computed in float64, whatever the dtype of the signals.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchmetrics import Metric
 
+from surf_lightning.audio.index import SILENCE
 from surf_lightning.functional.losses import mixit
 from surf_lightning.functional.permutation import best_permutation, reorder
 
-SILENCE = 1e-8
-"""A signal whose RMS is not above this is silent."""
-
 
 def is_active(signals: Tensor) -> Tensor:
-    """Whether each of ``signals [...,T]`` is not silent, ``[...]``."""
+    """Whether the RMS of each of ``signals [...,T]`` is above silence: bool ``[...]``."""
     return signals.double().square().mean(-1).sqrt() > SILENCE
 
 
@@ -30,13 +28,13 @@ def pairwise_si_sdr(estimates: Tensor, references: Tensor) -> Tensor:
     """SI-SDR in dB of each of ``estimates [B,M,T]`` against each of ``references [B,K,T]``: ``[B,K,M]``, float64.
 
     The cosine form of the FUSS evaluation (Wisdom et al., 2021; SURF paper D.2), without removal of the mean:
-    10 log10((ρ² + 1e-8) / (1 - ρ² + 1e-8)). It is the textbook SI-SDR to 0.001 dB between -40 and 40 dB, saturates at
-    ±80 dB, and is exactly -80 dB where either signal is silence, which the textbook form leaves undefined.
+    10 log10((ρ² + 1e-8) / (1 - ρ² + 1e-8)). Between -40 and 40 dB it equals the textbook SI-SDR to 0.001 dB. It
+    saturates at ±80 dB, and is exactly -80 dB where either signal is silence, for which the textbook form is undefined.
     """
     estimates, references = estimates.double(), references.double()
     estimate_energy = estimates.square().sum(-1).unsqueeze(1)
     reference_energy = references.square().sum(-1).unsqueeze(2)
-    # Signals of energy below 1e-16 are not brought to unit norm: they fade towards -80 dB.
+    # Signals with an energy below 1e-16 are not scaled to unit norm: they fade towards -80 dB.
     estimate_scale, reference_scale = estimate_energy.clamp_min(1e-16), reference_energy.clamp_min(1e-16)
     signal = (references @ estimates.mT).square() / (estimate_scale * reference_scale)
     residual = estimate_energy / estimate_scale + signal * (reference_energy / reference_scale - 2)  # |u - ρ w|^2
@@ -48,7 +46,7 @@ class Aligned(NamedTuple):
     """Estimates in the order of their references, both padded with silence to N rows."""
 
     estimates: Tensor
-    """``[B,N,T]``; rows K and beyond are the estimates that serve no reference."""
+    """``[B,N,T]``; rows from K on are estimates without a reference."""
     references: Tensor
     """``[B,N,T]``."""
     scores: Tensor
@@ -56,10 +54,14 @@ class Aligned(NamedTuple):
 
 
 def align(estimates: Tensor, references: Tensor) -> Aligned:
-    """Give ``references [B,K,T]`` those of ``estimates [B,M,T]`` that maximise the sum of the SI-SDRs, in float64.
+    """Assign estimates to references so that the sum of their SI-SDRs is highest, in float64.
 
-    A silent reference, and the silence that pads the fewer of the two, scores -80 dB with any estimate and so claims
-    none; a reference that no estimate is left for gets silence.
+    A silent reference scores -80 dB with any estimate, as does the silence that pads the fewer of the two, so neither
+    takes an estimate from another. A reference without an estimate gets silence.
+
+    Args:
+        estimates: ``[B,M,T]``.
+        references: ``[B,K,T]``.
 
     Raises:
         ValueError: shapes do not match, or the estimates are not finite.
@@ -77,7 +79,7 @@ def align(estimates: Tensor, references: Tensor) -> Aligned:
 
 
 def align_by_si_sdr(estimates: Tensor, references: Tensor) -> Tensor:
-    """The estimates ``[B,K,T]`` that serve ``references [B,K,T]``, picked out of ``estimates [B,M,T]`` by ``align``."""
+    """The estimates ``[B,K,T]`` of ``estimates [B,M,T]`` that ``align`` assigns to ``references [B,K,T]``."""
     return align(estimates, references).estimates[:, : references.shape[1]].to(estimates.dtype)
 
 
@@ -89,8 +91,6 @@ class PairMean(Metric):
     higher_is_better = True
     total: Tensor
     pairs: Tensor
-    unavailable: str | None = None
-    """Where the metric cannot be computed here: 'not available, because: ...'. It then counts nothing and is NaN."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -102,13 +102,14 @@ class PairMean(Metric):
         self.pairs += counted.sum()
 
     def compute(self) -> Tensor:
+        """The mean, a scalar."""
         return self.total / self.pairs
 
 
 class SISDR(PairMean):
-    """SI-SDR in dB (SURF paper D.2, ``pairwise_si_sdr``), the mean over the references that are not silent.
+    """Mean SI-SDR in dB (SURF paper D.2, ``pairwise_si_sdr``) over the references that are not silent.
 
-    With more estimates than references the best are picked; a silent or missing estimate counts as -80 dB.
+    Of more estimates than references the best are taken; a silent or missing estimate counts as -80 dB.
     """
 
     def update(self, estimates: Tensor, references: Tensor) -> None:
@@ -118,7 +119,7 @@ class SISDR(PairMean):
 
 
 class SISDRi(PairMean):
-    """SI-SDR improvement in dB: ``SISDR`` less what the mixture itself scores against the same reference."""
+    """Mean SI-SDR improvement in dB: the SI-SDR of the estimate minus that of the mixture."""
 
     def update(self, estimates: Tensor, references: Tensor, mixtures: Tensor) -> None:
         """Count ``estimates [B,M,T]``, in any order, against ``references [B,K,T]`` and ``mixtures [B,T]``."""
@@ -131,7 +132,7 @@ class MoMi(PairMean):
     """SI-SDR improvement in dB of mixtures rebuilt from a separated mixture of mixtures (MixIT paper, Section 4).
 
     The estimates are summed by the assignment of MixIT's Eq. (3); the baseline is the mixture of mixtures. An example
-    of which a mixture is silent is left out: its mixture of mixtures is no mixture.
+    with a silent mixture is left out: it is no mixture of mixtures.
     """
 
     def update(self, estimates: Tensor, mixtures: Tensor) -> None:

@@ -1,22 +1,47 @@
-"""What the final evaluation of images measures: a class for each table. Axes: N images, C H W."""
+"""What the final evaluations measure: the columns of the papers' tables. Axes: N images, C H W."""
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.utilities import rank_zero_warn
 
+from surf_lightning.metrics.audio import SISDR, SISDRi
 from surf_lightning.metrics.images import PSNR, SSIM
+from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ, WIDE_BAND
+
+
+def build_metrics(builders: Mapping[str, Callable[[], Metric]]) -> dict[str, Any]:
+    """Build metrics by name; leave out, with a warning that gives the reason, what cannot be built here.
+
+    All processes leave out what one of them cannot build, because they compute each value together.
+    """
+    built, reasons = {}, {}
+    for name, build in builders.items():
+        try:
+            built[name] = build()
+        except Exception as error:  # a library, its network or a file is missing: each library has its own errors
+            reasons[name] = str(error)
+    if dist.is_available() and dist.is_initialized():
+        of_each: list[dict[str, str]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(of_each, reasons)
+        reasons = {name: reason for each in of_each for name, reason in each.items()}
+    for name, reason in reasons.items():
+        rank_zero_warn(f"the metric {name} is left out: {reason}")
+    return {name: metric for name, metric in built.items() if name not in reasons}
 
 
 class ImageEvaluation(ABC):
     """Columns of a table of separated images."""
 
-    record = "metrics"
-    """Name of the file, without .json, that the values are written to."""
+    results_name = "metrics"
+    """Name of the file, without .json, that a test writes its results to."""
 
     @abstractmethod
     def columns(self, training_images: Callable[[], Tensor], weights: str | None) -> dict[str, Metric]:
@@ -36,9 +61,11 @@ class PixelMetrics(ImageEvaluation):
     """PSNR and SSIM: fast, and without any network."""
 
     def columns(self, training_images: Callable[[], Tensor], weights: str | None) -> dict[str, Metric]:
+        """``psnr`` and ``ssim``."""
         return {"psnr": PSNR(), "ssim": SSIM()}
 
     def protocol(self) -> str:
+        """How the images are measured."""
         return "PSNR and SSIM are means over the separated images."
 
 
@@ -46,11 +73,14 @@ class PerceptualMetrics(ImageEvaluation):
     """The columns of Table 1: PSNR, LPIPS, SSIM, and FID against the true sources."""
 
     def columns(self, training_images: Callable[[], Tensor], weights: str | None) -> dict[str, Metric]:
-        from surf_lightning.metrics.perceptual import FID, LPIPS, POOL, InceptionLayer
+        """``psnr``, ``lpips``, ``ssim`` and ``fid``."""
+        from surf_lightning.metrics.perceptual import FID, LPIPS, inception
 
-        return {"psnr": PSNR(), "lpips": LPIPS(weights), "ssim": SSIM(), "fid": FID(InceptionLayer(POOL, weights))}
+        lpips = functools.partial(LPIPS, weights)
+        return build_metrics({"psnr": PSNR, "lpips": lpips, "ssim": SSIM, "fid": lambda: FID(inception(weights))})
 
     def protocol(self) -> str:
+        """How the images are measured."""
         return (
             "PSNR, LPIPS (AlexNet) and SSIM are means over the separated images; FID is between them all, quantised to "
             "8 bits, and the true sources."
@@ -60,20 +90,37 @@ class PerceptualMetrics(ImageEvaluation):
 class SampleMetrics(ImageEvaluation):
     """The columns of Table 2, on 25,000 mixtures there: Inception Score, and FID against the training images."""
 
-    record = "metrics_samples"
-
-    def __init__(self) -> None:
-        self._reference: Any = None  # its features are measured once, for the estimates and for m/K
+    results_name = "metrics_samples"  # beside those of Table 1, from another test of the same run
 
     def columns(self, training_images: Callable[[], Tensor], weights: str | None) -> dict[str, Metric]:
-        from surf_lightning.metrics.perceptual import FID, LOGITS, POOL, InceptionLayer, InceptionScore, Reference
+        """One metric that gives ``is``, ``is_std`` and ``fid``."""
+        from surf_lightning.metrics.perceptual import SampleQuality, inception
 
-        self._reference = self._reference or Reference(training_images)
-        fid = FID(InceptionLayer(POOL, weights), self._reference)
-        return {"is": InceptionScore(InceptionLayer(LOGITS, weights)), "fid": fid}
+        return build_metrics({"samples": lambda: SampleQuality(inception(weights), training_images)})
 
     def protocol(self) -> str:
+        """How the images are measured."""
         return (
             "Inception Score: mean and deviation over 10 splits of the separated images. FID is between them all, "
             "quantised to 8 bits, and all training images."
         )
+
+
+def speech_metrics(sample_rate: int = WIDE_BAND, weights: str | None = None) -> MetricCollection:
+    """The speech columns of Tables 3 and 4, and SI-SDRi: ``si_sdr``, ``si_sdri``, ``estoi``, ``pesq``, ``dnsmos``.
+
+    ``update(estimates=[B,M,T], references=[B,K,T], mixtures=[B,T])`` gives each metric the arguments that it takes.
+
+    Args:
+        sample_rate: of the signals, in Hz.
+        weights: as in ``DNSMOS``.
+    """
+    measures: dict[str, Callable[[], Metric]] = {
+        "si_sdr": SISDR,
+        "si_sdri": SISDRi,
+        "estoi": lambda: ESTOI(sample_rate),
+        "pesq": lambda: PESQ(sample_rate),
+        "dnsmos": lambda: DNSMOS(sample_rate, weights),
+    }
+    # Compute groups would share one state among metrics whose first batches happen to agree.
+    return MetricCollection(build_metrics(measures), compute_groups=False)

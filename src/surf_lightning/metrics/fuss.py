@@ -12,19 +12,21 @@ from surf_lightning.metrics.audio import align, is_active, pairwise_si_sdr
 
 MAX_SOURCES = 4
 ACTIVE_POWER = 0.01
-"""An estimate is active above this share of the power of its example's quietest source: 20 dB below it."""
+"""An estimate is active if its power is above this share of that of the mixture's quietest source: 20 dB below it."""
 
 
 class FUSSMetrics(Metric):
-    """Separation of mixtures of one to four sources. ``compute`` returns a dict of scalars:
+    """Separation of mixtures of one to four sources.
+
+    ``compute`` returns a dict of scalars:
 
     - ``1S``: mean SI-SDR in dB of the sources of one-source mixtures;
     - ``2Si``, ``3Si``, ``4Si``: mean SI-SDR improvement in dB over the mixture, for mixtures of so many sources;
       ``MSi`` pools the three;
     - ``under``, ``equal``, ``over``: the share of mixtures with fewer, as many, and more active estimates than sources.
 
-    Means are over sources, of all mixtures together, and only over those whose aligned estimate is active: a missed
-    source shows as ``under`` alone. All active estimates are counted, those that serve no source too. Mixtures without
+    Means are over the sources of all mixtures together, and only over those with an active aligned estimate: a missed
+    source shows as ``under`` alone. All active estimates are counted, also those without a source. Mixtures without
     any active source are left out. A mean over nothing is NaN.
     """
 
@@ -41,9 +43,11 @@ class FUSSMetrics(Metric):
         self.add_state("counts", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, estimates: Tensor, references: Tensor) -> None:
-        """Count ``estimates [B,M,T]``, in any order, against ``references [B,M,T]``, padded with silence to M.
+        """Count a batch. The mixture is the sum of its references.
 
-        Where one has fewer rows than the other, it is padded here. The mixture is the sum of the references.
+        Args:
+            estimates: ``[B,M,T]``, in any order; padded with silence where there are fewer than references.
+            references: ``[B,K,T]``; rows of silence are no sources.
 
         Raises:
             ValueError: shapes do not match, the estimates are not finite, or a mixture has more than four sources.
@@ -71,6 +75,7 @@ class FUSSMetrics(Metric):
         self.counts += torch.stack([(surplus < 0).sum(), (surplus == 0).sum(), (surplus > 0).sum()])
 
     def compute(self) -> dict[str, Tensor]:
+        """The scalars by name."""
         means = dict(zip(("1S", "2Si", "3Si", "4Si"), self.totals / self.pairs, strict=True))
         means["MSi"] = self.totals[1:].sum() / self.pairs[1:].sum()
         shares = dict(zip(("under", "equal", "over"), self.counts / self.counts.sum(), strict=True))

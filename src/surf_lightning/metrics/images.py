@@ -17,8 +17,8 @@ from surf_lightning.functional.permutation import invert, reorder
 MSE_FLOOR = 1e-10  # a pixel-exact image counts as 100 dB
 
 
-def align(estimates: Tensor, sources: Tensor) -> Tensor:
-    """``estimates [B,K,*S]`` in the order of ``sources [B,K,*S]`` that makes the squared error least."""
+def align_by_mse(estimates: Tensor, sources: Tensor) -> Tensor:
+    """``estimates [B,K,*S]``, permuted to the least squared error from ``sources [B,K,*S]``."""
     return reorder(estimates, invert(pit_permutation(estimates, sources)))
 
 
@@ -36,7 +36,7 @@ def psnr(estimates: Tensor, references: Tensor) -> Tensor:
 def ssim(estimates: Tensor, references: Tensor) -> Tensor:
     """Structural similarity of each image: ``[N,C,H,W]`` in [0,1] -> ``[N]``.
 
-    An 11x11 Gaussian window of deviation 1.5; in images below 16 pixels, where that does not fit, 5x5 of 0.5.
+    The Gaussian window is 11x11 with deviation 1.5; in images below 16 pixels, where it does not fit, 5x5 with 0.5.
     """
     sigma = 1.5 if min(references.shape[-2:]) >= 16 else 0.5
     values = structural_similarity_index_measure(
@@ -52,8 +52,6 @@ class ImageMean(Metric):
     full_state_update = False
     total: Tensor
     images: Tensor
-    unavailable: str | None = None
-    """Where the metric cannot be computed here: 'not available, because: ...'. Its value is then NaN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,13 +60,15 @@ class ImageMean(Metric):
 
     @abstractmethod
     def score(self, estimates: Tensor, references: Tensor) -> Tensor:
-        """Of each image, ``[N]``."""
+        """The score of each image, ``[N]``."""
 
     def update(self, estimates: Tensor, references: Tensor) -> None:
+        """Count ``[N,C,H,W]`` images in [0,1]."""
         self.total += self.score(estimates, references).double().sum()
         self.images += len(references)
 
     def compute(self) -> Tensor:
+        """The mean, a scalar."""
         return (self.total / self.images).float()
 
 
@@ -76,6 +76,7 @@ class PSNR(ImageMean):
     """Peak signal-to-noise ratio in dB, the mean over the images."""
 
     def score(self, estimates: Tensor, references: Tensor) -> Tensor:
+        """The score of each image, ``[N]``."""
         return psnr(estimates, references)
 
 
@@ -83,15 +84,16 @@ class SSIM(ImageMean):
     """Structural similarity, the mean over the images."""
 
     def score(self, estimates: Tensor, references: Tensor) -> Tensor:
+        """The score of each image, ``[N]``."""
         return ssim(estimates, references)
 
 
 class ImageMetrics(Metric):
-    """Several metrics of separated images, after their alignment; each takes what it needs of ``estimates`` and
-    ``references``. ``compute`` gives a dict of scalars.
+    """Several metrics of separated images, after their alignment. ``compute`` gives a dict of scalars.
 
     Args:
-        columns: metrics by name; by default ``psnr`` (dB) and ``ssim``.
+        columns: metrics by name; their ``update`` takes ``estimates``, ``references`` or both, ``[N,C,H,W]`` in [0,1].
+            By default ``psnr`` (dB) and ``ssim``.
     """
 
     full_state_update = False
@@ -103,18 +105,20 @@ class ImageMetrics(Metric):
         self.columns = MetricCollection(chosen, compute_groups=False)
 
     def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
-        """``estimates`` and ``sources [B,K,C,H,W]`` in [-1,1], ``mixtures [B,C,H,W]`` their sums."""
-        found, truth = (to_unit_range(x).flatten(0, 1) for x in (align(estimates, sources), sources))
+        """Count ``estimates`` and ``sources [B,K,C,H,W]`` in [-1,1]; ``mixtures [B,C,H,W]`` are not looked at."""
+        found, truth = (to_unit_range(x).flatten(0, 1) for x in (align_by_mse(estimates, sources), sources))
         self.columns.update(estimates=found, references=truth)
 
     def compute(self) -> dict[str, Tensor]:
+        """The values by name."""
         return self.columns.compute()
 
     def reset(self) -> None:
+        """Forget all that was counted."""
         super().reset()
         self.columns.reset()
 
     def merge_state(self, incoming_state: Any) -> None:
-        """Take in what another one has counted, as if this one had counted it."""
+        """Add what another instance has counted."""
         for name, column in self.columns.items():
             column.merge_state(incoming_state.columns[name])

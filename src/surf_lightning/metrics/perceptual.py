@@ -1,15 +1,13 @@
 """LPIPS, Fréchet Inception Distance and Inception Score. Axes: N images, C H W, F features.
 
-Their networks' weights come from a folder, else torchvision and torch-fidelity download them. Where neither works the
-metric still exists: ``unavailable`` says why, and its value is NaN. The networks lie outside the metrics, and so
-outside the checkpoints of a module that holds a metric.
+The networks' weights come from a folder, else torchvision and torch-fidelity download them. Metrics hold their network
+as a function, not as a submodule: no checkpoint stores its weights, and copies of a metric share it.
 """
 
 from __future__ import annotations
 
-import functools
-from collections import deque
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torchmetrics import Metric
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.utilities import rank_zero_warn
@@ -25,109 +22,82 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from surf_lightning.functional.precision import full_precision
 from surf_lightning.functional.randomness import Ranks
-from surf_lightning.metrics.availability import not_available
 from surf_lightning.metrics.images import ImageMean
 
 INCEPTION = "inception_fid.pth"  # FID's Inception-v3, in torch-fidelity's keys
 ALEXNET = "alexnet_features.pth"  # AlexNet's convolutions, in torchvision's keys features.N.*
-POOL, LOGITS = "2048", "logits_unbiased"  # torch-fidelity's names of layers
-WIDTHS = {POOL: 2048, LOGITS: 1008}
-CHUNK = 64  # images that a network sees at once: Inception blows them up to 299 x 299
+CHUNK = 64  # images that a network sees at once: Inception enlarges them to 299 x 299
 SMALLEST = 32  # pixels; AlexNet's second pooling fails on 28
+SPLITS = 10  # of the Inception Score
 
-Weights = str | None
-"""A folder, or None to download."""
+Features = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""``uint8 [N,3,H,W]`` -> features ``[N,F]`` for FID, logits ``[N,classes]`` for the Inception Score."""
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """[0,1] to uint8, rounded as an image file would be; grey ``[N,1,H,W]`` to three equal channels."""
+    """Round [0,1] to uint8 as an image file would; repeat grey ``[N,1,H,W]`` to three channels."""
     return (images * 255).round().byte().expand(-1, 3, -1, -1)
 
 
 # -- networks --
 
 
-def _file(weights: Weights, name: str) -> str | None:
+@contextlib.contextmanager
+def _loading(weights: str | None, name: str) -> Iterator[str | None]:
+    """The path of ``name`` in the folder ``weights``, None to download it; errors say where it was looked for."""
     path = Path(weights).expanduser() / name if weights else None
-    if path is None or not path.is_file():
-        return None
-    torch.load(path, map_location="cpu", weights_only=True)  # refuses the code that the libraries would run in it
-    return str(path)
+    try:
+        if path and path.is_file():
+            torch.load(path, map_location="cpu", weights_only=True)  # refuses code, which the libraries would run
+        yield str(path) if path and path.is_file() else None
+    except Exception as error:  # libraries raise errors of many kinds
+        place = f"{weights} has no usable {name}" if weights else f"no folder that holds {name} is named (data.weights)"
+        raise RuntimeError(f"{place}, and: {error}") from error
 
 
-@functools.cache
-def alexnet(weights: Weights) -> nn.Module:
-    """LPIPS-Alex v0.1; its linear layers ship with torchmetrics."""
-    path = _file(weights, ALEXNET)
+@torch.no_grad()
+def _in_chunks(network: nn.Module, *images: Tensor) -> list[Any]:
+    """What ``network`` gives for chunks of ``images``, on their device and without autocast."""
     with torch.inference_mode(False):
+        network.to(images[0].device)
+    with full_precision(images[0]):
+        return [network(*chunk) for chunk in zip(*(x.split(CHUNK) for x in images), strict=True)]
+
+
+def alexnet(weights: str | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The distance of LPIPS-Alex v0.1 between images in [-1,1]: two ``[N,3,H,W]`` -> ``[N]``.
+
+    Its linear layers ship with torchmetrics.
+    """
+    with _loading(weights, ALEXNET) as path:
         network = _LPIPS(net="alex", pnet_rand=path is not None)
         if path:
             layers = {name: layer for part in network.net.children() for name, layer in part.named_children()}
             for key, value in torch.load(path, map_location="cpu", weights_only=True).items():
                 _, layer, parameter = key.split(".")
                 getattr(layers[layer], parameter).data.copy_(value)
-        return network.requires_grad_(False).eval()
+    network.requires_grad_(False).eval()
+    return lambda x, y: torch.cat([distance.flatten() for distance in _in_chunks(network, x, y)])
 
 
-class Inception(nn.Module):
-    """Inception-v3 with the TensorFlow weights of 2015-12-05, its input resized as TensorFlow 1 did: what FID is
-    defined on. ``uint8 [N,3,H,W]`` -> pooled features ``[N,2048]`` and logits without bias ``[N,1008]``.
+def inception(weights: str | None = None) -> Features:
+    """Inception-v3 with the TensorFlow weights of 2015-12-05, its input resized as TensorFlow 1 did, as FID demands.
 
-    The latest two answers are remembered: the metrics of the estimates and of m/K ask for the same references.
+    Gives pooled features ``[N,2048]`` and logits without bias ``[N,1008]``, NaN where the file has no classifier.
     """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    def __init__(self, weights: Weights) -> None:
-        super().__init__()
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    with _loading(weights, INCEPTION) as path:
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], path)
+    has_classifier = bool(network.fc.weight.any())
+    if not has_classifier:
+        rank_zero_warn(f"no Inception Score: {INCEPTION} in {weights} has no classifier (its layer fc is zero)")
 
-        with torch.inference_mode(False):
-            self.network = FeatureExtractorInceptionV3("inception-v3-compat", [POOL, LOGITS], _file(weights, INCEPTION))
-        self.has_logits = bool(self.network.fc.weight.any())
-        self.recent: deque[tuple[Tensor, dict[str, Tensor]]] = deque(maxlen=2)
+    def features(images: Tensor) -> tuple[Tensor, Tensor]:
+        pool, logits = (torch.cat(part) for part in zip(*_in_chunks(network, images), strict=True))
+        return pool, logits if has_classifier else torch.full_like(logits, torch.nan)
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        for known, answer in self.recent:
-            if known.device == images.device and torch.equal(known, images):
-                return answer
-        _move(self.network, images.device)
-        with full_precision(images):
-            pool, logits = zip(*(self.network(chunk) for chunk in images.split(CHUNK)), strict=True)
-        self.recent.append((images, {POOL: torch.cat(pool), LOGITS: torch.cat(logits)}))
-        return self.recent[-1][1]
-
-
-def _move(network: nn.Module, device: torch.device) -> None:
-    with torch.inference_mode(False):
-        network.to(device)
-
-
-inception = functools.cache(Inception)
-
-
-@functools.cache
-def why_not_loaded(load: Callable[[Weights], nn.Module], weights: Weights, name: str) -> str | None:
-    """None where ``load(weights)`` works, else the words of ``not_available``."""
-    try:
-        load(weights)
-    except Exception as error:  # of any kind: no network, no library, a damaged file
-        place = f"{weights} has no usable {name}" if weights else f"no folder that holds {name} is named (data.weights)"
-        return not_available(f"{place}, and: {error}")
-    return None
-
-
-class InceptionLayer(nn.Module):
-    """One layer of ``Inception``: ``uint8 [N,3,H,W]`` -> ``[N,F]``. It holds no weights itself."""
-
-    def __init__(self, layer: str, weights: Weights = None) -> None:
-        super().__init__()
-        self.layer, self.weights, self.num_features = layer, weights, WIDTHS[layer]
-        self.unavailable = why_not_loaded(inception, weights, INCEPTION)
-        if layer == LOGITS and not self.unavailable and not inception(weights).has_logits:
-            self.unavailable = not_available(f"{INCEPTION} in {weights} has no classifier (its layer fc is zero)")
-
-    def forward(self, images: Tensor) -> Tensor:
-        return inception(self.weights)(images)[self.layer]
+    return features
 
 
 # -- metrics: update(estimates, references), both [N,C,H,W] in [0,1] --
@@ -136,25 +106,22 @@ class InceptionLayer(nn.Module):
 class LPIPS(ImageMean):
     """Learned Perceptual Image Patch Similarity (Zhang et al., 2018), AlexNet v0.1: 0 for equal images.
 
-    Images below 32 pixels are padded to them with black.
+    Images below 32 pixels are padded with black.
+
+    Args:
+        weights: folder that holds alexnet_features.pth; by default it is downloaded.
+
+    Raises:
+        RuntimeError: the weights cannot be had.
     """
 
-    def __init__(self, weights: Weights = None) -> None:
+    def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        self.weights = weights
-        self.unavailable = why_not_loaded(alexnet, weights, ALEXNET)
-        if self.unavailable:
-            rank_zero_warn(f"LPIPS is {self.unavailable}")
+        self.distance = alexnet(weights)
 
-    @torch.no_grad()
     def score(self, estimates: Tensor, references: Tensor) -> Tensor:
-        if self.unavailable:
-            return estimates.new_full((len(estimates),), torch.nan)
-        network = alexnet(self.weights)
-        _move(network, estimates.device)
-        chunks = zip(estimates.split(CHUNK), references.split(CHUNK), strict=True)
-        with full_precision(estimates):
-            return torch.cat([network(_for_alexnet(x), _for_alexnet(y)).flatten() for x, y in chunks])
+        """The distance of each pair, ``[N]``."""
+        return self.distance(_for_alexnet(estimates), _for_alexnet(references))
 
 
 def _for_alexnet(images: Tensor) -> Tensor:
@@ -163,101 +130,90 @@ def _for_alexnet(images: Tensor) -> Tensor:
     return 2 * pad(images, sides).expand(-1, 3, -1, -1) - 1
 
 
-class Reference:
-    """A set of images that estimates are compared with as a set.
+class _Given(nn.Identity):
+    """Stands where torchmetrics wants a network: FID below computes the features itself."""
 
-    Args:
-        images: gives them all, uint8 ``[N,C,H,W]``.
-    """
-
-    def __init__(self, images: Callable[[], Tensor]) -> None:
-        self.images = images
-        self._moments: dict[str, Tensor] = {}
-
-    def moments(self, features: nn.Module, device: torch.device) -> dict[str, Tensor]:
-        """The states ``real_*`` of an FID that has seen this rank's share; measured once, for several FIDs."""
-        if not self._moments:
-            ranks = Ranks.current()
-            share = self.images()[ranks.rank :: ranks.world_size]
-            fid = FrechetInceptionDistance(features).to(device)
-            for chunk in share.split(CHUNK):
-                fid.update(chunk.to(device).expand(-1, 3, -1, -1), real=True)
-            self._moments = {name: getattr(fid, name) for name in fid._defaults if name.startswith("real_")}
-        return self._moments
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
 
 
 class FID(FrechetInceptionDistance):
-    """Fréchet Inception Distance (Heusel et al., 2017) of all estimates, quantised, as a set.
+    """Fréchet Inception Distance (Heusel et al., 2017) between all estimates and all references, both quantised.
 
-    It is torchmetrics', on torch-fidelity's features. NaN where there are less than two images.
+    NaN with fewer than two images.
 
     Args:
-        features: uint8 ``[N,3,H,W]`` -> ``[N,F]``, with an attribute ``num_features``.
-        reference: what the estimates are compared with; by default the references they are updated with.
+        features: the network.
+        num_features: F.
+        options: those of ``torchmetrics.image.FrechetInceptionDistance``.
     """
 
-    def __init__(self, features: nn.Module, reference: Reference | None = None) -> None:
-        super().__init__(features)
-        self.reference = reference
-        self.unavailable: str | None = getattr(features, "unavailable", None)
-        if self.unavailable:
-            rank_zero_warn(f"FID is {self.unavailable}")
+    def __init__(self, features: Features, num_features: int = 2048, **options: Any) -> None:
+        super().__init__(_Given(num_features), **options)
+        self.features = features
 
     def update(self, estimates: Tensor, references: Tensor) -> None:  # type: ignore[override]
-        """Count ``estimates`` and, without a ``reference`` set, ``references``."""
-        if self.unavailable:  # on this rank: a distance of the other ranks' images alone would mislead
-            self.fake_features_sum += torch.nan
-            return
-        if self.reference is None:
-            super().update(to_bytes(references), real=True)
-        elif self.real_features_num_samples == 0:
-            for name, value in self.reference.moments(self.inception, self.device).items():
-                setattr(self, name, value.clone())
-        super().update(to_bytes(estimates), real=False)
+        """Count both sets."""
+        self.count(to_bytes(references), real=True)
+        self.count(to_bytes(estimates), real=False)
+
+    def count(self, images: Tensor, real: bool) -> Tensor:
+        """Count ``uint8 [N,3,H,W]`` as references (``real``) or estimates; returns their logits ``[N,classes]``."""
+        pooled, logits = self.features(images)
+        super().update(pooled, real)
+        return logits
 
     def compute(self) -> Tensor:
+        """The distance, a scalar."""
         counts = torch.stack([self.real_features_num_samples, self.fake_features_num_samples])
-        if counts.min() < 2 or not self.fake_features_sum.isfinite().all():
-            return torch.tensor(torch.nan, device=self.device)
-        return super().compute()
+        return super().compute() if counts.min() >= 2 else torch.tensor(torch.nan, device=self.device)
 
 
-class InceptionScore(Metric):
-    """Inception Score (Salimans et al., 2016) of all estimates, quantised, by torch-fidelity.
+class SampleQuality(FID):
+    """The columns of Table 2 by one pass of Inception: ``is`` and ``is_std``, and ``fid`` against the training images.
 
-    ``is`` and ``is_std`` are mean and deviation over 10 splits, which are a function of the set of images, not of their
-    order or ranks. Where they cannot be computed there is ``is`` alone, NaN.
+    The training images are measured once: ``reset`` and copies keep that.
 
     Args:
-        features: uint8 ``[N,3,H,W]`` -> logits ``[N,F]``, with an attribute ``num_features``.
+        features: the network.
+        training_images: gives them all, uint8 ``[N,C,H,W]``; each process measures its share.
+        num_features: F.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    SPLITS = 10
     logits: list[Tensor]
 
-    def __init__(self, features: nn.Module) -> None:
-        super().__init__()
-        self.features, self.num_features = features, int(features.num_features)  # type: ignore[arg-type]
-        self.unavailable: str | None = getattr(features, "unavailable", None)
-        if self.unavailable:
-            rank_zero_warn(f"Inception Score is {self.unavailable}")
+    def __init__(self, features: Features, training_images: Callable[[], Tensor], num_features: int = 2048) -> None:
+        super().__init__(features, num_features, reset_real_features=False)
+        self.training_images = training_images
         self.add_state("logits", [], dist_reduce_fx="cat")
 
-    def update(self, estimates: Tensor) -> None:
-        if self.unavailable:
-            self.logits.append(estimates.new_full((len(estimates), self.num_features), torch.nan))
-        else:
-            self.logits.append(self.features(to_bytes(estimates)))
+    def update(self, estimates: Tensor) -> None:  # type: ignore[override]
+        """Count ``estimates [N,C,H,W]`` in [0,1]."""
+        if self.real_features_num_samples == 0:
+            ranks = Ranks.current()
+            for chunk in self.training_images()[ranks.rank :: ranks.world_size].split(CHUNK):
+                self.count(chunk.to(self.device).expand(-1, 3, -1, -1), real=True)
+        self.logits.append(self.count(to_bytes(estimates), real=False))
 
-    def compute(self) -> dict[str, Tensor]:
-        logits = dim_zero_cat(self.logits).cpu()
-        if len(logits) < self.SPLITS or not logits.isfinite().all():
-            return {"is": torch.tensor(torch.nan, device=self.device)}
-        from torch_fidelity.metric_isc import isc_features_to_metric
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """The values by name."""
+        score = inception_score(dim_zero_cat(self.logits).cpu())
+        values = {name: torch.tensor(value, device=self.device) for name, value in score.items()}
+        return {**values, "fid": super().compute()}
 
-        order = np.lexsort(logits[:, :4].T.numpy())  # then shuffled by torch-fidelity, with its own seed
-        values: dict[str, Any] = isc_features_to_metric(logits[torch.from_numpy(order)], self.SPLITS)
-        named = {"is": values["inception_score_mean"], "is_std": values["inception_score_std"]}
-        return {name: torch.tensor(value, device=self.device) for name, value in named.items()}
+
+def inception_score(logits: Tensor) -> dict[str, float]:
+    """Inception Score (Salimans et al., 2016) of ``logits [N,classes]``, by torch-fidelity.
+
+    Returns:
+        ``is`` and ``is_std``, mean and deviation over 10 splits. They depend on the set of images, not on their order.
+        With fewer images than splits, or logits that are not finite, ``is`` is NaN and alone.
+    """
+    if len(logits) < SPLITS or not logits.isfinite().all():
+        return {"is": torch.nan}
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    order = np.lexsort(logits[:, :4].T.numpy())  # torch-fidelity then shuffles, by its own seed
+    values: dict[str, Any] = isc_features_to_metric(logits[torch.from_numpy(order)], SPLITS)
+    return {"is": values["inception_score_mean"], "is_std": values["inception_score_std"]}

@@ -1,8 +1,7 @@
 """ESTOI, PESQ and DNSMOS of separated speech. Axes: B batch, K references, M estimates, T samples.
 
-Each needs an optional package. Where it is missing the metric still exists: ``unavailable`` says why, and its value is
-NaN. Silence: a pair whose reference is silent is left out of every metric; a silent estimate has the values below. A
-pair that a metric cannot measure is left out with a warning.
+Each needs an optional package and raises ImportError without it. Silence: a pair whose reference is silent is left out
+of every metric; a silent estimate has the values below. A pair that cannot be measured is left out with a warning.
 """
 
 from __future__ import annotations
@@ -20,30 +19,41 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
 from torchmetrics.functional.audio.pesq import perceptual_evaluation_speech_quality
 from torchmetrics.functional.audio.stoi import short_time_objective_intelligibility
-from torchmetrics.utilities import rank_zero_warn
 
-from surf_lightning.metrics.audio import SISDR, PairMean, SISDRi, align, is_active
-from surf_lightning.metrics.availability import INSTALL, not_available, why_not_importable
+from surf_lightning.metrics.audio import PairMean, align, is_active
 
 WIDE_BAND = 16000  # Hz
+INSTALL = "pip install surf-lightning[audio]"
 
 
 class SpeechMetric(PairMean):
-    """The mean of a score over the pairs of an estimate and its reference that is not silent."""
+    """The mean of a score over the pairs of an estimate and its reference that is not silent.
 
-    def __init__(self, sample_rate: int = WIDE_BAND, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    Args:
+        sample_rate: of the signals, in Hz.
+        options: those of ``torchmetrics.Metric``.
+
+    Raises:
+        ImportError: the package is missing or cannot be loaded.
+        ValueError: the metric is not defined at this rate.
+    """
+
+    package: str
+    """What computes the score."""
+    only_wide_band = True
+
+    def __init__(self, sample_rate: int = WIDE_BAND, **options: Any) -> None:
+        super().__init__(**options)
+        if self.only_wide_band and sample_rate != WIDE_BAND:
+            name = type(self).__name__
+            raise ValueError(f"{name} is defined at {WIDE_BAND} Hz, and this audio is at {sample_rate} Hz")
+        try:
+            importlib.import_module(self.package)
+        except Exception as error:  # an extension built for another numpy fails with more than ImportError
+            raise ImportError(f"{error} ({INSTALL})") from error
         self.sample_rate = sample_rate
-        self.unavailable = self.why_unavailable()
-        if self.unavailable:
-            rank_zero_warn(f"{type(self).__name__} is {self.unavailable}")
-
-    @abstractmethod
-    def why_unavailable(self) -> str | None:
-        """None, or the words of ``availability.not_available``."""
 
     @abstractmethod
     def score(self, estimate: Tensor, reference: Tensor) -> float:
@@ -51,8 +61,6 @@ class SpeechMetric(PairMean):
 
     def update(self, estimates: Tensor, references: Tensor) -> None:
         """Count ``estimates [B,M,T]``, in any order, against ``references [B,K,T]``, both in ±1."""
-        if self.unavailable:
-            return
         aligned = align(estimates, references)
         active = is_active(aligned.references)
         pairs = zip(aligned.estimates[active].cpu(), aligned.references[active].cpu(), strict=True)
@@ -70,10 +78,11 @@ class ESTOI(SpeechMetric):
     At any sample rate. A silent estimate scores 0; a reference with less than 30 frames (0.4 s) of speech is left out.
     """
 
-    def why_unavailable(self) -> str | None:
-        return why_not_importable("pystoi")
+    package = "pystoi"
+    only_wide_band = False
 
     def score(self, estimate: Tensor, reference: Tensor) -> float:
+        """The score of ``estimate [T]`` for ``reference [T]``."""
         if estimate.shape[-1] < 0.4 * self.sample_rate:
             return math.nan
         if not is_active(estimate):
@@ -87,7 +96,7 @@ class ESTOI(SpeechMetric):
 
 @contextlib.contextmanager
 def _same_numpy_draws() -> Iterator[None]:
-    """pystoi dithers with numpy's global generator, and digital silence is scored by those draws: make them alike."""
+    """Make pystoi's dither repeatable: it draws from numpy's global generator, and silence is scored by it."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     try:
@@ -103,10 +112,10 @@ class PESQ(SpeechMetric):
     utterance, is left out.
     """
 
-    def why_unavailable(self) -> str | None:
-        return _why_not_wide_band(self.sample_rate) or why_not_importable("pesq")
+    package = "pesq"
 
     def score(self, estimate: Tensor, reference: Tensor) -> float:
+        """The score of ``estimate [T]`` for ``reference [T]``."""
         from pesq import BufferTooShortError, NoUtterancesError
 
         if not is_active(estimate):
@@ -128,29 +137,21 @@ class DNSMOS(SpeechMetric):
         weights: the folder described above.
     """
 
-    # Raw output -> MOS of the DNS Challenge's evaluation, highest power first.
+    package = "onnxruntime"
+    # Raw output -> MOS, by the DNS Challenge's evaluation; highest power first.
     OVERALL = (-0.06766283, 1.11546468, 0.04602535)
     SECONDS = 9.01
 
-    def __init__(self, sample_rate: int = WIDE_BAND, weights: str | Path | None = None, **kwargs: Any) -> None:
-        self.network = _dnsmos_file(weights)
-        self.weights = weights
-        super().__init__(sample_rate, **kwargs)
-
-    def why_unavailable(self) -> str | None:
-        reason = _why_not_wide_band(self.sample_rate) or why_not_importable("onnxruntime")
-        if reason:
-            return reason
-        if self.network is None:
-            searched = f"no DNSMOS/DNSMOS/sig_bak_ovr.onnx in {self.weights} and " if self.weights else ""
-            return not_available(f"{searched}no package speechmos, which has its network ({INSTALL})")
+    def __init__(self, sample_rate: int = WIDE_BAND, weights: str | Path | None = None, **options: Any) -> None:
+        super().__init__(sample_rate, **options)
+        self.weights, self.network = weights, _dnsmos_file(weights)
         try:
             _session(self.network)
-        except Exception as error:  # onnxruntime's own, one for each way of being no network
-            return not_available(f"{self.network} cannot be loaded: {error}")
-        return None
+        except Exception as error:  # onnxruntime has an error of its own for each kind of damage
+            raise RuntimeError(f"{self.network} cannot be loaded: {error}") from error
 
     def score(self, estimate: Tensor, reference: Tensor) -> float:
+        """The score of ``estimate [T]``; ``reference`` is not looked at."""
         size = int(self.SECONDS * WIDE_BAND)
         audio = estimate.float().numpy()
         while len(audio) < size:
@@ -163,18 +164,16 @@ class DNSMOS(SpeechMetric):
         return float(np.polyval(self.OVERALL, raw[:, 2].astype(np.float64)).mean())
 
 
-def _why_not_wide_band(sample_rate: int) -> str | None:
-    if sample_rate == WIDE_BAND:
-        return None
-    return not_available(f"it is defined at {WIDE_BAND} Hz, and this audio is at {sample_rate} Hz")
-
-
-def _dnsmos_file(weights: str | Path | None) -> Path | None:
+def _dnsmos_file(weights: str | Path | None) -> Path:
     places = [Path(weights).expanduser() / "DNSMOS" / "DNSMOS"] if weights else []
     package = importlib.util.find_spec("speechmos")  # found, not imported: it would import librosa
     if package and package.submodule_search_locations:
         places += [Path(folder) / "dnsmos_models" for folder in package.submodule_search_locations]
-    return next((place / "sig_bak_ovr.onnx" for place in places if (place / "sig_bak_ovr.onnx").is_file()), None)
+    for place in places:
+        if (place / "sig_bak_ovr.onnx").is_file():
+            return place / "sig_bak_ovr.onnx"
+    searched = f"no DNSMOS/DNSMOS/sig_bak_ovr.onnx in {weights} and " if weights else ""
+    raise FileNotFoundError(f"{searched}no package speechmos, which has its network ({INSTALL})")
 
 
 @functools.cache
@@ -185,20 +184,3 @@ def _session(network: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
-
-
-def speech_metrics(sample_rate: int = WIDE_BAND, weights: str | Path | None = None) -> MetricCollection:
-    """The audio columns of Tables 3 and 4, and SI-SDRi.
-
-    ``update(estimates=[B,M,T], references=[B,K,T], mixtures=[B,T])`` hands each metric what it takes; a column that
-    cannot be computed is NaN, and its metric's ``unavailable`` says why.
-    """
-    metrics: dict[str, Metric | MetricCollection] = {
-        "SI-SDR": SISDR(),
-        "SI-SDRi": SISDRi(),
-        "ESTOI": ESTOI(sample_rate),
-        "PESQ": PESQ(sample_rate),
-        "DNSMOS": DNSMOS(sample_rate, weights),
-    }
-    # Compute groups would share one state among metrics whose first batch happened to agree, two unavailable ones too.
-    return MetricCollection(metrics, compute_groups=False)

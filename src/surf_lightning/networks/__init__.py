@@ -1,4 +1,4 @@
-"""Networks, and the two protocols by which methods use them."""
+"""Networks, and the two protocols through which methods use them."""
 
 from surf_lightning.networks.base import (
     ConstantNoise,
@@ -12,14 +12,12 @@ from surf_lightning.networks.base import (
     VelocityNetwork,
     serializable,
 )
-from surf_lightning.networks.conv_tasnet import ConvTasNet, PowerWeights, PredictedSourceWeights, UniformWeights
+from surf_lightning.networks.conv_tasnet import ConvTasNet, VelocityConvTasNet
 from surf_lightning.networks.locoformer import MBLocoformer, RegressionLocoformer
-from surf_lightning.networks.ncsnpp import ConcatenatedNCSNpp, LogSigma, PlainTime, RegressionNCSNpp, SharedNCSNpp
+from surf_lightning.networks.ncsnpp import LogSigma, RegressionNCSNpp, SharedNCSNpp
 from surf_lightning.networks.score import ScoreNCSNpp, ScoreNetwork
-from surf_lightning.networks.velocity_conv_tasnet import VelocityConvTasNet
 
 __all__ = [
-    "ConcatenatedNCSNpp",
     "ConstantNoise",
     "ConvTasNet",
     "EnvelopeNoise",
@@ -27,9 +25,6 @@ __all__ = [
     "Head",
     "LogSigma",
     "MBLocoformer",
-    "PlainTime",
-    "PowerWeights",
-    "PredictedSourceWeights",
     "PriorNoise",
     "RegressionLocoformer",
     "RegressionNCSNpp",
@@ -38,7 +33,6 @@ __all__ = [
     "ScoreNetwork",
     "SharedNCSNpp",
     "SourceHead",
-    "UniformWeights",
     "VelocityConvTasNet",
     "VelocityHead",
     "VelocityNetwork",

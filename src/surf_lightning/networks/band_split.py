@@ -1,33 +1,18 @@
 """Mel-band split of spectra into tokens, and back.
 
 Axes: N frames, J frequency bins, F bands, W bins of the widest band, P real numbers of all bands, D features; a last
-axis of 2 for the real and imaginary parts.
+axis of 2 holds real and imaginary parts.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
 
 from surf_lightning.functional.precision import at_least_float32, full_precision
 from surf_lightning.networks.locoformer_layers import RMSGroupNorm
-
-_HZ_PER_MEL = 200 / 3
-_BREAK_HZ, _BREAK_MEL = 1000.0, 15.0
-_LOG_STEP = math.log(6.4) / 27
-
-
-def slaney_mel(hertz: float) -> float:
-    """Slaney's mel scale: linear to 1 kHz, logarithmic above."""
-    return hertz / _HZ_PER_MEL if hertz < _BREAK_HZ else _BREAK_MEL + math.log(hertz / _BREAK_HZ) / _LOG_STEP
-
-
-def slaney_hertz(mel: float) -> float:
-    """The inverse of :func:`slaney_mel`."""
-    return mel * _HZ_PER_MEL if mel < _BREAK_MEL else _BREAK_HZ * math.exp((mel - _BREAK_MEL) * _LOG_STEP)
 
 
 def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int]]:
@@ -36,15 +21,18 @@ def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int
     Neighbours overlap. The bins at 0 Hz and at half the rate, where no filter is positive, join the first and the
     last band.
 
+    Args:
+        n_fft: samples of a frame.
+        sample_rate: in Hz.
+        mel_bands: F.
+
     Raises:
         ValueError: a band holds no bin.
     """
-    nyquist, last = sample_rate / 2, n_fft // 2
-    edges = [slaney_hertz(slaney_mel(nyquist) * edge / (mel_bands + 1)) for edge in range(mel_bands + 2)]
-    bands = [
-        [j for j in range(1, last) if low < j * sample_rate / n_fft < high]
-        for low, high in zip(edges[:-2], edges[2:], strict=True)
-    ]
+    last = n_fft // 2
+    # At twice the rate: torchaudio rounds half the rate to whole Hz, which would stretch the bins of an odd rate.
+    filters = melscale_fbanks(n_fft + 1, 0.0, sample_rate / 2, mel_bands, 2 * sample_rate, mel_scale="slaney")
+    bands = [(1 + row.nonzero().flatten()).tolist() for row in filters[1:last].T]
     if not all(bands):
         raise ValueError(
             f"mel band {bands.index([])} of {mel_bands} has no bin: lower mel_bands, or raise n_fft {n_fft}"
@@ -55,7 +43,7 @@ def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int
 
 
 class BandLayout(nn.Module):
-    """Where the bins of unequal bands lie once padded to the widest, so that one product serves all bands."""
+    """Index tables that pad all bands to the widest, so one product serves all bands."""
 
     bins: Tensor
     valid: Tensor
@@ -68,39 +56,40 @@ class BandLayout(nn.Module):
         members = [j for band in bands for j in band]
         padded = [j for band in bands for j in band + [self.num_bins] * (self.width - len(band))]
         valid = [2 * self.width * f + i for f, band in enumerate(bands) for i in range(2 * len(band))]
-        self.register_buffer("bins", torch.tensor(padded), persistent=False)  # [F*W], the bin beyond the last pads
+        self.register_buffer("bins", torch.tensor(padded), persistent=False)  # [F*W], bin J is the padding
         self.register_buffer("valid", torch.tensor(valid), persistent=False)  # [P], places in F*2W
         coverage = [float(members.count(j)) for j in range(self.num_bins)]
         self.register_buffer("coverage", torch.tensor(coverage), persistent=False)  # [J]
 
     def split(self, spectrum: Tensor) -> Tensor:
-        """The real numbers of each band, ``[*,J,2] -> [*,F,2W]``, zeros as padding."""
+        """Gather the real numbers of each band, padded with zeros, ``[*,J,2] -> [*,F,2W]``."""
         rows = F.pad(spectrum, (0, 0, 0, 1)).index_select(-2, self.bins)
         return rows.flatten(-2).unflatten(-1, (self.num_bands, -1))
 
     def merge(self, rows: Tensor) -> Tensor:
-        """For each bin the mean over its bands, ``[*,F,2W] -> [*,J,2]``.
+        """Average each bin over its bands, ``[*,F,2W] -> [*,J,2]``.
 
-        No bin is in more than two bands, so the order of the additions does not change a sum on any device.
+        A bin lies in at most two bands, so no order of the additions changes a sum, on any device.
         """
         numbers = rows.flatten(-2).unflatten(-1, (-1, 2))
         summed = numbers.new_zeros(*numbers.shape[:-2], self.num_bins + 1, 2).index_add(-2, self.bins, numbers)
         return summed[..., :-1, :] / self.coverage[:, None]
 
     def pad(self, rows: Tensor) -> Tensor:
-        """Parameters with one row per real number, ``[P,*] -> [F,2W,*]``, zeros as padding."""
+        """Pad parameters, one row per real number, with zeros, ``[P,*] -> [F,2W,*]``."""
         blank = rows.new_zeros(2 * self.num_bands * self.width, *rows.shape[1:])
         return blank.index_copy(0, self.valid, rows).unflatten(0, (self.num_bands, -1))
 
 
 class BandEncoder(nn.Module):
-    """Spectrum to tokens: a linear map of each band's real numbers.
+    """Maps a spectrum to tokens: one linear map per band.
 
-    Unlike in MelBand-RoFormer no RMSNorm comes first: it would hide from the tokens, and so from a network that has no
-    mask to multiply its input with, how loud each band of each frame is.
+    MelBand-RoFormer normalizes each band by its RMS first. That would hide how loud each band of each frame is, and
+    this network, without a mask on its input, could not recover it.
 
     Args:
         bands: the bins of each band, see :func:`mel_band_bins`.
+        features: D.
     """
 
     def __init__(self, bands: list[list[int]], features: int) -> None:
@@ -112,28 +101,29 @@ class BandEncoder(nn.Module):
         self.bias = nn.Parameter(_uniform(bounds, features))  # [F,D]
 
     def forward(self, spectrum: Tensor) -> Tensor:
-        """``spectrum [*,N,J,2] -> tokens [*,N,F,D]``, in float32 also under autocast."""
+        """Map ``spectrum [*,N,J,2]`` to ``tokens [*,N,F,D]``, in float32 also under autocast."""
         with full_precision(spectrum):
             rows = self.layout.split(at_least_float32(spectrum))
             return torch.einsum("...fw,fwd->...fd", rows, self.layout.pad(self.weight)) + self.bias
 
 
 class BandDecoder(nn.Module):
-    """Tokens to spectrum: RMSGroupNorm, a linear map and a GLU per band; a bin in two bands is the mean of both.
+    """Maps tokens to a spectrum: RMSGroupNorm, a linear map and a GLU per band; averages a bin over its bands.
 
     Args:
         bands: the bins of each band, see :func:`mel_band_bins`.
+        features: D.
     """
 
     def __init__(self, bands: list[list[int]], features: int) -> None:
         super().__init__()
         self.layout, self.norm = BandLayout(bands), RMSGroupNorm(features)
         bounds = [features**-0.5] * sum(2 * len(band) for band in bands)
-        self.weight = nn.Parameter(_uniform(bounds, 2 * features))  # [P,2D], for the values and for their gates
+        self.weight = nn.Parameter(_uniform(bounds, 2 * features))  # [P,2D], for values and gates
         self.bias = nn.Parameter(_uniform(bounds, 2))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """``tokens [*,N,F,D] -> spectrum [*,N,J,2]``, in float32 also under autocast."""
+        """Map ``tokens [*,N,F,D]`` to ``spectrum [*,N,J,2]``, in float32 also under autocast."""
         with full_precision(tokens):
             weight = torch.cat(self.layout.pad(self.weight).chunk(2, -1), 1)  # [F,4W,D]
             bias = torch.cat(self.layout.pad(self.bias).unbind(-1), 1)  # [F,4W]
@@ -142,5 +132,5 @@ class BandDecoder(nn.Module):
 
 
 def _uniform(bounds: list[float], features: int) -> Tensor:
-    """A row within ± each bound, ``[len(bounds),features]``: what nn.Linear would draw."""
+    """Draw one row within ± each bound, ``[len(bounds),features]``, as nn.Linear does."""
     return torch.tensor(bounds)[:, None] * (2 * torch.rand(len(bounds), features) - 1)

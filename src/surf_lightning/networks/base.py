@@ -1,4 +1,4 @@
-"""What a method asks of a network, the heads of flow networks, and the noise of their prior.
+"""The two protocols of networks, the heads of flow networks, and the noise of their prior.
 
 Axes: B batch, K sources, M outputs, *S the signal ([C,H,W] or [T]), T samples.
 """
@@ -17,17 +17,17 @@ from surf_lightning.functional.flow import expand_like, project_zero_sum
 from surf_lightning.functional.precision import at_least_float32, full_precision
 from surf_lightning.networks.stft import rms
 
-ENVELOPE_SECONDS = 1024 / 44100  # the first to the last of the 1025 taps at 44.1 kHz of Scheibler et al. (2025)
+ENVELOPE_SECONDS = 1024 / 44100  # from first to last of the 1025 taps at 44.1 kHz in Scheibler et al. (2025)
 
 Class = TypeVar("Class", bound=type[Any])
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # nn.Module's own, which takes none
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # what a class inherits from nn.Module
 
 
 def serializable(cls: Class) -> Class:
-    """Class decorator: an instance keeps its constructor's arguments as ``init_args``.
+    """Class decorator: store the constructor's arguments of an instance as ``init_args``.
 
-    A checkpoint needs them to rebuild the network; see ``surf_lightning.inference.checkpoint``. Arguments must be plain
-    values (numbers, strings, lists of them) or themselves instances of recorded classes.
+    Checkpoints rebuild networks from them (``surf_lightning.inference.checkpoint``). Arguments must be plain values
+    (numbers, strings, lists of them) or instances of serializable classes.
     """
     init = cls.__init__
     signature = inspect.signature(init)
@@ -38,7 +38,7 @@ def serializable(cls: Class) -> Class:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         init(self, *args, **kwargs)
-        if type(self) is cls:  # else a recorded subclass does it
+        if type(self) is cls:  # else the subclass's own decorator stores them
             self.init_args = {name: bound.arguments[name] for name in named}
 
     cls.__init__ = __init__
@@ -46,31 +46,57 @@ def serializable(cls: Class) -> Class:
 
 
 class RegressionNetwork(nn.Module, ABC):
-    """Maps mixtures to estimates. Subclasses set ``num_outputs`` (M) and keep the estimates mixture-consistent."""
+    """Maps mixtures to estimates.
+
+    Attributes:
+        num_outputs: M.
+    """
 
     num_outputs: int
 
     @abstractmethod
     def forward(self, mixtures: Tensor) -> Tensor:
-        """``mixtures [B,*S]`` (sums of sources) -> ``estimates [B,M,*S]``, which sum to the mixtures."""
+        """Separate mixtures.
+
+        Args:
+            mixtures: sums of sources, ``[B,*S]``.
+
+        Returns:
+            Estimates that sum to the mixtures, ``[B,M,*S]``.
+        """
 
 
 class VelocityNetwork(nn.Module, ABC):
-    """The velocity field v(x_t, t, m) of a flow separator, zero-sum over the sources at every t."""
+    """The velocity field v(x_t, t, m) of a flow separator.
+
+    Attributes:
+        num_sources: K.
+    """
 
     num_sources: int
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
-        """``x_t [B,K,*S]``, ``t [B]`` in [0,1], ``mixtures [B,*S]`` (sums of sources) -> ``velocity [B,K,*S]``."""
+        """Predict the velocity.
+
+        Args:
+            x_t: points on the paths from prior to sources, ``[B,K,*S]``.
+            t: times in [0,1], ``[B]``.
+            mixtures: sums of sources, ``[B,*S]``.
+
+        Returns:
+            The velocity ``[B,K,*S]``. It sums to zero over the sources at every t.
+        """
 
     @abstractmethod
     def residual_weight(self, t: Tensor) -> Tensor:
-        """Weight ``[B]`` of the residual R_t in the training loss: 1 for a network that predicts the velocity,
-        1 - t, as in Eq. (29), for one that predicts the sources."""
+        """Weight ``[B]`` of the residual R_t in the training loss.
+
+        1 for a network that predicts the velocity; 1 - t, Eq. (29), for one that predicts the sources.
+        """
 
 
-# -- heads: how a flow network's raw output becomes a velocity --
+# -- heads: from a flow network's raw output to a velocity --
 
 
 class Head(nn.Module, ABC):
@@ -78,16 +104,16 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """``raw [B,K,*S]``, ``x_t [B,K,*S]``, ``t [B]`` in [0,1] -> ``velocity [B,K,*S]``."""
+        """Map ``raw [B,K,*S]``, ``x_t [B,K,*S]`` and ``t [B]`` in [0,1] to the velocity ``[B,K,*S]``."""
 
     @abstractmethod
     def residual_weight(self, t: Tensor) -> Tensor:
-        """Weight ``[B]`` of the training residual at times ``t [B]``."""
+        """Weight ``[B]`` of the training residual at times ``t [B]``; see :class:`VelocityNetwork`."""
 
 
 @serializable
 class VelocityHead(Head):
-    """The raw output is the velocity itself: v = P raw, with P the zero-sum projection."""
+    """The raw output is the velocity: v = P raw, where P projects to zero sum over the sources."""
 
     def forward(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return project_zero_sum(raw)
@@ -98,13 +124,13 @@ class VelocityHead(Head):
 
 @serializable
 class SourceHead(Head):
-    """The raw output is an estimate of the sources: v = P(raw - x_t) / (1 - t), weighted by 1 - t, Eq. (29).
+    """The raw output estimates the sources: v = P(raw - x_t) / (1 - t), weighted by 1 - t, Eq. (29).
 
-    x_t + (1 - t) v is then the raw output made consistent with the mixture that x_t sums to.
+    Then x_t + (1 - t) v is the raw output made consistent with the mixture, the sum of x_t.
     """
 
     def forward(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        # The floor keeps t = 1 finite; there the residual's weight is zero, and 0 * inf would be NaN.
+        # The floor keeps v finite at t = 1, where the residual's weight is zero and 0 * inf would be NaN.
         remaining = (1 - t).clamp_min(torch.finfo(t.dtype).eps)
         return project_zero_sum(raw - x_t) / expand_like(remaining, x_t)
 
@@ -112,15 +138,19 @@ class SourceHead(Head):
         return 1 - t
 
 
-# -- the standard deviation of the prior's noise, a function of the mixture --
+# -- the prior's noise: its standard deviation as a function of the mixture --
 
 
 class PriorNoise(nn.Module, ABC):
-    """Gives the deviation of the noise, the same for all sources, so that the prior stays exchangeable."""
+    """Standard deviation of the prior's noise, the same for all sources: the prior stays exchangeable."""
 
     @abstractmethod
     def forward(self, mixtures: Tensor, num_sources: int) -> Tensor | float:
-        """``mixtures [B,*S]`` -> a number, or a tensor that broadcasts against ``[B,K,*S]``."""
+        """Standard deviation for ``mixtures [B,*S]`` of K sources.
+
+        Returns:
+            A number, or a tensor that broadcasts against ``[B,K,*S]``, in the units of the sources.
+        """
 
 
 @serializable
@@ -128,7 +158,7 @@ class ConstantNoise(PriorNoise):
     """The same deviation everywhere: Sigma = scale^2 I in Eq. (4).
 
     Args:
-        scale: the deviation, in the units of the sources.
+        scale: standard deviation, in the units of the sources.
     """
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -141,10 +171,10 @@ class ConstantNoise(PriorNoise):
 
 @serializable
 class GlobalRMSNoise(PriorNoise):
-    """One deviation for each example, in proportion to the RMS of m/K.
+    """One deviation per example, proportional to the RMS of m/K.
 
     Args:
-        scale: the deviation in units of that RMS; at 1, noise and mean of the prior are equally loud.
+        scale: standard deviation in units of this RMS. At 1, the noise is as loud as the mean of the prior.
     """
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -158,13 +188,13 @@ class GlobalRMSNoise(PriorNoise):
 
 @serializable
 class EnvelopeNoise(PriorNoise):
-    """A deviation that follows the loudness of m/K in time: the root of its power, smoothed (Scheibler et al., 2025).
+    """A deviation that follows the envelope of m/K: the root of its smoothed power (Scheibler et al., 2025).
 
-    The window is a Hamming window of unit sum, 23 ms long. For signals ``[B,T]``.
+    A Hamming window of unit sum and 23 ms smooths the power. For signals ``[B,T]``.
 
     Args:
         sample_rate: in Hz.
-        scale: what the deviation is multiplied by.
+        scale: factor on the envelope.
     """
 
     window: Tensor
@@ -181,5 +211,5 @@ class EnvelopeNoise(PriorNoise):
             power = at_least_float32(mixtures).square().unsqueeze(1)
             window = self.window.to(power.dtype).view(1, 1, -1)
             envelope = nn.functional.conv1d(power, window, padding=len(self.window) // 2)
-        # Convolutions by FFT can give less than zero.
+        # Convolutions by FFT can return small negative values.
         return self.scale / num_sources * envelope.clamp_min(0).sqrt()

@@ -1,19 +1,20 @@
-"""Conv-TasNet in the form of TDCN++ (Wisdom et al., 2020), the MixIT teacher for audio.
+"""Conv-TasNet as TDCN++ (Wisdom et al., 2020): the MixIT teacher for audio, and a flow's velocity for CPUs.
 
-Axes: B batch, M outputs, T samples, N frames, E filters of the encoder, C channels.
+Axes: B batch, K sources, M outputs, T samples, N frames, E filters of the encoder, C channels.
 """
 
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surf_lightning.functional.flow import expand_like
 from surf_lightning.functional.precision import at_least_float32, full_precision
-from surf_lightning.networks.base import RegressionNetwork, serializable
+from surf_lightning.networks.base import RegressionNetwork, SourceHead, VelocityNetwork, serializable
+from surf_lightning.networks.locoformer_layers import TimeEmbedding
 from surf_lightning.networks.stft import rms
 
 
@@ -26,13 +27,13 @@ class ScaledConv(nn.Module):
         self.scale = nn.Parameter(torch.tensor(scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Scaling the weights is cheaper than scaling the frames.
+        # Scaling the weights costs less than scaling the frames.
         bias = self.convolution.bias
         return F.conv1d(x, self.scale * self.convolution.weight, None if bias is None else self.scale * bias)
 
 
 class InstanceNorm(nn.Module):
-    """Mean 0 and variance 1 over time for each channel, then one gain and one bias for all, ``[B,C,N]``, in float32."""
+    """Normalizes each channel over time, then applies one gain and one bias to all, ``[B,C,N]``, in float32."""
 
     def __init__(self, eps: float = 1e-5) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class InstanceNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         with full_precision(x):
-            # One group per channel: a single fused pass, the affine map included.
+            # One group per channel: one fused pass does the affine map too.
             gain, bias = self.gain.expand(channels), self.bias.expand(channels)
             return F.group_norm(at_least_float32(x), channels, gain, bias, self.eps)
 
@@ -51,8 +52,14 @@ class TemporalBlock(nn.Module):
     """x + (expand, PReLU, norm, dilated depthwise convolution, PReLU, norm, contract) of x, ``[B,C,N]``.
 
     Args:
-        channels, hidden: C outside and inside the block.
+        channels: C.
+        hidden: channels inside the block.
+        kernel: frames of the depthwise convolution, odd.
+        dilation: frames between its taps.
         scale: initial scalar of the last map.
+
+    Raises:
+        ValueError: ``kernel`` is even.
     """
 
     def __init__(self, channels: int, hidden: int, kernel: int, dilation: int, scale: float) -> None:
@@ -75,9 +82,14 @@ class TemporalBlock(nn.Module):
 
 
 class TemporalNetwork(nn.Module):
-    """The TCN: ``repeats`` times ``blocks`` blocks of dilations 1, 2, 4, ..., ``[B,C,N] -> [B,C,N]``.
+    """The TCN, ``[B,C,N] -> [B,C,N]``: ``repeats`` times ``blocks`` blocks of dilations 1, 2, 4, ...
 
     Args:
+        channels: C.
+        hidden: channels inside the blocks.
+        kernel: frames of the depthwise convolutions, odd.
+        repeats: number of repeats.
+        blocks: blocks of each repeat.
         skip_residuals: add a linear map of every earlier repeat's input to the input of each later repeat.
     """
 
@@ -108,14 +120,15 @@ class TemporalNetwork(nn.Module):
 
 
 class MaskedFilterbank(nn.Module):
-    """Learned analysis and synthesis filters, and sigmoid masks between them.
+    """Learned analysis and synthesis filters with sigmoid masks between them.
 
     Args:
         filters: E.
-        frame, hop: in samples.
+        frame: length of the filters, in samples.
+        hop: step of the filters, in samples.
 
     Raises:
-        ValueError: ``hop`` does not divide ``frame``, or is as long.
+        ValueError: ``frame`` is not 2, 3, ... times ``hop``.
     """
 
     def __init__(self, filters: int, frame: int, hop: int) -> None:
@@ -123,7 +136,7 @@ class MaskedFilterbank(nn.Module):
         if frame % hop or frame == hop:
             raise ValueError(f"frame {frame} must be a multiple (2, 3, ...) of hop {hop}")
         self.filters, self.hop = filters, hop
-        # The first and last samples too lie in frame / hop frames; the decoder's padding cuts what the encoder's added.
+        # This padding puts the first and last samples into frame / hop frames too; the decoder's cuts it off again.
         self.encoder = nn.Conv1d(1, filters, frame, hop, padding=frame - hop, bias=False)
         self.decoder = nn.ConvTranspose1d(filters, 1, frame, hop, padding=frame - hop, bias=False)
 
@@ -140,71 +153,40 @@ class MaskedFilterbank(nn.Module):
             return self.decoder(rows).view(*masks.shape[:2], -1)[..., :length]
 
 
-class ConsistencyWeights(nn.Module, ABC):
-    """The shares of the mixture's residual that the estimates get; they sum to one."""
+class ConsistencyWeights(nn.Module):
+    """Each estimate's share of the mixture's residual, from the TCN's time mean: "pred_source" of the MixIT code."""
 
-    @abstractmethod
-    def forward(self, estimates: Tensor, features: Tensor) -> Tensor:
-        """``estimates [B,M,T]``, TCN output ``features [B,C,N]`` -> ``weights [B,M]``."""
-
-
-@serializable
-class UniformWeights(ConsistencyWeights):
-    """Equal shares, 1/M."""
-
-    def forward(self, estimates: Tensor, features: Tensor) -> Tensor:
-        return torch.full_like(estimates[..., 0], 1 / estimates.shape[1])
-
-
-@serializable
-class PowerWeights(ConsistencyWeights):
-    """Shares in proportion to each estimate's mean power (plus 1e-8): "magsq" of the MixIT code."""
-
-    def forward(self, estimates: Tensor, features: Tensor) -> Tensor:
-        power = 1e-8 + estimates.square().mean(-1)
-        return power / power.sum(1, keepdim=True)
-
-
-@serializable
-class PredictedSourceWeights(ConsistencyWeights):
-    """Shares predicted from the time mean of the TCN output: "pred_source", the default of the MixIT code.
-
-    Args:
-        num_outputs: M of the network.
-        bottleneck: C of its TCN.
-    """
-
-    def __init__(self, num_outputs: int, bottleneck: int = 256) -> None:
+    def __init__(self, channels: int, num_outputs: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(bottleneck, num_outputs)
+        self.linear = nn.Linear(channels, num_outputs)
 
-    def forward(self, estimates: Tensor, features: Tensor) -> Tensor:
-        return at_least_float32(self.linear(features.mean(-1))).softmax(-1)  # bfloat16 would not sum to one
+    def forward(self, features: Tensor) -> Tensor:
+        """``features [B,C,N] -> weights [B,M]`` that sum to one."""
+        return at_least_float32(self.linear(features.mean(-1))).softmax(-1)  # in bfloat16 the sum would miss one
 
 
 @serializable
 class ConvTasNet(RegressionNetwork):
     """Learned filterbank, dilated convolutions, one sigmoid mask per output, mixture consistency.
 
-    Levels: m/K is divided by its root mean square and the estimates are multiplied by it and by K, so that a gain on
-    the mixture is a gain on the estimates. Norms are over the time of the window given; nothing outlives a call.
+    Levels: the network sees m/K divided by its RMS and multiplies its estimates by this RMS and by K, so a gain on the
+    mixture is a gain on the estimates. Norms span the time of the given window; a call keeps no state.
 
     Args:
         num_outputs: M.
         num_sources: K, the number by which the mixtures are divided at the input.
         filters: E.
-        frame: length of the filters, in samples; 2.5 ms at 16 kHz.
+        frame: length of the filters, in samples; 40 are 2.5 ms at 16 kHz.
         hop: step of the filters, in samples.
-        bottleneck: channels between the blocks.
+        bottleneck: C, channels between the blocks.
         hidden: channels inside the blocks.
         kernel: frames of the depthwise convolutions, odd.
-        repeats: how often the sequence of dilations is gone through.
-        blocks: blocks of each repeat, of dilations 1, 2, 4, ..., 2^(blocks - 1).
-        skip_residuals: links between repeats, see :class:`TemporalNetwork`.
-        consistency: shares of the mixture's residual; predicted from the features if None.
+        repeats: number of times that the sequence of dilations repeats.
+        blocks: blocks of each repeat, with dilations 1, 2, 4, ..., 2^(blocks - 1).
+        skip_residuals: add links between the repeats, see :class:`TemporalNetwork`.
 
     Raises:
-        ValueError: ``hop`` does not divide ``frame``, or ``kernel`` is even.
+        ValueError: ``frame`` is not 2, 3, ... times ``hop``, or ``kernel`` is even.
     """
 
     def __init__(
@@ -220,15 +202,16 @@ class ConvTasNet(RegressionNetwork):
         repeats: int = 4,
         blocks: int = 8,
         skip_residuals: bool = False,
-        consistency: ConsistencyWeights | None = None,
     ) -> None:
         super().__init__()
         self.num_outputs, self.num_sources = num_outputs, num_sources
         self.filterbank = MaskedFilterbank(filters, frame, hop)
         self.dense = ScaledConv(filters, bottleneck, bias=True)
-        self.tcn = TemporalNetwork(bottleneck, hidden, kernel, repeats, blocks, skip_residuals)
+        self.tcn = TemporalNetwork(
+            bottleneck, hidden, kernel=kernel, repeats=repeats, blocks=blocks, skip_residuals=skip_residuals
+        )
         self.masks = nn.Conv1d(bottleneck, num_outputs * filters, 1, bias=False)
-        self.consistency = PredictedSourceWeights(num_outputs, bottleneck) if consistency is None else consistency
+        self.consistency = ConsistencyWeights(bottleneck, num_outputs)
 
     def forward(self, mixtures: Tensor) -> Tensor:
         """``mixtures [B,T]`` (sums), any T -> ``estimates [B,M,T]``, which sum to them."""
@@ -237,6 +220,72 @@ class ConvTasNet(RegressionNetwork):
         coefficients = self.filterbank.encode(means / scale)
         features = self.tcn(self.dense(coefficients))
         estimates = self.filterbank.decode(self.masks(features), coefficients, mixtures.shape[-1])
-        weights = self.consistency(estimates, features)
         residual = (means / scale - estimates.sum(1))[:, None]
-        return self.num_sources * scale[:, None] * (estimates + weights[..., None] * residual)
+        return self.num_sources * scale[:, None] * (estimates + self.consistency(features)[..., None] * residual)
+
+
+@serializable
+class VelocityConvTasNet(VelocityNetwork):
+    """Predicts one mask of the mixture per source, from the mixture, the noisy sources and t.
+
+    The outputs have an order, so this network separates after minutes of training: unlike :class:`MBLocoformer`, it
+    need not learn to tell the sources apart by their noise. The noisy sources enter times t, so the estimate at t = 0
+    depends on m alone. Pairing at t = 0 then depends on m and x1 alone: x0 is independent of x1 given m. A sampler of
+    one step returns this estimate, the mean, for every noise; different samples need two steps or more.
+
+    Levels: the network sees x_t and m/K divided by the RMS of m/K and multiplies its estimates by this RMS, so a gain
+    on both inputs is a gain on the velocity.
+
+    Args:
+        num_sources: K.
+        filters: E.
+        frame: length of the filters, in samples; 40 are 2.5 ms at 16 kHz.
+        hop: step of the filters, in samples.
+        bottleneck: C, channels between the blocks.
+        hidden: channels inside the blocks.
+        kernel: frames of the depthwise convolutions, odd.
+        repeats: number of times that the sequence of dilations repeats.
+        blocks: blocks of each repeat, with dilations 1, 2, 4, ..., 2^(blocks - 1).
+        skip_residuals: add links between the repeats, see :class:`TemporalNetwork`.
+
+    Raises:
+        ValueError: ``frame`` is not 2, 3, ... times ``hop``, or ``kernel`` is even.
+    """
+
+    def __init__(
+        self,
+        num_sources: int,
+        filters: int = 256,
+        frame: int = 40,
+        hop: int = 20,
+        bottleneck: int = 256,
+        hidden: int = 512,
+        kernel: int = 3,
+        repeats: int = 4,
+        blocks: int = 8,
+        skip_residuals: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_sources = num_sources
+        self.filterbank = MaskedFilterbank(filters, frame, hop)
+        self.dense = ScaledConv(filters, bottleneck, bias=True)
+        self.noisy = ScaledConv(num_sources * filters, bottleneck)
+        self.time = TimeEmbedding(bottleneck)
+        self.tcn = TemporalNetwork(
+            bottleneck, hidden, kernel=kernel, repeats=repeats, blocks=blocks, skip_residuals=skip_residuals
+        )
+        self.masks = nn.Conv1d(bottleneck, num_sources * filters, 1, bias=False)
+        self.head = SourceHead()
+
+    def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
+        """``x_t [B,K,T]``, ``t [B]`` in [0,1], ``mixtures [B,T]`` (sums), any T -> zero-sum ``velocity [B,K,T]``."""
+        means = mixtures[:, None] / self.num_sources
+        scale = rms(means)
+        coefficients = self.filterbank.encode((means / scale)[:, 0])
+        noisy = self.filterbank.encode((x_t / scale).flatten(0, 1)).unflatten(0, (-1, self.num_sources)).flatten(1, 2)
+        features = self.dense(coefficients) + self.time(t)[..., None] + expand_like(t, noisy) * self.noisy(noisy)
+        estimates = self.filterbank.decode(self.masks(self.tcn(features)), coefficients, mixtures.shape[-1])
+        return self.head(self.num_sources * scale * estimates, x_t, t)
+
+    def residual_weight(self, t: Tensor) -> Tensor:
+        return self.head.residual_weight(t)

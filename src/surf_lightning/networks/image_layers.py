@@ -1,8 +1,9 @@
-"""The layers of NCSN++. Axes: N batch items, C channels, H W the image, D embedding, G items attending jointly."""
+"""Layers of NCSN++. Axes: N batch items, C channels, H W the image, D embedding, G items that attend jointly."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from functools import partial
 
 import torch
@@ -16,9 +17,9 @@ BACKGROUND = -1.0
 
 
 def default_init_(weight: Tensor, scale: float = 1.0) -> Tensor:
-    """Fills ``weight [out,in,*kernel]`` uniformly with variance scale / ((fan_in + fan_out) / 2), in place.
+    """Fill ``weight [out,in,*kernel]`` in place: uniform, with variance scale / ((fan_in + fan_out) / 2).
 
-    A scale of 0 stands for 1e-10: the layer starts at next to nothing.
+    A scale of 0 stands for 1e-10: the layer starts close to zero.
     """
     fan_average = (weight.shape[0] + weight.shape[1]) / 2 * math.prod(weight.shape[2:])
     bound = math.sqrt(3 * max(scale, 1e-10) / fan_average)
@@ -26,7 +27,7 @@ def default_init_(weight: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def conv(in_channels: int, out_channels: int, size: int, scale: float = 1.0) -> nn.Conv2d:
-    """A convolution with an odd kernel ``size`` that keeps H and W; see :func:`default_init_` for ``scale``."""
+    """Make a convolution that keeps H and W; ``size`` is odd, ``scale`` that of :func:`default_init_`."""
     layer = nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
     default_init_(layer.weight, scale)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -38,7 +39,7 @@ conv3x3 = partial(conv, size=3)
 
 
 def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear:
-    """A linear layer; on the last axis of channels-last features it is a 1x1 convolution ("NIN")."""
+    """Make a linear layer; on the last axis of channels-last features it is a 1x1 convolution ("NIN")."""
     layer = nn.Linear(in_features, out_features)
     default_init_(layer.weight, scale)
     nn.init.zeros_(layer.bias)
@@ -46,18 +47,18 @@ def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation over min(C // 4, 32) groups.
+    """Make a group normalization over min(C // 4, 32) groups.
 
     Raises:
-        ValueError: ``channels`` is not a multiple of that number of groups.
+        ValueError: ``channels`` is not a multiple of the number of groups.
     """
     return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
 
 
-class FIRResample(nn.Module):
-    """Resampling by two with the fixed low-pass kernel outer([1,3,3,1], [1,3,3,1]) / 64, zero outside the image.
+class FIRResample(nn.Module, ABC):
+    """Resamples by two with the fixed low-pass kernel outer([1,3,3,1], [1,3,3,1]) / 64, zero outside the image.
 
-    In float32 also under autocast: it is given the float32 of an activation, and CPUs have no fast bfloat16 for it.
+    Works in float32 also under autocast: CPUs have no fast bfloat16 kernel for it.
     """
 
     kernel: Tensor
@@ -72,20 +73,20 @@ class FIRResample(nn.Module):
         with full_precision(x):
             return self._resample(x.to(self.kernel.dtype), self.kernel.expand(x.shape[1], 1, 4, 4))
 
+    @abstractmethod
     def _resample(self, x: Tensor, weight: Tensor) -> Tensor:
-        """``weight [C,1,4,4]``, the kernel for each channel."""
-        raise NotImplementedError
+        """Convolve ``x [N,C,H,W]`` with ``weight [C,1,4,4]``, one copy of the kernel per channel."""
 
 
 class FIRDown(FIRResample):
-    """``[N,C,H,W]`` -> ``[N,C,H/2,W/2]``."""
+    """Halves images, ``[N,C,H,W] -> [N,C,H/2,W/2]``."""
 
     def _resample(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
 class FIRUp(FIRResample):
-    """``[N,C,H,W]`` -> ``[N,C,2H,2W]``; the kernel's gain of 4 makes up for the zeros put between the samples."""
+    """Doubles images, ``[N,C,H,W] -> [N,C,2H,2W]``; a gain of 4 makes up for the zeros between the samples."""
 
     gain = 4.0
 
@@ -94,10 +95,10 @@ class FIRUp(FIRResample):
 
 
 class FourierTime(nn.Module):
-    """Conditioning value ``[N]`` -> activated embedding ``[N, 4 * features]``, through frozen random frequencies.
+    """Embeds conditioning values s ``[N]`` by frozen random frequencies, ``-> [N, 4 * features]``.
 
-    e = [sin 2πWs, cos 2πWs] with W ~ N(0, 16²); SiLU(Linear(SiLU(Linear(e)))). Residual blocks use the embedding only
-    after a SiLU, so that is applied once, here.
+    SiLU(Linear(SiLU(Linear(e)))), where e = [sin 2πWs, cos 2πWs] and W ~ N(0, 16²). All residual blocks apply a SiLU
+    to the embedding first, so this layer applies it once.
     """
 
     frequencies: Tensor
@@ -115,7 +116,15 @@ class FourierTime(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """BigGAN residual block, ``[N,C_in,H,W]`` -> ``[N,C_out,H',W']``; ``resample`` (if any) changes H and W."""
+    """BigGAN residual block, ``[N,C_in,H,W] -> [N,C_out,H',W']``.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        embedding: D, None in an unconditional network.
+        dropout: share of the activations that dropout zeroes.
+        resample: changes H and W; they stay without it.
+    """
 
     def __init__(
         self,
@@ -137,7 +146,7 @@ class ResBlock(nn.Module):
         self.skip = conv1x1(in_channels, out_channels) if projected else None
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        """``embedding [N,D]`` is the activated time embedding, None in an unconditional network."""
+        """Transform ``x [N,C_in,H,W]``, given the activated ``embedding [N,D]`` of time (None if unconditional)."""
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -155,24 +164,24 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = group_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
-        for weight in self.qkv.weight.detach().chunk(3):  # three layers in one product: each has its own fan-out
+        for weight in self.qkv.weight.detach().chunk(3):  # three layers in one product, each with its own fan-out
             default_init_(weight, 0.1)
         nn.init.zeros_(self.qkv.bias)
         self.out = linear(channels, channels, scale=0.0)
 
     def forward(self, x: Tensor, group: int = 1) -> Tensor:
-        """``x [B*G,C,H,W]`` -> the same shape; the G = ``group`` images of an example see one another."""
+        """``x [B*G,C,H,W]`` -> the same shape; the G = ``group`` images of an example attend to one another."""
         n, c, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(n // group, group * height * width, c)
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
-        # A head axis of length one, without which the fast kernels are not chosen.
+        # PyTorch chooses its fast kernels only for inputs with a head axis, here of length one.
         h = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
         h = self.out(h).reshape(n, height, width, c).permute(0, 3, 1, 2)
         return (x + h) * SQRT_HALF
 
 
 class AttendedResBlock(nn.Module):
-    """A residual block, followed by attention where the resolution has it."""
+    """A residual block and, if ``attention``, an attention block after it."""
 
     def __init__(
         self, in_channels: int, out_channels: int, embedding: int | None, dropout: float, attention: bool
@@ -187,7 +196,7 @@ class AttendedResBlock(nn.Module):
 
 
 class Frame(nn.Module):
-    """Pads images to a size that can be halved ``halvings`` times, and cuts the padding off again."""
+    """Pads images to a size divisible by 2^halvings, and crops them back."""
 
     def __init__(self, image_size: int, halvings: int) -> None:
         super().__init__()
@@ -197,10 +206,10 @@ class Frame(nn.Module):
         self.after = self.padded_size - image_size - self.before
 
     def pad(self, images: Tensor) -> Tensor:
-        """``[*,H,W]`` -> ``[*,H',W']``, with the background's value around the image."""
+        """Pad ``[*,H,W] -> [*,H',W']`` with the background's value, -1."""
         return F.pad(images, [self.before, self.after] * 2, value=BACKGROUND) if self.before + self.after else images
 
     def crop(self, images: Tensor) -> Tensor:
-        """``[*,H',W']`` -> ``[*,H,W]``."""
+        """Crop ``[*,H',W'] -> [*,H,W]``."""
         inside = slice(self.before, self.before + self.image_size)
         return images[..., inside, inside]

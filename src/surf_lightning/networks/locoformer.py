@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from surf_lightning.networks.stft import STFT, compress, expand, rms
 
 
 class LocoformerBlock(nn.Module):
-    """Band-source joint attention, then time-source parallel attention, each with its feed-forward layer.
+    """Band-source joint attention (BSJA), then time-source parallel attention (TSPA), each with a feed-forward layer.
 
     BSJA attends over all (source, band) pairs of a frame, with positions for bands only; its convolution runs in time,
     its feed-forward layer along the bands. TSPA attends over time and, in parallel, over the sources of each
@@ -37,6 +38,16 @@ class LocoformerBlock(nn.Module):
 
     Args:
         residual: ``residual(features, branch)`` wraps a branch with its norm and skip connection.
+        features: D.
+        attention: channels of queries, keys and values over all heads.
+        heads: attention heads.
+        hidden: width of the feed-forward layers.
+        bsja_kernel: frames of the convolution in BSJA.
+        tspa_kernel: frames and bands of the convolution in TSPA.
+        ffn_kernel: frames or bands of the feed-forward layers' convolutions.
+
+    Raises:
+        ValueError: sizes do not divide, or a kernel of an attention is even.
     """
 
     def __init__(
@@ -51,6 +62,12 @@ class LocoformerBlock(nn.Module):
         ffn_kernel: int,
     ) -> None:
         super().__init__()
+        if features % 4:
+            raise ValueError(f"features must be a multiple of the norms' 4 groups, not {features}")
+        if attention % (2 * heads):
+            raise ValueError(f"attention {attention} must be an even number of channels for each of {heads} heads")
+        if not bsja_kernel % 2 == tspa_kernel[0] % 2 == tspa_kernel[1] % 2 == 1:
+            raise ValueError(f"kernels of attentions must be odd, not {bsja_kernel} and {tspa_kernel}")
         attend = functools.partial(ConvolutionalAttention, features, attention, heads)
         band_source = attend(kernel=(bsja_kernel, 1), rows=(0, 2), position=rotate)
         time = attend(kernel=(1, 1), rows=(0, 1, 3), position=rotate)
@@ -64,6 +81,7 @@ class LocoformerBlock(nn.Module):
         self.layers = nn.ModuleList(residual(features, branch) for branch in branches)
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """Transform ``x [B,S,N,F,D]``, given the ``embedding [B,D]`` of time (None without time)."""
         for layer in self.layers:
             x = layer(x, embedding)
         return x
@@ -72,38 +90,20 @@ class LocoformerBlock(nn.Module):
 class Locoformer(nn.Module):
     """The stack of blocks between band encoders and decoder, ``[B,S,N,F,D] -> [B,S,N,F,D]``.
 
-    Raises:
-        ValueError: sizes that do not divide, or an even kernel of an attention.
+    Args:
+        blocks: number of blocks.
+        activation_checkpointing: store only each block's input for the backward pass and recompute the rest.
+        block: arguments of :class:`LocoformerBlock`.
     """
 
-    def __init__(
-        self,
-        residual: Callable[[int, nn.Module], nn.Module],
-        features: int,
-        attention: int,
-        heads: int,
-        hidden: int,
-        blocks: int,
-        bsja_kernel: int,
-        tspa_kernel: tuple[int, int],
-        ffn_kernel: int,
-        activation_checkpointing: bool,
-    ) -> None:
+    def __init__(self, blocks: int, activation_checkpointing: bool, **block: Any) -> None:
         super().__init__()
-        if features % 4:
-            raise ValueError(f"features must be a multiple of the norms' 4 groups, not {features}")
-        if attention % (2 * heads):
-            raise ValueError(f"attention {attention} must be an even number of channels for each of {heads} heads")
-        if not bsja_kernel % 2 == tspa_kernel[0] % 2 == tspa_kernel[1] % 2 == 1:
-            raise ValueError(f"kernels of attentions must be odd, not {bsja_kernel} and {tspa_kernel}")
         self.activation_checkpointing = activation_checkpointing
-        self.blocks = nn.ModuleList(
-            LocoformerBlock(residual, features, attention, heads, hidden, bsja_kernel, tspa_kernel, ffn_kernel)
-            for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(LocoformerBlock(**block) for _ in range(blocks))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        x = x.contiguous()  # every layer keeps the layout it gets, and any other costs a copy at each convolution
+        """Transform ``x``, given the ``embedding [B,D]`` of time (None without time)."""
+        x = x.contiguous()  # layers keep the layout of x; any other layout would cost a copy at each convolution
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, embedding, use_reentrant=False, preserve_rng_state=False)  # no dropout inside
@@ -117,9 +117,9 @@ class MBLocoformer(VelocityNetwork):
     """The flow network: one token per source and one for the mixture at each time-frequency point.
 
     Sources share all weights and have no index: the velocity is permutation-equivariant, v(πx_t, t, m) = πv(x_t, t, m).
-    Decoded spectra are mapped directly to the head's raw output (no mask: a velocity need not be small where x_t is).
+    The decoded spectra are the head's raw output. There is no mask: a velocity need not be small where x_t is.
 
-    Levels: x_t and m/K are divided by the root mean square of each m/K and the raw output is multiplied by it, so that
+    Levels: the network sees x_t and m/K divided by the RMS of m/K and multiplies its raw output by this RMS, so
     v(c x_t, t, c m) = c v(x_t, t, m) for any gain c > 0, down to levels of about 1e-8.
 
     Args:
@@ -128,19 +128,19 @@ class MBLocoformer(VelocityNetwork):
         attention: channels of queries, keys and values over all heads.
         heads: attention heads.
         hidden: width of the feed-forward layers.
-        blocks: number of blocks, each of both attentions.
+        blocks: number of blocks, each with both attentions.
         mel_bands: F.
-        sample_rate: in Hz; sets the bands.
+        sample_rate: in Hz; determines the bands.
         n_fft: frame length of the STFT, in samples.
         hop: step of the STFT, in samples.
         bsja_kernel: frames of the convolution in band-source joint attention.
         tspa_kernel: frames and bands of the convolution in time-source parallel attention.
-        ffn_kernel: of the feed-forward layers' convolutions.
+        ffn_kernel: frames or bands of the feed-forward layers' convolutions.
         head: what the raw output stands for; the velocity if None.
-        activation_checkpointing: keep only each block's input for the backward pass and compute the rest again.
+        activation_checkpointing: store only each block's input for the backward pass and recompute the rest.
 
     Raises:
-        ValueError: sizes that do not fit one another; the message says which.
+        ValueError: sizes do not fit one another; the message says which.
     """
 
     def __init__(
@@ -169,16 +169,16 @@ class MBLocoformer(VelocityNetwork):
         self.source_encoder, self.mixture_encoder = BandEncoder(bands, features), BandEncoder(bands, features)
         self.time = TimeEmbedding(features)
         self.trunk = Locoformer(
-            AdaptiveResidual,
-            features,
-            attention,
-            heads,
-            hidden,
             blocks,
-            bsja_kernel,
-            tspa_kernel,
-            ffn_kernel,
             activation_checkpointing,
+            residual=AdaptiveResidual,
+            features=features,
+            attention=attention,
+            heads=heads,
+            hidden=hidden,
+            bsja_kernel=bsja_kernel,
+            tspa_kernel=tspa_kernel,
+            ffn_kernel=ffn_kernel,
         )
         self.decoder = BandDecoder(bands, features)
 
@@ -199,10 +199,10 @@ class MBLocoformer(VelocityNetwork):
 
 @serializable
 class RegressionLocoformer(RegressionNetwork):
-    """The same network without time and noise: M copies of the mixture's tokens, told apart by learned slot vectors.
+    """The same network without time and noise: M copies of the mixture's tokens, each plus a learned slot vector.
 
-    Levels: m/K is divided by its root mean square and the output is multiplied by it, so that a gain on the mixture
-    is a gain on the estimates. The residual of the mixture is shared equally.
+    Levels: the network sees m/K divided by its RMS and multiplies its output by this RMS, so a gain on the mixture is a
+    gain on the estimates. All estimates share the mixture's residual equally.
 
     Args:
         num_outputs: M.
@@ -211,18 +211,18 @@ class RegressionLocoformer(RegressionNetwork):
         attention: channels of queries, keys and values over all heads.
         heads: attention heads.
         hidden: width of the feed-forward layers.
-        blocks: number of blocks, each of both attentions.
+        blocks: number of blocks, each with both attentions.
         mel_bands: F.
-        sample_rate: in Hz; sets the bands.
+        sample_rate: in Hz; determines the bands.
         n_fft: frame length of the STFT, in samples.
         hop: step of the STFT, in samples.
         bsja_kernel: frames of the convolution in band-source joint attention.
         tspa_kernel: frames and bands of the convolution in time-source parallel attention.
-        ffn_kernel: of the feed-forward layers' convolutions.
-        activation_checkpointing: keep only each block's input for the backward pass and compute the rest again.
+        ffn_kernel: frames or bands of the feed-forward layers' convolutions.
+        activation_checkpointing: store only each block's input for the backward pass and recompute the rest.
 
     Raises:
-        ValueError: sizes that do not fit one another; the message says which.
+        ValueError: sizes do not fit one another; the message says which.
     """
 
     def __init__(
@@ -250,16 +250,16 @@ class RegressionLocoformer(RegressionNetwork):
         self.encoder = BandEncoder(bands, features)
         self.slots = nn.Parameter(torch.randn(num_outputs, 1, 1, features))
         self.trunk = Locoformer(
-            Residual,
-            features,
-            attention,
-            heads,
-            hidden,
             blocks,
-            bsja_kernel,
-            tspa_kernel,
-            ffn_kernel,
             activation_checkpointing,
+            residual=Residual,
+            features=features,
+            attention=attention,
+            heads=heads,
+            hidden=hidden,
+            bsja_kernel=bsja_kernel,
+            tspa_kernel=tspa_kernel,
+            ffn_kernel=ffn_kernel,
         )
         self.decoder = BandDecoder(bands, features)
 

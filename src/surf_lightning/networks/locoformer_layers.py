@@ -1,7 +1,7 @@
 """Layers of MB-TFLocoformer. Axes: B batch, S sources and auxiliary tokens, N frames, F bands, D features, A attention.
 
-Every layer takes and gives ``[B,S,N,F,D]``. Convolutions see it as ``[B*S,D,N,F]`` in channels-last memory, which is
-the same memory: no copy, and no convolution ever crosses sources.
+Every layer maps ``[B,S,N,F,D]`` to ``[B,S,N,F,D]``. Convolutions see it as ``[B*S,D,N,F]`` in channels-last memory: the
+same memory without a copy. No convolution crosses sources.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from surf_lightning.functional.precision import at_least_float32, full_precision
 
-_LARGEST_BATCH = 65535
-"""Batch limit of the flash and memory-efficient kernels of scaled_dot_product_attention (a CUDA grid's)."""
+_LARGEST_BATCH = 65535  # of the flash and memory-efficient kernels of scaled_dot_product_attention: a CUDA grid's limit
 
 
 class RMSGroupNorm(nn.Module):
-    """x / (RMS of its group + eps) γ over groups of the last axis, in float32 or better."""
+    """Normalizes groups of the last axis, γ x / (RMS of the group + eps), in float32 or better."""
 
     def __init__(self, features: int, groups: int = 4, eps: float = 1e-5) -> None:
         super().__init__()
@@ -28,13 +27,13 @@ class RMSGroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         grouped = at_least_float32(x).unflatten(-1, (self.groups, -1))
-        # Unlike the root of a mean of squares, the vector norm has a finite gradient at zero.
+        # The vector norm has a finite gradient at zero; the root of a mean of squares does not.
         rms = torch.linalg.vector_norm(grouped, dim=-1, keepdim=True) * grouped.shape[-1] ** -0.5
         return (grouped / (rms + self.eps)).flatten(-2) * self.gain
 
 
 def rotate(tokens: Tensor) -> Tensor:
-    """Rotary position embedding of ``tokens [*,L,h,d]`` along L: pair (i, i + d/2) turns by position / 10000^(2i/d)."""
+    """Rotary position embedding of ``tokens [*,L,h,d]`` along L: rotate pair (i, i + d/2) by position/10000^(2i/d)."""
     length, _, dim = tokens.shape[-3:]
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     frequencies = 10000 ** -(torch.arange(0, dim, 2, device=tokens.device, dtype=dtype) / dim)
@@ -50,7 +49,7 @@ def identity(tokens: Tensor) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Softmax attention among the L tokens of each row, ``[R,L,h,d]`` three times -> ``[R,L,h*d]``, for any R."""
+    """Softmax attention among the L tokens of each row, three times ``[R,L,h,d] -> [R,L,h*d]``, for any R."""
     parts = zip(*(z.transpose(1, 2).split(_LARGEST_BATCH) for z in (queries, keys, values)), strict=True)
     outputs = [F.scaled_dot_product_attention(*part) for part in parts]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -58,18 +57,21 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def _convolve(convolution: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``convolution`` over (N, F) of ``x [B,S,N,F,D]`` for each source by itself."""
+    """Apply ``convolution`` over (N, F) of ``x [B,S,N,F,D]`` to each source alone."""
     channels_last = x.flatten(0, 1).permute(0, 3, 1, 2)
     return convolution(channels_last).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 class ConvolutionalAttention(nn.Module):
-    """CMHSA: multi-head self-attention whose queries, keys and values come from a convolution over (N, F).
+    """CMHSA: multi-head self-attention with queries, keys and values from a convolution over (N, F).
 
     Args:
-        kernel: of the convolution, in frames and bands, both odd; (1, 1) makes it plain MHSA.
-        rows: the axes, of B S N F = 0 1 2 3, along which attention runs separately; the tokens are all others, the
-            last of them varying fastest.
+        features: D.
+        attention: A, channels of queries, keys and values over all heads.
+        heads: attention heads.
+        kernel: frames and bands of the convolution, both odd; (1, 1) is plain MHSA.
+        rows: the axes, of B S N F = 0 1 2 3, along which attention runs separately. The other axes hold the tokens; the
+            last of them varies fastest.
         position: position embedding of queries and keys ``[*,L,h,d]`` along the last token axis.
     """
 
@@ -101,17 +103,19 @@ class ConvolutionalAttention(nn.Module):
 
 
 class ConvSwiGLU(nn.Module):
-    """Feed-forward layer with convolutions for linear maps: transposed convolution of u SiLU(v), [u, v] = convolution.
+    """Feed-forward layer: a transposed convolution of u SiLU(v), where [u, v] is a convolution of the input.
 
     Args:
-        kernel: in frames and bands; the axis with 1 is left alone.
+        features: D.
+        hidden: channels of u and of v.
+        kernel: frames and bands of both convolutions; 1 leaves an axis alone.
     """
 
     def __init__(self, features: int, hidden: int, kernel: tuple[int, int]) -> None:
         super().__init__()
         padding = (kernel[0] - 1, kernel[1] - 1)
         self.expand = nn.Conv2d(features, 2 * hidden, kernel, padding=padding)
-        # Its padding crops what the first convolution's added.
+        # This padding crops what the padding of the first convolution added.
         self.contract = nn.ConvTranspose2d(hidden, features, kernel, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,15 +145,15 @@ class Residual(nn.Module):
         self.norm, self.branch = RMSGroupNorm(features), branch
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        """``x [B,S,N,F,D]``; the embedding is not looked at."""
+        """Transform ``x [B,S,N,F,D]``; the embedding is ignored."""
         return x + self.branch(self.norm(x))
 
 
 class AdaptiveResidual(nn.Module):
-    """x + gate branch(scale norm x + shift), all three from an embedding of time (adaLN-Zero of DiT).
+    """x + gate branch(scale norm x + shift); scale, shift and gate come from an embedding of time (adaLN-Zero of DiT).
 
-    The gates start at zero, so that every block starts as the identity. The output head must not start at zero too:
-    the derivative of the magnitude expansion is zero there, and nothing would ever learn.
+    The gates start at zero, so every block starts as the identity. The output head must not start at zero too: the
+    magnitude expansion has derivative zero there, and no weight would learn.
     """
 
     def __init__(self, features: int, branch: nn.Module) -> None:
@@ -160,14 +164,19 @@ class AdaptiveResidual(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``x [B,S,N,F,D]``, ``embedding [B,D]``."""
+        """Transform ``x [B,S,N,F,D]``, given the ``embedding [B,D]`` of time."""
         with full_precision(x):
             shift, scale, gate = self.modulation(embedding)[:, None, None, None].chunk(3, -1)
         return x + gate * self.branch(self.norm(x) * (1 + scale) + shift)
 
 
 class TimeEmbedding(nn.Module):
-    """Fourier features of t and a small perceptron: ``t [B]`` in [0,1] -> ``[B,features]``, in float32 or better."""
+    """Fourier features of t and a small perceptron, in float32 or better.
+
+    Args:
+        features: size of the embedding, even.
+        highest: highest frequency, in radians per unit of time; the lowest is 1.
+    """
 
     frequencies: Tensor
 
@@ -175,10 +184,11 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         assert features % 2 == 0
         exponents = torch.linspace(0, 1, features // 2)
-        self.register_buffer("frequencies", highest**exponents, persistent=False)  # radians per unit of time
+        self.register_buffer("frequencies", highest**exponents, persistent=False)
         self.layers = nn.Sequential(nn.Linear(features, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU())
 
     def forward(self, t: Tensor) -> Tensor:
+        """Map ``t [B]`` in [0,1] to ``[B,features]``."""
         with full_precision(t):
             angles = t.to(self.frequencies.dtype)[:, None] * self.frequencies
             return self.layers(torch.cat([angles.cos(), angles.sin()], -1))

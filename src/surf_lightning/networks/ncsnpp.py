@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -25,14 +24,18 @@ from surf_lightning.networks.image_layers import (
 
 
 class NCSNpp(nn.Module):
-    """The U-net: BigGAN blocks, FIR resampling, input pyramid added on the way down, output pyramid on the way up.
+    """The U-net: BigGAN blocks, FIR resampling, an input pyramid on the way down, an output pyramid on the way up.
 
     Args:
-        image_size: height and width of the images; padded inside where the levels need it.
+        in_channels: C_in.
+        out_channels: C_out.
+        image_size: height and width of the images; the network pads them inside where the levels need it.
+        channels: width of the finest level.
         multipliers: width of each level, in units of ``channels``.
-        blocks: residual blocks per level on the way down; one more on the way up.
-        attention_resolutions: the sizes H at which a level has attention (the middle always has).
-        conditional: whether it takes a time conditioning value.
+        blocks: residual blocks per level on the way down; the way up has one more.
+        attention_resolutions: the sizes H of the levels with attention; the middle always has it.
+        dropout: share of the activations that dropout zeroes in each residual block.
+        conditional: whether the network takes a conditioning value, for time or noise level.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class NCSNpp(nn.Module):
 
         self.middle = nn.ModuleList([block(width, width, True), block(width, width, False)])
 
-        # Lists of the way up run from the coarsest level to the finest.
+        # The lists of the way up go from the coarsest level to the finest.
         self.up_blocks, self.ups, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(multipliers))):
             stack = nn.ModuleList()
@@ -89,9 +92,9 @@ class NCSNpp(nn.Module):
                 self.ups.append(ResBlock(width, width, embedding, dropout, FIRUp()))
 
     def forward(self, x: Tensor, time: Tensor | None = None, group: int = 1) -> Tensor:
-        """``x [N,C_in,H,W]``, conditioning value ``time [N]`` (None if unconditional) -> ``[N,C_out,H,W]``.
+        """Map ``x [N,C_in,H,W]`` and conditioning values ``time [N]`` (None if unconditional) to ``[N,C_out,H,W]``.
 
-        Every ``group`` consecutive items attend to one another jointly.
+        Every ``group`` consecutive items attend to one another.
         """
         embedding = None if self.embed is None else self.embed(time)
         pyramid = self.frame.pad(x)
@@ -120,17 +123,9 @@ class NCSNpp(nn.Module):
         return self.frame.crop(output)
 
 
-class TimeConditioning(nn.Module, ABC):
-    """The value by which a flow's time conditions a network."""
-
-    @abstractmethod
-    def forward(self, t: Tensor) -> Tensor:
-        """``t [B]`` in [0,1] -> conditioning value ``[B]``."""
-
-
 @serializable
-class LogSigma(TimeConditioning):
-    """log sigma(t), where sigma(t) = sigma_max^(1-t) sigma_min^t.
+class LogSigma(nn.Module):
+    """The value that conditions a network on t: log sigma(t), where sigma(t) = sigma_max^(1-t) sigma_min^t.
 
     Args:
         sigma_min: sigma at t = 1.
@@ -142,35 +137,32 @@ class LogSigma(TimeConditioning):
         self.log_min, self.log_max = math.log(sigma_min), math.log(sigma_max)
 
     def forward(self, t: Tensor) -> Tensor:
+        """Map ``t [B]`` in [0,1] to the conditioning value ``[B]``."""
         return (1 - t) * self.log_max + t * self.log_min
 
 
 @serializable
-class PlainTime(TimeConditioning):
-    """t itself."""
+class SharedNCSNpp(VelocityNetwork):
+    """One NCSN++ for all sources; it sees each source with the mixture. Permutation-equivariant at every t.
 
-    def forward(self, t: Tensor) -> Tensor:
-        return t
-
-
-class _VelocityNCSNpp(VelocityNetwork):
-    """What the flow networks share: padding, conditioning, output scale and head.
+    With K = 2 a source and the mixture determine the other source, so the network treats each source alone. With more
+    sources, the attention blocks run over the pixels of all K sources jointly.
 
     Args:
         num_sources: K.
         image_channels: C.
-        image_size: height and width of the images; padded inside where the levels need it.
+        image_size: height and width of the images; the network pads them inside where the levels need it.
         channels: width of the finest level.
         multipliers: width of each level, in units of ``channels``.
-        blocks: residual blocks per level on the way down; one more on the way up.
-        attention_resolutions: the sizes H at which a level has attention (the middle always has).
-        dropout: share of the activations left out in each residual block.
+        blocks: residual blocks per level on the way down; the way up has one more.
+        attention_resolutions: the sizes H of the levels with attention; the middle always has it.
+        dropout: share of the activations that dropout zeroes in each residual block.
         head: what the raw output stands for; the velocity if None.
         time: what the layers see of t; log sigma(t) from 0.5 to 0.05 if None.
         scale_by_sigma: divide the raw output by sigma(t).
 
     Raises:
-        ValueError: ``scale_by_sigma`` with a head other than VelocityHead or a time other than LogSigma.
+        ValueError: ``scale_by_sigma`` with a head other than VelocityHead.
     """
 
     def __init__(
@@ -184,94 +176,56 @@ class _VelocityNCSNpp(VelocityNetwork):
         attention_resolutions: Sequence[int] = (16, 8),
         dropout: float = 0.1,
         head: Head | None = None,
-        time: TimeConditioning | None = None,
+        time: LogSigma | None = None,
         scale_by_sigma: bool = True,
     ) -> None:
         super().__init__()
         self.num_sources = num_sources
         self.head = VelocityHead() if head is None else head
         self.time = LogSigma() if time is None else time
-        if scale_by_sigma and not (isinstance(self.head, VelocityHead) and isinstance(self.time, LogSigma)):
-            raise ValueError("scale_by_sigma needs VelocityHead and LogSigma: pass scale_by_sigma=False")
+        if scale_by_sigma and not isinstance(self.head, VelocityHead):
+            raise ValueError("scale_by_sigma needs VelocityHead: pass scale_by_sigma=False")
         self.scale_by_sigma = scale_by_sigma
-        in_channels, out_channels = self._trunk_channels(num_sources, image_channels)
         self.trunk = NCSNpp(
-            in_channels,
-            out_channels,
-            image_size,
-            channels,
-            multipliers,
-            blocks,
-            attention_resolutions,
-            dropout,
+            in_channels=2 * image_channels,
+            out_channels=image_channels,
+            image_size=image_size,
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention_resolutions=attention_resolutions,
+            dropout=dropout,
         )
 
     def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
         """``x_t [B,K,C,H,W]``, ``t [B]``, ``mixtures [B,C,H,W]`` (sums) -> zero-sum ``velocity [B,K,C,H,W]``."""
-        time = self.time(t)
-        raw = self._raw(x_t, time, mixtures / self.num_sources).to(x_t.dtype)
+        k = self.num_sources
+        log_sigma = self.time(t)
+        items = torch.cat([x_t, (mixtures / k)[:, None].expand_as(x_t)], dim=2).flatten(0, 1)
+        raw = self.trunk(items, log_sigma.repeat_interleave(k), group=k if k > 2 else 1)
+        raw = raw.unflatten(0, (-1, k)).to(x_t.dtype)
         if self.scale_by_sigma:
-            raw = raw / expand_like(time.exp(), raw)  # the conditioning value is log sigma(t)
+            raw = raw / expand_like(log_sigma.exp(), raw)
         return self.head(raw, x_t, t)
 
     def residual_weight(self, t: Tensor) -> Tensor:
         return self.head.residual_weight(t)
 
-    @staticmethod
-    def _trunk_channels(num_sources: int, image_channels: int) -> tuple[int, int]:
-        """Channels in and out of the trunk."""
-        raise NotImplementedError
-
-    def _raw(self, x_t: Tensor, time: Tensor, means: Tensor) -> Tensor:
-        """``x_t [B,K,C,H,W]``, conditioning ``time [B]``, mixtures / K ``means [B,C,H,W]`` -> ``[B,K,C,H,W]``."""
-        raise NotImplementedError
-
-
-@serializable
-class SharedNCSNpp(_VelocityNCSNpp):
-    """One network shared by the sources, each seen with the mixture: permutation-equivariant at every t.
-
-    With K = 2 a source and the mixture determine the other source, so each is treated alone. With more sources, the
-    attention blocks run over the pixels of all K sources jointly.
-    """
-
-    @staticmethod
-    def _trunk_channels(num_sources: int, image_channels: int) -> tuple[int, int]:
-        return 2 * image_channels, image_channels
-
-    def _raw(self, x_t: Tensor, time: Tensor, means: Tensor) -> Tensor:
-        k = self.num_sources
-        items = torch.cat([x_t, means[:, None].expand_as(x_t)], dim=2).flatten(0, 1)
-        return self.trunk(items, time.repeat_interleave(k), group=k if k > 2 else 1).unflatten(0, (-1, k))
-
-
-@serializable
-class ConcatenatedNCSNpp(_VelocityNCSNpp):
-    """All sources and the mixture stacked as channels of one image; not permutation-equivariant."""
-
-    @staticmethod
-    def _trunk_channels(num_sources: int, image_channels: int) -> tuple[int, int]:
-        return (num_sources + 1) * image_channels, num_sources * image_channels
-
-    def _raw(self, x_t: Tensor, time: Tensor, means: Tensor) -> Tensor:
-        items = torch.cat([x_t.flatten(1, 2), means], dim=1)
-        return self.trunk(items, time).unflatten(1, (self.num_sources, -1))
-
 
 @serializable
 class RegressionNCSNpp(RegressionNetwork):
-    """NCSN++ without time and noise: mixture / K in, M ordered estimates out, made consistent with the mixture.
+    """NCSN++ without time and noise: maps m/K to M ordered estimates and makes them consistent with the mixture.
 
     Args:
         num_outputs: M.
         num_sources: K, the number by which the mixtures are divided at the input.
         image_channels: C.
-        image_size: height and width of the images; padded inside where the levels need it.
+        image_size: height and width of the images; the network pads them inside where the levels need it.
         channels: width of the finest level.
         multipliers: width of each level, in units of ``channels``.
-        blocks: residual blocks per level on the way down; one more on the way up.
-        attention_resolutions: the sizes H at which a level has attention (the middle always has).
-        dropout: share of the activations left out in each residual block.
+        blocks: residual blocks per level on the way down; the way up has one more.
+        attention_resolutions: the sizes H of the levels with attention; the middle always has it.
+        dropout: share of the activations that dropout zeroes in each residual block.
     """
 
     def __init__(
@@ -289,14 +243,14 @@ class RegressionNCSNpp(RegressionNetwork):
         super().__init__()
         self.num_outputs, self.num_sources = num_outputs, num_sources
         self.trunk = NCSNpp(
-            image_channels,
-            num_outputs * image_channels,
-            image_size,
-            channels,
-            multipliers,
-            blocks,
-            attention_resolutions,
-            dropout,
+            in_channels=image_channels,
+            out_channels=num_outputs * image_channels,
+            image_size=image_size,
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention_resolutions=attention_resolutions,
+            dropout=dropout,
             conditional=False,
         )
 

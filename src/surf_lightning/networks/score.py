@@ -13,25 +13,25 @@ from surf_lightning.networks.ncsnpp import NCSNpp
 
 
 class ScoreNetwork(nn.Module, ABC):
-    """The gradient of log p_sigma, p_sigma being the density of single clean signals blurred by sigma."""
+    """The score of single signals: the gradient of log p_sigma, the density of clean signals blurred by sigma."""
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Noisy signals ``x [N,*S]``, noise levels ``sigma [N]`` in the units of x -> ``score [N,*S]``."""
+        """Map noisy signals ``x [N,*S]`` and noise levels ``sigma [N]``, in the units of x, to the score ``[N,*S]``."""
 
 
 @serializable
 class ScoreNCSNpp(ScoreNetwork):
-    """NCSN++ conditioned on log sigma, its output divided by sigma. Images, and sigma, are in units of [0,1].
+    """NCSN++ conditioned on log sigma, its output divided by sigma. Images lie in [0,1]; sigma has their units.
 
     Args:
         image_channels: C.
-        image_size: height and width of the images; padded inside where the levels need it.
+        image_size: height and width of the images; the network pads them inside where the levels need it.
         channels: width of the finest level.
         multipliers: width of each level, in units of ``channels``.
-        blocks: residual blocks per level on the way down; one more on the way up.
-        attention_resolutions: the sizes H at which a level has attention (the middle always has).
-        dropout: share of the activations left out in each residual block.
+        blocks: residual blocks per level on the way down; the way up has one more.
+        attention_resolutions: the sizes H of the levels with attention; the middle always has it.
+        dropout: share of the activations that dropout zeroes in each residual block.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class ScoreNCSNpp(ScoreNetwork):
     ) -> None:
         super().__init__()
         self.trunk = NCSNpp(
-            image_channels,
-            image_channels,
-            image_size,
-            channels,
-            multipliers,
-            blocks,
-            attention_resolutions,
-            dropout,
+            in_channels=image_channels,
+            out_channels=image_channels,
+            image_size=image_size,
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention_resolutions=attention_resolutions,
+            dropout=dropout,
         )
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:

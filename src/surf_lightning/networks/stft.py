@@ -11,32 +11,31 @@ from torch import Tensor, nn
 
 from surf_lightning.functional.precision import at_least_float32, full_precision
 
-COMPRESSION = 0.33
-"""Exponent of the magnitude compression, Tables 7 and 8 of the SURF paper."""
+COMPRESSION = 0.33  # exponent of the magnitude compression, Tables 7 and 8 of the SURF paper
 
 
 def rms(signals: Tensor, eps: float = 1e-8) -> Tensor:
-    """Root mean square over the samples, ``[*,T] -> [*,1]``, at least ``eps`` so that silence can be divided by it."""
+    """Root mean square over the samples, ``[*,T] -> [*,1]``; at least ``eps``, so silence can be divided by it."""
     return (at_least_float32(signals).square().mean(-1, keepdim=True) + eps**2).sqrt()
 
 
 def compress(spectrum: Tensor, eps: float = 1e-8) -> Tensor:
-    """X (|X|² + eps)^((0.33 - 1)/2): magnitudes to the power 0.33, phases as they are. ``[*,2] -> [*,2]``."""
+    """Compress magnitudes to the power 0.33 and keep phases: X (|X|² + eps)^((0.33 - 1)/2), ``[*,2] -> [*,2]``."""
     power = spectrum.square().sum(-1, keepdim=True)
     return spectrum * (power + eps) ** ((COMPRESSION - 1) / 2)
 
 
 def expand(compressed: Tensor) -> Tensor:
-    """The inverse of :func:`compress` for magnitudes well above sqrt(eps), Y |Y|^(1/0.33 - 1). ``[*,2] -> [*,2]``."""
+    """Invert :func:`compress` for magnitudes well above sqrt(eps): Y |Y|^(1/0.33 - 1), ``[*,2] -> [*,2]``."""
     power = compressed.square().sum(-1, keepdim=True)
     return compressed * power ** ((1 / COMPRESSION - 1) / 2)
 
 
 class STFT(nn.Module):
-    """Short-time Fourier transform with an energy-normalised Hamming window, and its least-squares inverse.
+    """Short-time Fourier transform with an energy-normalized Hamming window, and its least-squares inverse.
 
-    The window's squares sum to one: each bin of a white signal has the expected power of one of its samples. Works in
-    float32, or in float64 where the input is, also under autocast.
+    The window's squares sum to one: each bin of a white signal has the expected power of one sample. Works in float32,
+    for float64 inputs in float64, also under autocast.
 
     Args:
         n_fft: samples of a frame, even.
@@ -57,10 +56,10 @@ class STFT(nn.Module):
         self.register_buffer("window", (window / window.norm()).float(), persistent=False)
 
     def forward(self, signals: Tensor) -> Tensor:
-        """``signals [*,T]``, any T -> ``spectrum [*,N,J,2]``, N = 1 + ceil(T / hop) and J = n_fft / 2 + 1."""
+        """Map ``signals [*,T]``, any T, to spectra ``[*,N,J,2]``, N = 1 + ceil(T / hop) and J = n_fft / 2 + 1."""
         with full_precision(signals):
             signals = at_least_float32(signals)
-            # A whole number of hops: the last sample too then lies where two windows overlap well.
+            # A whole number of hops: two windows then overlap well at the last sample too.
             rows = F.pad(signals.flatten(0, -2), (0, -signals.shape[-1] % self.hop))
             spectrum = torch.stft(
                 rows,
@@ -73,7 +72,7 @@ class STFT(nn.Module):
             return torch.view_as_real(spectrum).transpose(1, 2).unflatten(0, signals.shape[:-1])
 
     def inverse(self, spectrum: Tensor, length: int) -> Tensor:
-        """``spectrum [*,N,J,2]`` -> the signals ``[*,length]`` whose spectra are nearest to it in the square sense."""
+        """Map ``spectrum [*,N,J,2]`` to the signals ``[*,length]`` with the closest spectra, by least squares."""
         with full_precision(spectrum):
             spectrum = at_least_float32(spectrum)
             rows = torch.view_as_complex(spectrum.flatten(0, -4).contiguous())
@@ -82,8 +81,8 @@ class STFT(nn.Module):
             energy = self._overlap_add(window.square().expand(1, rows.shape[1], -1))[:, inside]
             return (signals / energy).unflatten(0, spectrum.shape[:-3])
 
-    # torch.istft does the same, but waits for the device to learn whether its windows overlap.
+    # torch.istft does the same, but waits for the device in order to check that the windows overlap.
     def _overlap_add(self, frames: Tensor) -> Tensor:
-        """``frames [R,N,n_fft]``, each ``hop`` after the one before -> their sum ``[R,(N-1)*hop+n_fft]``."""
+        """Sum ``frames [R,N,n_fft]``, each ``hop`` samples after the previous one, ``-> [R,(N-1)*hop+n_fft]``."""
         samples = (frames.shape[1] - 1) * self.hop + self.n_fft
         return F.fold(frames.mT, (1, samples), (1, self.n_fft), stride=(1, self.hop))[:, 0, 0]

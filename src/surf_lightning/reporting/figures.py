@@ -1,26 +1,31 @@
-"""What a report shows: learning curves, images, spectrograms. Axes: B examples, K sources, C H W, T samples."""
+"""What a report shows: learning curves, images, sounds. Axes: B examples, K sources, C H W, T samples."""
 
 from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import soundfile
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 from torch.nn.functional import pad
 
-from surf_lightning.metrics.images import align, to_unit_range
+from surf_lightning.callbacks.media import DYNAMIC_RANGE, log_spectrogram
+from surf_lightning.metrics.audio import align_by_si_sdr, is_active
+from surf_lightning.metrics.images import align_by_mse, to_unit_range
 from surf_lightning.reporting.runs import Run, names_of
 
 POINTS = 300  # of a curve: more cannot be told apart
 PANELS = 4  # in a row
-WATCHED = {  # on held-out mixtures, the first two that were logged
+SECONDS, PEAK = 10, 0.99  # of a sound: longest, and loudest of full scale
+WATCHED = {  # on held-out mixtures; the first two that were logged are drawn
     "val/psnr": "PSNR (dB)",
     "val/ssim": "SSIM",
     "val/si_sdri": "SI-SDRi (dB)",
@@ -43,11 +48,10 @@ STYLE: Any = {
     "ytick.color": "#555555",
     "svg.hashsalt": "surf-lightning",
 }
-FFT, DYNAMIC_RANGE = 512, 80.0  # samples, dB
 
 
 def save(figure: Figure, kind: str, dpi: int = 150) -> bytes:
-    """``figure`` as a png or svg file."""
+    """``figure`` as a file of ``kind`` png or svg."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
     with matplotlib.rc_context(STYLE):
@@ -59,7 +63,7 @@ def save(figure: Figure, kind: str, dpi: int = 150) -> bytes:
 
 
 def thinned(curve: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values, means over blocks where there are more than ``POINTS``."""
+    """Steps and values; means over blocks where there are more than ``POINTS``."""
     points = np.array(list(curve.items()), dtype=np.float64)
     blocks = np.array_split(points, min(POINTS, len(points)))
     steps, values = np.array([block.mean(0) for block in blocks]).T
@@ -67,37 +71,38 @@ def thinned(curve: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curves(runs: Sequence[Run], repetitions: Sequence[Run]) -> Figure | None:
-    """Above, what all runs score on held-out mixtures; below, the training loss of each. None where none was logged."""
+    """What all runs score on held-out mixtures, and below it the training loss of each; None if neither was logged."""
     watched = [name for name in WATCHED if any(name in run.curves for run in runs)][:2]
     trained = [run for run in runs if "loss" in run.curves]
     if not watched and not trained:
         return None
     colours = {run.name: COLOURS[place % len(COLOURS)] for place, run in enumerate(runs)}  # repetitions share theirs
-    shown = {run.folder: name for run, name in zip(runs, names_of(runs), strict=True)}
+    names = {run.folder: name for run, name in zip(runs, names_of(runs), strict=True)}
     rows = math.ceil(len(trained) / PANELS)
     heights = ([2.6] if watched else []) + ([1.5 * rows] if trained else [])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, sum(heights) + 0.4), layout="constrained")
         parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.06, squeeze=False).flat)
-        if watched:
-            panels = parts.pop(0).subplots(1, 2, squeeze=False)[0]
-            for panel in panels[len(watched) :]:
-                panel.set_axis_off()
-            for panel, name in zip(panels, watched, strict=False):
-                for run in repetitions:
-                    _line(panel, run, name, color=colours.get(run.name, "#444444"), alpha=0.45, linewidth=0.8)
-                for run in runs:
-                    _line(panel, run, name, color=colours[run.name], label=shown[run.folder], linewidth=1.4)
-                panel.set_title(f"Held-out mixtures: {WATCHED[name]}")
-                _steps(panel)
-            panels[0].legend(fontsize=7.5, frameon=False, ncols=2 if len(runs) > 4 else 1)
-        if trained:
-            grid = list(parts.pop(0).subplots(rows, PANELS, squeeze=False).flat)
-            for panel in grid[len(trained) :]:
-                panel.set_axis_off()
-            for panel, run in zip(grid, trained, strict=False):
-                _loss(panel, run, colours[run.name], shown[run.folder])
+        for panel, name in zip(_panels(parts[0], 1, 2, len(watched)) if watched else (), watched, strict=True):
+            for run in repetitions:
+                _line(panel, run, name, color=colours.get(run.name, "#444444"), alpha=0.45, linewidth=0.8)
+            for run in runs:
+                _line(panel, run, name, color=colours[run.name], label=names[run.folder], linewidth=1.4)
+            panel.set_title(f"Held-out mixtures: {WATCHED[name]}")
+            _steps(panel)
+            if name == watched[0]:
+                panel.legend(fontsize=7.5, frameon=False, ncols=2 if len(runs) > 4 else 1)
+        for panel, run in zip(_panels(parts[-1], rows, PANELS, len(trained)) if trained else (), trained, strict=True):
+            _loss(panel, run, colours[run.name], names[run.folder])
     return figure
+
+
+def _panels(figure: FigureBase, rows: int, columns: int, count: int, **options: Any) -> list[Axes]:
+    """The first ``count`` panels of a grid; the others stay empty."""
+    panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    return panels[:count]
 
 
 def _line(panel: Axes, run: Run, name: str, **looks: Any) -> None:
@@ -106,7 +111,7 @@ def _line(panel: Axes, run: Run, name: str, **looks: Any) -> None:
 
 
 def _visible(curve: dict[int, float]) -> dict[str, Any]:
-    """Points, where there are too few for a line to be seen."""
+    """Markers, where there are too few points for a line."""
     return {"marker": "o", "markersize": 3} if len(curve) < 3 else {}
 
 
@@ -130,10 +135,8 @@ def sweep_curves(groups: dict[str, dict[str, Run]]) -> Figure | None:
         return None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 2.9), layout="constrained")
-        panels = figure.subplots(1, max(3, len(groups)), sharey=True, squeeze=False)[0]
-        for panel in panels[len(groups) :]:
-            panel.set_axis_off()
-        for panel, (title, group) in zip(panels, groups.items(), strict=False):
+        panels = _panels(figure, 1, max(3, len(groups)), len(groups), sharey=True)
+        for panel, (title, group) in zip(panels, groups.items(), strict=True):
             shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(group)))
             for (value, run), shade in zip(group.items(), shades, strict=True):
                 _line(panel, run, name, color=shade, linewidth=1.4, label=value)
@@ -158,7 +161,7 @@ def image_examples(runs: Sequence[Run]) -> Figure:
     mixtures, sources = (_stack(runs[0].examples[name]) for name in ("mixtures", "sources"))
     columns = [("mixture", (mixtures / sources.shape[1]).unsqueeze(1))]
     for name, run in zip(names_of(runs), runs, strict=True):
-        columns.append((name, align(_stack(run.examples["estimates"]), sources)))
+        columns.append((name, align_by_mse(_stack(run.examples["estimates"]), sources)))
     columns.append(("truth", sources))
     with matplotlib.rc_context({**STYLE, "axes.titlelocation": "center"}):
         widths = [images.shape[1] for _, images in columns]
@@ -186,23 +189,72 @@ def _stack(signals: Tensor | Sequence[Tensor]) -> Tensor:
     return torch.stack(list(signals))
 
 
-# -- audio --
+# -- sounds --
 
 
-def levels(signal: Tensor) -> np.ndarray:
-    """Level in dB of each bin of the spectrogram of ``signal [T]``: ``[bins, frames]``."""
-    window = torch.hann_window(FFT)
-    spectrum = torch.stft(signal.float(), FFT, FFT // 4, window=window, return_complex=True, pad_mode="constant")
-    return (20 * spectrum.abs().clamp_min(1e-8).log10()).numpy()
+class Sound(NamedTuple):
+    """A recording as a FLAC file, and its spectrogram as a png file."""
+
+    flac: bytes
+    png: bytes
+
+
+SoundExample = dict[str, list[Sound]]
+"""The ``mixture`` alone, then by name its sources: the truth and what each run found, in the same order."""
+
+
+def sound_examples(runs: Sequence[Run]) -> list[SoundExample]:
+    """The examples of ``runs``, which have the same mixtures; silent sources are left out."""
+    first = runs[0].examples
+    found = []
+    for number, (mixture, sources) in enumerate(zip(first["mixtures"], first["sources"], strict=True)):
+        truth = sources[is_active(sources)]
+        rows = {"truth": truth}
+        for name, run in zip(names_of(runs), runs, strict=True):
+            estimates = run.examples["estimates"][number]
+            if estimates.isfinite().all():  # a diverged separator gives nothing to listen to
+                rows[name] = align_by_si_sdr(estimates[None].float(), truth[None].float())[0]
+        found.append(_example(mixture, rows, int(first["sample_rate"])))
+    return found
+
+
+def validation_examples(run: Run) -> list[SoundExample]:
+    """The mixtures that the latest validation of ``run`` left as sounds, and what it made of them."""
+    found: dict[str, dict[str, list[Tensor]]] = {}
+    rate = 0
+    for path in run.media:
+        if name := re.fullmatch(r"step_\d+_(\d+)_([a-z]+)\d*", path.stem):
+            samples, rate = soundfile.read(path, dtype="float32")
+            found.setdefault(name[1], {}).setdefault(name[2], []).append(torch.from_numpy(samples))
+    names = {"reference": "truth", "estimate": run.label}
+    examples = []
+    for kept in found.values():
+        (mixture,) = kept.pop("mixture")
+        rows = {names[kind]: torch.stack(signals) for kind, signals in reversed(kept.items())}  # truth first
+        examples.append(_example(mixture, rows, rate))
+    return examples
+
+
+def _example(mixture: Tensor, rows: dict[str, Tensor], rate: int) -> SoundExample:
+    """At most 10 s of ``mixture [T]`` and ``rows [K,T]``, at one gain and one scale of colours, for comparison."""
+    clips = {name: signals[:, : SECONDS * rate] for name, signals in {"mixture": mixture[None], **rows}.items()}
+    gain = min(1.0, PEAK / max(float(signals.abs().max()) for signals in clips.values()))
+    loudest = float(log_spectrogram(clips["mixture"]).max())
+
+    def sound(signal: Tensor) -> Sound:
+        file = io.BytesIO()
+        soundfile.write(file, (signal * gain).numpy(), rate, format="FLAC", subtype="PCM_16")
+        return Sound(file.getvalue(), spectrogram(signal, loudest))
+
+    return {name: [sound(signal) for signal in signals] for name, signals in clips.items()}
 
 
 def spectrogram(signal: Tensor, loudest: float) -> bytes:
     """A png of ``signal [T]``: frequency upwards, 80 dB below ``loudest`` black."""
     figure = Figure(figsize=(2.6, 0.9))
     panel = figure.add_axes((0, 0, 1, 1))
-    panel.imshow(
-        levels(signal), origin="lower", aspect="auto", cmap="magma", vmin=loudest - DYNAMIC_RANGE, vmax=loudest
-    )
+    looks: Any = {"cmap": "magma", "vmin": loudest - DYNAMIC_RANGE, "vmax": loudest}
+    panel.imshow(log_spectrogram(signal).numpy(), origin="lower", aspect="auto", **looks)
     panel.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)

@@ -1,4 +1,4 @@
-"""What a run left in its folder, as far as it is there."""
+"""Run folders: what of their contents is there and can be read."""
 
 from __future__ import annotations
 
@@ -19,32 +19,37 @@ import torch
 import yaml
 
 from surf_lightning.errors import UserError
+from surf_lightning.metrics.tables import Results
 
 Value = TypeVar("Value")
 SEED = re.compile(r"_seed\d+$")  # runs/digits_mixit_seed1 repeats runs/digits_mixit
-LONG = ("hardware", "commit", "version", "checkpoint")
-RECORDS = ("metrics", "metrics_samples")
+LONG = ("hardware", "commit", "version", "checkpoint")  # facts that are said once if they hold for all runs
+STEP = len("step_0000000")
 Curves = dict[str, dict[int, float]]
 """Values by step, by name."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and what is in it: a part that is not there is empty, and ``missing`` says so."""
+    """A run's folder and its parts. A part that is not there is empty, and ``missing`` says so."""
 
     folder: Path
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: dict[str, Results] = field(default_factory=dict)
     """What ``surf test`` wrote, by the file's name without .json."""
     examples: dict[str, Any] = field(default_factory=dict)
     config: str = ""
     curves: Curves = field(default_factory=dict)
     media: tuple[Path, ...] = ()
-    """Pictures and sounds of its latest validation."""
+    """Pictures and sounds of the latest validation."""
     missing: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """Raises UserError where nothing of a run is there."""
+        """Read what is there.
+
+        Raises:
+            UserError: nothing of a run is there.
+        """
         missing: list[str] = []
 
         def read(name: str, how: Callable[[Path], Value], nothing: Value, hint: str) -> Value:
@@ -59,24 +64,23 @@ class Run:
                 return nothing
 
         config = read("config.yaml", Path.read_text, "", ": surf fit writes it")
-        names = [name for name in RECORDS if (folder / f"{name}.json").is_file()]
-        test = ": surf test writes it"
-        nothing: dict[str, Any] = {}
-        records, examples = {}, nothing
-        if names or not re.search(r"^  class_path: surf_lightning\.data\.Folder$", config, re.MULTILINE):
-            records = {name: read(f"{name}.json", _record, nothing, test) for name in names or RECORDS[:1]}
+        tests = sorted(path.name for path in folder.glob("metrics*.json"))
+        hint, nothing = ": surf test writes it", dict[str, Any]()
+        results, examples = {}, nothing
+        if tests or _data_class(_settings(config)) != "Folder":  # which has no truth to test against
+            results = {name: read(name, _results, nothing, hint) for name in tests or ["metrics.json"]}
             load = functools.partial(torch.load, map_location="cpu", weights_only=True)
-            examples = read("test_examples.pt", load, nothing, test)
+            examples = read("test_examples.pt", load, nothing, hint)
         run = cls(
             folder,
-            {name: record for name, record in records.items() if record},
+            {name.removesuffix(".json"): each for name, each in results.items() if each},
             examples,
             config,
             read("metrics.csv", read_curves, {}, ": the run was not logged to it"),
             _latest(folder / "media"),
             tuple(missing),
         )
-        if not (run.records or run.examples or run.config or run.curves):
+        if not (run.results or run.examples or run.config or run.curves):
             raise UserError(f"{folder} is no run: there is nothing in it that surf fit or surf test has written")
         return run
 
@@ -87,72 +91,80 @@ class Run:
 
     @property
     def is_repetition(self) -> bool:
+        """Whether the folder's name has the suffix of a repetition."""
         return self.name != self.folder.name
 
     @property
     def label(self) -> str:
-        """The method's name; for a run that was never tested the folder's."""
-        return next((str(record["label"]) for record in self.records.values()), self.folder.name)
+        """The method's name; of a run that was never tested the folder's."""
+        return next((str(each["label"]) for each in self.results.values()), self.folder.name)
 
     @property
     def data(self) -> str:
         """The data set's name."""
-        for record in self.records.values():
-            return str(record["data"])
-        return str(self.settings.get("data", {}).get("class_path", "unknown data")).rpartition(".")[2]
+        return next((str(each["data"]) for each in self.results.values()), _data_class(self.settings))
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration as nested dicts."""
-        try:
-            settings = yaml.safe_load(self.config)
-        except yaml.YAMLError:
-            return {}
-        return settings if isinstance(settings, dict) else {}
+        return _settings(self.config)
 
     @property
     def facts(self) -> dict[str, str]:
         """Seed, steps, minutes, hardware, commit, version: of the training where that is known, else of the test."""
-        record: dict[str, Any] = next(iter(self.records.values()), {})
+        results: Results = next(iter(self.results.values()), {})
         header = dict(re.findall(r"^# (\w+): (.*)$", self.config, re.MULTILINE))
         last_step = max((max(curve) for curve in self.curves.values()), default=-1) + 1
         known = {
-            "seed": self.settings.get("seed_everything", record.get("seed")),
-            "steps": f"{steps:,}" if (steps := record.get("steps", last_step)) else None,
-            "minutes": f"{record['seconds'] / 60:.1f}" if "seconds" in record else None,
-            "hardware": header.get("hardware", record.get("hardware")),
-            "commit": header.get("commit", record.get("commit")),
-            "version": header.get("version", record.get("version")),
-            "checkpoint": str(record.get("checkpoint", "")).removeprefix(f"{self.folder}/"),
+            "seed": self.settings.get("seed_everything", results.get("seed")),
+            "steps": f"{steps:,}" if (steps := results.get("steps", last_step)) else None,
+            "minutes": f"{results['seconds'] / 60:.1f}" if "seconds" in results else None,
+            **{name: header.get(name, results.get(name)) for name in ("hardware", "commit", "version")},
+            "checkpoint": str(results.get("checkpoint", "")).removeprefix(f"{self.folder}/"),
         }
         return {name: "" if value is None else str(value) for name, value in known.items()}
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """What tells ``runs`` apart: their labels, and their folders where labels are alike."""
+    """Names that tell ``runs`` apart: their labels, with their folders where labels are alike."""
     labels = Counter(run.label for run in runs)
     return [f"{run.label}, {run.folder.name}" if labels[run.label] > 1 else run.label for run in runs]
 
 
 def facts_in_common(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
-    """What holds for all of ``runs``, and the names of the facts that are to be said of each."""
+    """The long facts that hold for all of ``runs``, and the names of the others, which are said of each run."""
     facts = [run.facts for run in runs]
     names = [name for name in facts[0] if any(each[name] for each in facts)]
     common = {name: facts[0][name] for name in names if name in LONG and len({each[name] for each in facts}) == 1}
-    return (common if len(runs) > 1 else {}), [name for name in names if name not in common or len(runs) == 1]
+    if len(runs) == 1:
+        common = {}
+    return common, [name for name in names if name not in common]
+
+
+def _settings(config: str) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(config)
+    except yaml.YAMLError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _data_class(settings: dict[str, Any]) -> str:
+    data = settings.get("data")
+    return str(data.get("class_path") if isinstance(data, dict) else "unknown data").rpartition(".")[2]
 
 
 def _latest(media: Path) -> tuple[Path, ...]:
     files = sorted(media.glob("step_*"))
-    return tuple(path for path in files if path.name[: len("step_0000000")] == files[-1].name[: len("step_0000000")])
+    return tuple(path for path in files if path.name[:STEP] == files[-1].name[:STEP])
 
 
-def _record(path: Path) -> dict[str, Any]:
-    record = json.loads(path.read_text())
-    absent = {"metrics", "label", "data"} - record.keys()
+def _results(path: Path) -> Results:
+    results = json.loads(path.read_text())
+    absent = {"metrics", "label", "data"} - results.keys()
     if absent:
         raise ValueError(f"it has no {', '.join(sorted(absent))}")
-    return record
+    return results
 
 
 def read_curves(path: Path) -> Curves:

@@ -6,20 +6,27 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from surf_lightning.reporting.published import ABLATIONS, TABLE_9
+from surf_lightning.metrics.tables import (
+    Row,
+    Table,
+    columns_of,
+    measured_row,
+    paper_row,
+    paper_table,
+    ranked,
+)
 from surf_lightning.reporting.runs import Run
-from surf_lightning.reporting.tables import Entry, Row, Table, cells, columns_of, ranks, unavailable
 
+FIRST_COLUMNS = ("psnr", "ssim", "lpips")  # those of Table 9
 UNSEEN = {"name", "ckpt_path", "weights_only", "seed_everything", "checkpoints", "data.init_args.root"}
 UNSEEN |= {"trainer.logger", "trainer.default_root_dir", "model.init_args.micro_batch", "model.init_args.compile"}
 UNSEEN |= {f"data.init_args.{name}" for name in ("num_workers", "weights", "evaluation", "num_test")}
-"""Of a configuration: what does not change what is learnt. Nor do the switches ``trainer.enable_*``."""
+"""Arguments that do not change what is learned; neither do the switches ``trainer.enable_*``."""
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """Arguments of a configuration, by their dotted names, that mean one thing together."""
 
     title: str
@@ -43,7 +50,7 @@ def _schedule(start: float, end: float, steps: int) -> str:
     return f"{start:g}" if start == end else f"{start:g} to {end:g} in {steps:,} steps"
 
 
-SETTINGS = (
+SETTINGS = (  # of Table 9
     Setting("EMA decay α", ("model.init_args.ema_decay",), _number),
     Setting("batch size B", ("data.init_args.batch_size",), _number),
     Setting("teacher's β", tuple(f"model.init_args.beta_{part}" for part in ("start", "end", "steps")), _schedule),
@@ -52,7 +59,10 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs labelled ``label`` by the setting's title and its value; ``centre``, if run, has a place in every group."""
+    """Runs of the method ``label``, by the title of the changed setting and its value.
+
+    ``centre`` is the run that changes nothing, if there is one: it has a place in every group.
+    """
 
     label: str
     groups: dict[str, dict[str, Run]]
@@ -60,18 +70,20 @@ class Sweep:
 
     @property
     def changed(self) -> list[Run]:
+        """The runs that change a setting."""
         return [run for group in self.groups.values() for run in group.values() if run is not self.centre]
 
     @property
     def runs(self) -> list[Run]:
+        """All runs, each once."""
         return ([self.centre] if self.centre else []) + self.changed
 
 
 def find_sweeps(runs: Sequence[Run]) -> list[Sweep]:
-    """The sweeps among ``runs`` of one data set, one a method at most.
+    """The sweeps among ``runs`` of one data set, at most one a method.
 
-    Its centre has the values that are commonest among the method's runs; an argument that another version did not have
-    counts as unchanged. What differs from the centre in two settings, or not at all, belongs to no sweep.
+    The centre of a sweep has the values that are most common among the method's runs; an argument that another version
+    did not have counts as unchanged. A run that changes two settings of the centre, or none, belongs to no sweep.
     """
     methods: dict[str, list[Run]] = {}
     for run in runs:
@@ -83,7 +95,7 @@ def find_sweeps(runs: Sequence[Run]) -> list[Sweep]:
 def _sweep(label: str, runs: Sequence[Run]) -> Sweep | None:
     values = [_flat(run.settings) for run in runs]
     names = list(dict.fromkeys(name for each in values for name in each))
-    usual = {name: _commonest([each[name] for each in values if name in each]) for name in names}
+    usual = {name: _most_common([each[name] for each in values if name in each]) for name in names}
     places: dict[Setting, dict[str, Run]] = {}
     centre: Run | None = None
     for run, mine in zip(runs, values, strict=True):
@@ -93,18 +105,16 @@ def _sweep(label: str, runs: Sequence[Run]) -> Sweep | None:
         elif len(settings) == 1:
             (setting,) = settings
             places.setdefault(setting, {}).setdefault(setting.say(usual | mine), run)
-    if not places:
-        return None
     groups = {}
     for setting in dict.fromkeys([*SETTINGS, *places]):  # the paper's first
         if setting in places:
             group = ({setting.say(usual): centre} if centre else {}) | places[setting]
-            groups[setting.title] = dict(sorted(group.items(), key=lambda place: _rank(place[0])))
-    return Sweep(label, groups, centre)
+            groups[setting.title] = dict(sorted(group.items(), key=lambda place: _size(place[0])))
+    return Sweep(label, groups, centre) if groups else None
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted name, without those that mean nothing; lists are values."""
+    """Values by dotted name, without the unseen ones; lists are values."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = prefix + key
@@ -114,22 +124,20 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _commonest(values: Sequence[Any]) -> Any:
-    """The most frequent of them, the first of these: values need not be hashable."""
-    (text, _), *_ = Counter(json.dumps(value, default=str) for value in values).most_common(1)
-    return next(value for value in values if json.dumps(value, default=str) == text)
+def _most_common(values: Sequence[Any]) -> Any:
+    """The most frequent value, the first of several; values need not be hashable."""
+    texts = [json.dumps(value, default=str) for value in values]
+    return values[texts.index(Counter(texts).most_common(1)[0][0])]
 
 
 def _setting(name: str) -> Setting:
-    """The setting that the argument ``name`` belongs to: one of its own, if it is none of the paper's."""
-    for setting in SETTINGS:
-        if name in setting.keys:
-            return setting
-    return Setting(".".join(part for part in name.split(".") if part not in ("model", "init_args")), (name,), str)
+    """The paper's setting that the argument ``name`` belongs to, else one of its own."""
+    own = Setting(".".join(part for part in name.split(".") if part not in ("model", "init_args")), (name,), str)
+    return next((setting for setting in SETTINGS if name in setting.keys), own)
 
 
-def _rank(text: str) -> tuple[bool, float, str]:
-    """Numbers by size, then what is none, as a schedule."""
+def _size(text: str) -> tuple[bool, float, str]:
+    """Sorts numbers by size, and after them what is no number, such as a schedule."""
     try:
         return False, float(text), ""
     except ValueError:
@@ -137,28 +145,20 @@ def _rank(text: str) -> tuple[bool, float, str]:
 
 
 def sweep_table(name: str, sweep: Sweep, runs: Sequence[Run]) -> Table:
-    """The records ``name`` of those runs of ``sweep`` that are in ``runs``, which are alike in protocol.
-
-    Ranked within each setting, as in Table 9; its columns come first.
-    """
-    records = [run.records[name] for run in runs]
-    columns = sorted(columns_of(records), key=lambda column: TABLE_9.index(column.key) if column.key in TABLE_9 else 9)
-    published = ABLATIONS.get(records[0].get("published") or "", {}).get(sweep.label, {})
+    """The results ``name`` of ``runs`` of ``sweep``, which were measured alike: ranked within each setting."""
+    results = [run.results[name] for run in runs]
+    columns = columns_of(results)
+    columns.sort(key=lambda column: FIRST_COLUMNS.index(column.key) if column.key in FIRST_COLUMNS else 9)
+    paper = (paper_table(results[0]) or {}).get("sweeps", {"rows": {}})
     rows = []
     for title, group in sweep.groups.items():
-        there = {text: run for text, run in group.items() if run in runs}
-        rows.append(Row(title, cells(columns, {}, absent=""), "group"))
-        entries = [
-            Entry(text, text, "unsupervised", run.records[name]["metrics"], run.facts["steps"], run.facts["minutes"])
-            for text, run in there.items()
-        ]
-        for entry, marks in zip(entries, ranks(columns, entries, everything=True), strict=True):
-            kept = " (unchanged)" if there[entry.label] is sweep.centre else ""
-            shown = cells(columns, entry.values, marks)
-            rows.append(Row(entry.shown + kept, shown, entry.kind, entry.steps, entry.minutes))
-            if paper := published.get(title, {}).get(entry.label):
-                values = dict(zip(TABLE_9, paper, strict=True))
-                rows.append(Row("in the paper", cells(columns, values, absent=""), "published"))
-    notes = ["The paper's rows: Table 9."] if any(row.kind == "published" for row in rows) else []
-    notes += unavailable([run.folder.name for run in runs], records)
-    return Table("setting", str(records[0].get("protocol", "")), tuple(columns), tuple(rows), tuple(notes))
+        block = [Row(title, {}, "group")]
+        for text, run in group.items():
+            if run in runs:
+                unchanged = " (unchanged)" if run is sweep.centre else ""
+                block.append(measured_row(text + unchanged, "unsupervised", run.results[name]))
+                if published := paper["rows"].get(sweep.label, {}).get(title, {}).get(text):
+                    block.append(paper_row(paper, published))
+        rows += ranked(columns, block)
+    notes = (f"The paper's rows: {paper['source']}.",) if any(row.kind == "published" for row in rows) else ()
+    return Table("setting", str(results[0].get("protocol", "")), tuple(columns), tuple(rows), notes)

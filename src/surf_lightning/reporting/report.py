@@ -1,0 +1,199 @@
+"""The report: a section a data set, rendered as one HTML file that holds everything it shows, and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from surf_lightning import __version__
+from surf_lightning.metrics.tables import SUPERVISED, Table
+from surf_lightning.reporting.figures import (
+    SoundExample,
+    curves,
+    image_examples,
+    save,
+    sound_examples,
+    sweep_curves,
+    validation_examples,
+)
+from surf_lightning.reporting.runs import Run, facts_in_common
+from surf_lightning.reporting.sweeps import Sweep, find_sweeps, sweep_table
+from surf_lightning.reporting.tables import group_alike, make_table, markdown
+
+CAPTION = "Each row: a test mixture, what each method makes of it, and its true sources."
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tables, and the learning curves below them."""
+
+    title: str
+    tables: tuple[Table, ...]
+    curves: Figure | None
+
+
+@dataclass(frozen=True)
+class Section(Part):
+    """All there is to say of the runs on one data set, the ``title``."""
+
+    runs: tuple[Run, ...]
+    images: Figure | None
+    sounds: tuple[SoundExample, ...]
+    sweeps: tuple[Part, ...]
+    missing: tuple[str, ...]
+
+
+def write_report(folders: Sequence[Path], output: Path) -> None:
+    """Compare runs: write a page and a Markdown file, and print the tables.
+
+    Args:
+        folders: the runs', e.g. runs/digits_mixit.
+        output: folder for report.html, report.md and its pictures.
+
+    Raises:
+        UserError: a folder is no run.
+    """
+    different = {folder.resolve(): folder for folder in folders}  # `runs/digits_mixit runs/digits_*` names one twice
+    sections = make_sections([Run.read(folder) for folder in different.values()])
+    title = f"Separation of {' and '.join(section.title for section in sections)}"
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.html").write_text(html_page(title, sections), encoding="utf-8")
+    numbers = [_numbers(section) for section in sections]
+    pictures = [_pictures(section, output, len(sections) == 1) for section in sections]
+    text = "\n".join(map("".join, zip(numbers, pictures, strict=True)))
+    (output / "report.md").write_text(f"# {title}\n\n{text}", encoding="utf-8")
+    print("\n".join([*numbers, f"written to {output}/report.html and report.md"]))
+
+
+# -- sections --
+
+
+def make_sections(runs: Sequence[Run]) -> list[Section]:
+    """A section for each data set, in the order of the first run on it."""
+    by_data: dict[str, list[Run]] = {}
+    for run in runs:
+        by_data.setdefault(run.data, []).append(run)
+    return [_section(data, group) for data, group in by_data.items()]
+
+
+def _section(data: str, everything: Sequence[Run]) -> Section:
+    firsts = {run.name for run in everything if not run.is_repetition}
+    repetitions = [run for run in everything if run.is_repetition and run.name in firsts]
+    runs = [run for run in everything if run not in repetitions]
+    runs.sort(key=lambda run: run.label in SUPERVISED)  # as in the table
+    sweeps = find_sweeps(runs)
+    runs = [run for run in runs if not any(run in sweep.changed for sweep in sweeps)]
+    shown = _with_the_same_mixtures(runs)
+    is_image = bool(shown) and shown[0].examples["mixtures"][0].ndim == 3
+    missing = [f"{run.folder}: {'; '.join(run.missing)}." for run in everything if run.missing]
+    if other := [str(run.folder) for run in runs if run.examples and run not in shown]:
+        missing.append(f"{', '.join(other)}: no examples, for its mixtures are not those of {shown[0].folder}.")
+    tables = [make_table(name, group, repetitions) for name, group in group_alike(runs)]
+    return Section(
+        data,
+        tuple(tables),
+        curves(runs, repetitions),
+        tuple(everything),
+        image_examples(shown) if is_image else None,
+        tuple(sound_examples(shown)) if shown and not is_image else (),
+        tuple(_sweep(sweep, {table.protocol for table in tables}) for sweep in sweeps),
+        tuple(missing),
+    )
+
+
+def _sweep(sweep: Sweep, said: set[str]) -> Part:
+    """``said``: the protocols that need not be said again."""
+    tables = [sweep_table(name, sweep, group) for name, group in group_alike(sweep.runs)]
+    tables = [replace(table, protocol="") if table.protocol in said else table for table in tables]
+    return Part(f"{sweep.label} with one setting changed", tuple(tables), sweep_curves(sweep.groups))
+
+
+def _with_the_same_mixtures(runs: Sequence[Run]) -> list[Run]:
+    """The runs whose examples can stand side by side: those with the mixtures of the first."""
+    with_examples = [run for run in runs if run.examples]
+
+    def is_like_the_first(run: Run) -> bool:
+        mine, first = (list(each.examples["mixtures"]) for each in (run, with_examples[0]))
+        return len(mine) == len(first) and all(torch.equal(x, y) for x, y in zip(mine, first, strict=True))
+
+    return [run for run in with_examples if is_like_the_first(run)]
+
+
+# -- the page --
+
+
+def html_page(title: str, sections: Sequence[Section]) -> str:
+    """The whole page, from report.html.j2."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("surf_lightning.reporting", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"code": _code, "drawing": _drawing, "data": _data}
+    tools = {"facts_in_common": facts_in_common, "validation_examples": validation_examples}
+    template = environment.get_template("report.html.j2")
+    return template.render(title=title, sections=sections, version=__version__, caption=CAPTION, **tools)
+
+
+def _code(text: str) -> Markup:
+    """``text``, in which backticks mark a command as in the Markdown file."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
+
+
+def _data(content: bytes, kind: str) -> str:
+    """A URI that holds ``content``."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _drawing(figure: Figure, kind: str) -> str:
+    """A URI that holds ``figure`` as svg or png."""
+    return _data(save(figure, kind), "image/svg+xml" if kind == "svg" else f"image/{kind}")
+
+
+# -- Markdown --
+
+
+def _numbers(section: Section) -> str:
+    """The section's tables and what is missing, in Markdown."""
+    parts = [f"## {section.title}\n", *map(_table, section.tables)]
+    for sweep in section.sweeps:
+        parts += [f"### {sweep.title}\n", *map(_table, sweep.tables)]
+    parts += ["".join(f"- {item}\n" for item in section.missing)] if section.missing else []
+    return "\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    notes = "".join(f"- {note}\n" for note in table.notes)
+    return "\n".join(filter(None, [table.protocol and f"{table.protocol}\n", markdown(table), notes]))
+
+
+def _pictures(section: Section, folder: Path, is_only: bool) -> str:
+    """The section's pictures, written into ``folder``, and what was run, in Markdown."""
+    lines, stem = [""], "report" if is_only else f"report_{section.title}"
+    drawn: list[tuple[str, Any, str]] = [("", section.images, CAPTION), ("_curves", section.curves, "Learning curves")]
+    drawn += [(f"_sweep{n}", sweep.curves, sweep.title) for n, sweep in enumerate(section.sweeps, 1)]
+    for suffix, figure, caption in drawn:
+        if figure:
+            path = folder / f"{stem}{suffix}.png"
+            path.write_bytes(save(figure, "png"))
+            lines += [f"![{caption}]({path.name})", ""]
+    if section.sounds:
+        lines += ["Examples to listen to are in report.html.", ""]
+    common, names = facts_in_common(section.runs)
+    if common:
+        lines += ["Of all runs: " + " · ".join(f"{name} {value}" for name, value in common.items()) + ".", ""]
+    lines += ["| run | method | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+    for run in section.runs:
+        lines.append("| " + " | ".join([str(run.folder), run.label, *(run.facts[name] for name in names)]) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,39 @@
+"""Checkpoints of earlier versions hold the arguments and the weights of these networks by name: neither may change."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from surf_lightning.networks import (
+    ConvTasNet,
+    MBLocoformer,
+    RegressionLocoformer,
+    RegressionNCSNpp,
+    ScoreNCSNpp,
+    SharedNCSNpp,
+    VelocityConvTasNet,
+)
+
+AUDIO: dict[str, Any] = {"filters": 8, "bottleneck": 8, "hidden": 8, "repeats": 2, "blocks": 2, "skip_residuals": True}
+MEL: dict[str, Any] = {"features": 8, "attention": 8, "heads": 2, "hidden": 8, "blocks": 2, "mel_bands": 8}
+IMAGE: dict[str, Any] = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention_resolutions": [8]}
+FORMATS = [
+    (lambda: ConvTasNet(3, 2, **AUDIO), "d87798ac9803"),
+    (lambda: VelocityConvTasNet(2, **AUDIO), "e1b6c6e64cc1"),
+    (lambda: MBLocoformer(2, **MEL), "dbdf6242c7dd"),
+    (lambda: RegressionLocoformer(3, 2, **MEL), "18db90070513"),
+    (lambda: SharedNCSNpp(2, 1, 8, **IMAGE), "19d76856c0b1"),
+    (lambda: RegressionNCSNpp(3, 2, 1, 8, **IMAGE), "4a943ec9f5d0"),
+    (lambda: ScoreNCSNpp(1, 8, **IMAGE), "7b7e4f0ff90f"),
+]
+
+
+@pytest.mark.parametrize(("make", "digest"), FORMATS)
+def test_arguments_and_weights_keep_names_and_order(make: Any, digest: str) -> None:
+    """The order too: optimizers number the parameters."""
+    network = make()
+    lines = [*sorted(network.init_args), *(f"{key} {list(value.shape)}" for key, value in network.state_dict().items())]
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest().startswith(digest)

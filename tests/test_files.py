@@ -1,0 +1,81 @@
+"""Files are whole at every moment, and trees are walked the same everywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from surf_lightning.files import files_under, partial_path, replacing, writing
+
+
+def tree(*names: str) -> None:
+    for name in names:
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_files_of_a_tree() -> None:
+    wanted = ["A.WAV", "b/c/d.Flac", "b/e.flac", "f.wav"]
+    tree(*wanted, "notes.txt", "._A.WAV", ".hidden/g.wav", "b/h.wav.part", "wav", "other.png")
+    assert files_under(Path(), (".wav", ".flac")) == wanted
+    assert files_under(Path("b").absolute(), (".flac",)) == ["c/d.Flac", "e.flac"]
+    assert files_under(Path("nowhere"), (".wav",)) == []
+
+
+def test_links_are_followed_once_and_a_folder_can_be_skipped() -> None:
+    tree("root/a.wav", "root/out/b.wav", "elsewhere/c.wav")
+    Path("root/up").symlink_to(Path("root").absolute())
+    Path("root/link").symlink_to(Path("elsewhere").absolute())
+    assert files_under(Path("root"), (".wav",)) == ["a.wav", "link/c.wav", "out/b.wav"]
+    assert files_under(Path("root"), (".wav",), skip=Path("root/out").absolute()) == ["a.wav", "link/c.wav"]
+    assert files_under(Path("root"), (".wav",), skip=Path("root")) == []
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all() -> None:
+    path = Path("a.txt")
+    path.write_text("old")
+    with replacing(path, "w", encoding="utf-8") as file:
+        file.write("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    with pytest.raises(KeyboardInterrupt), replacing(path, "w"):
+        raise KeyboardInterrupt
+    assert path.read_text() == "new"
+    assert os.listdir() == ["a.txt"]
+
+
+def test_two_processes_may_write_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path("a.txt")
+    with replacing(path, "w", shared=True) as first:
+        first.write("first, and longer")
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 0)
+            with replacing(path, "w", shared=True) as second:
+                second.write("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first, and longer"
+    assert os.listdir() == ["a.txt"]
+
+
+def test_a_written_file_waits_for_its_name() -> None:
+    path = Path("a.txt")
+    with writing(path, "w") as file:
+        file.write("all")
+    assert os.listdir() == [".a.txt.partial"]
+    assert partial_path(path).read_text() == "all"
+    partial_path(path).unlink()
+    with pytest.raises(ValueError, match="stop"), writing(path, "w"):
+        raise ValueError("stop")
+    assert os.listdir() == []
+
+
+def test_an_error_names_the_file_itself() -> None:
+    Path("folder").mkdir()
+    for path in (Path("folder"), Path("no/such/folder.txt")):
+        with pytest.raises(OSError, match="directory") as caught, replacing(path, "w"):
+            pass
+        assert caught.value.filename == str(path)
+    assert os.listdir() == ["folder"]
