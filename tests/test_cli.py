@@ -497,13 +497,17 @@ def test_a_folder_that_cannot_be_written_is_named(capfd: pytest.CaptureFixture[s
     assert "Traceback" not in captured.err
 
 
-def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_same_run() -> None:
+def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_same_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WANDB_SILENT")
     args = ["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml")]
     args += ["--config", str(ROOT / "tests" / "tiny_images.yaml"), "--trainer.enable_progress_bar", "false"]
     first = run(*args)
     assert first.returncode == 0, first.stderr
     run_id = Path("runs/digits_mixit/wandb_id").read_text().strip()
-    assert f"offline-run-*-{run_id}" in first.stderr + first.stdout
+    (line,) = [line for line in (first.stderr + first.stdout).splitlines() if "wandb" in line or "W&B" in line]
+    assert f"offline-run-*-{run_id}" in line
     again = run(*args, "--ckpt_path", "last", "--trainer.max_steps", "4")
     assert again.returncode == 0, again.stderr
     segments = list(Path("runs/digits_mixit/wandb").glob("offline-run-*"))

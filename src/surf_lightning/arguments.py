@@ -8,6 +8,7 @@ from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser
 
 from surf_lightning.errors import UserError
@@ -42,12 +43,14 @@ def call(function: Callable[..., Any], args: Sequence[str]) -> Any:
     Raises:
         UserError: the arguments are not those of ``function``.
     """
-    description = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
-    parser = CommandParser(prog=f"surf {function.__name__}", description=description, exit_on_error=False)
+    documented = docstring_parser.parse(function.__doc__ or "")
+    parser = CommandParser(prog=f"surf {function.__name__}", description=documented.description, exit_on_error=False)
+    explained = {parameter.arg_name: parameter.description for parameter in documented.params}
     parameters = inspect.signature(function).parameters.values()
     words = [parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL]
     for name in words:
-        parser.add_argument(name, nargs="*", default=SUPPRESS, metavar=name.removesuffix("s").upper())
+        word = name.removesuffix("s").upper()
+        parser.add_argument(name, nargs="*", default=SUPPRESS, metavar=word, help=explained.get(f"*{name}"))
     parser.add_function_arguments(function, as_group=False)
     try:
         options = parser.parse_args(args).as_dict()
@@ -58,7 +61,7 @@ def call(function: Callable[..., Any], args: Sequence[str]) -> Any:
 
 
 def readable(message: str) -> str:
-    """Jsonargparse's message in one line: the option as it is typed, and what is wrong with its value."""
+    """A message of jsonargparse in one line: the option as it is typed, and what is wrong with its value."""
     key = r'Parser key "([\w.]+)":'
     option = ".".join(dict.fromkeys(re.findall(key, message)))
     lines = [line.strip().removeprefix("- ") for line in re.sub(key, "", message).splitlines()]

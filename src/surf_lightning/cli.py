@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from surf_lightning import __version__
@@ -41,14 +42,15 @@ command, `surf fit --model.help SURF` those of a method, `surf fit --data.help M
 def report(*runs: str, output: str = "report") -> None:
     """Compare tested runs, as a page and as Markdown.
 
-    RUN is a run's folder, e.g. runs/digits_mixit.
-
     Args:
+        *runs: A run's folder, e.g. runs/digits_mixit.
         output: Folder for report.html, report.md and its pictures.
     """
     from surf_lightning.reporting.report import write_report
 
-    write_report(runs, output)
+    if not runs:
+        raise UserError("name the folders of the runs to compare, e.g. runs/digits_mixit")
+    write_report([Path(run) for run in runs], Path(output))
 
 
 def separate(
@@ -64,10 +66,11 @@ def separate(
 ) -> int:
     """Separate recordings (or PNG images) of any length; one file a source, which sum to the input.
 
-    INPUT is a file, a folder (its tree is mirrored) or a glob. The output folder gets manifest.csv, manifest.json,
-    manifest.raven.txt (for Raven), summary.json and journal.jsonl as well.
+    The output folder gets manifest.csv, manifest.json, manifest.raven.txt (for Raven), summary.json and journal.jsonl
+    as well.
 
     Args:
+        *inputs: A file, a folder (its tree is mirrored) or a glob.
         checkpoint: A run's checkpoint, or a folder of surf export.
         output: Folder for the sources.
         channels: Of a file of several: separate each, their mean, or the first.
@@ -79,6 +82,8 @@ def separate(
     """
     from surf_lightning.inference.separate import separate_inputs
 
+    if not inputs:
+        raise UserError("name the files or folders to separate")
     _allow_own_modules(trust)
     return separate_inputs(
         inputs, checkpoint, output, channels, num_samples, device, overwrite=overwrite, resume=resume, trust=trust
@@ -102,7 +107,11 @@ def export(*, checkpoint: str, output: str, trust: bool = False) -> None:
 
 
 def configs(*names: str) -> None:
-    """List the shipped configurations; with names, print those."""
+    """List the shipped configurations, or print them.
+
+    Args:
+        *names: One to print; without any, all are listed.
+    """
     from surf_lightning.engine.configs import shipped_config, summaries
 
     lines = [shipped_config(name).read_text(encoding="utf-8").rstrip() for name in names]

@@ -65,7 +65,7 @@ def test_every_number_is_a_line_with_its_step_epoch_and_name() -> None:
 
 def test_a_resumed_run_keeps_the_lines_of_its_first_part() -> None:
     first = write("run", [(0, {"loss": 3.0}), (1, {"loss": 2.0})])
-    assert write("run", [(2, {"loss": 1.5, "lr": 0.1})]) == [*first, "2,0,loss,1.5", "2,0,lr,0.1"]
+    assert write("run", [(2, {"loss": 1.5, "lr": 0.1})]) == [*first, "2,,loss,1.5", "2,,lr,0.1"]
     assert [path.name for path in Path("run").iterdir()] == ["metrics.csv"]
 
 
@@ -93,7 +93,7 @@ def test_readers_of_a_killed_and_resumed_run_see_each_step_once(rest: str) -> No
 def test_a_table_of_a_run_that_was_killed_in_its_header_begins_with_one(left: str) -> None:
     Path("run").mkdir()
     Path("run/metrics.csv").write_text(left)
-    assert write("run", [(0, {"loss": 1.0})]) == ["step,epoch,name,value", "0,0,loss,1.0"]
+    assert write("run", [(0, {"loss": 1.0})]) == ["step,epoch,name,value", "0,,loss,1.0"]
 
 
 def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,9 +57,9 @@ class MetricsCSV(Logger):
         if not self._begun:
             self._begin()
         values = dict(metrics)
-        epoch = values.pop("epoch", 0)
+        epoch = values.pop("epoch", "")  # LearningRateMonitor gives none
         with self._path.open("a", newline="", encoding="utf-8") as file:
-            lines = ((step, int(epoch), name, value) for name, value in values.items())
+            lines = ((step, epoch, name, value) for name, value in values.items())
             csv.writer(file, lineterminator="\n").writerows(lines)
 
     def _begin(self) -> None:
