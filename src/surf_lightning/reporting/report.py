@@ -6,7 +6,6 @@ import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from surf_lightning import __version__
-from surf_lightning.errors import UserError
 from surf_lightning.metrics.tables import SUPERVISED, Table
 from surf_lightning.reporting.figures import (
     SoundExample,
@@ -54,20 +52,17 @@ class Section(Part):
     missing: tuple[str, ...]
 
 
-def write_report(runs: Sequence[str | PathLike[str]], output: str | PathLike[str]) -> None:
+def write_report(folders: Sequence[Path], output: Path) -> None:
     """Compare runs: write a page and a Markdown file, and print the tables.
 
     Args:
-        runs: the runs' folders, e.g. runs/digits_mixit.
+        folders: the runs', e.g. runs/digits_mixit.
         output: folder for report.html, report.md and its pictures.
 
     Raises:
         UserError: a folder is no run.
     """
-    if not runs:
-        raise UserError("name the folders of the runs to compare, e.g. runs/digits_mixit")
-    output = Path(output)
-    different = {folder.resolve(): folder for folder in map(Path, runs)}  # `runs/digits_* runs/a` may name one twice
+    different = {folder.resolve(): folder for folder in folders}  # `runs/digits_mixit runs/digits_*` names one twice
     sections = make_sections([Run.read(folder) for folder in different.values()])
     title = f"Separation of {' and '.join(section.title for section in sections)}"
     output.mkdir(parents=True, exist_ok=True)
