@@ -9,26 +9,31 @@ from typing import Any
 import torch
 import yaml
 from counting import LiveBytes, count_flops, without_data
+from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from surf_lightning.inference.checkpoint import rebuild
 from surf_lightning.networks.base import VelocityNetwork
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "network"
+HERE = Path(__file__).parent
+CONFIGS = HERE.parent / "configs"
 RATE = 16_000
 
 
 def build(config: str, **changes: Any) -> nn.Module:
-    """The network of configs/network/``config``.yaml, some of its arguments changed."""
-    description = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
-    arguments = {key: _instance(value) for key, value in description["init_args"].items()}
-    return rebuild({**description, "init_args": {**arguments, **changes}})
+    """The network ``config``, or the network of the run ``config``, some of its arguments changed."""
+    network = _described(config)
+    network["init_args"] |= changes
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(nn.Module, "network")
+    return parser.instantiate(parser.parse_object({"network": network})).network
 
 
-def _instance(value: Any) -> Any:
-    """The name of a class stands for an instance of it."""
-    named = isinstance(value, str) and value.startswith("surf_lightning.")
-    return {"class_path": value, "init_args": {}} if named else value
+def _described(config: str) -> dict[str, Any]:
+    for folder in (CONFIGS / "network", HERE):
+        if (file := folder / f"{config}.yaml").is_file():
+            return yaml.safe_load(file.read_text())
+    network = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["model"]["init_args"]["network"]
+    return _described(Path(network).stem) if isinstance(network, str) else network
 
 
 def inputs(network: nn.Module, batch: int, *shape: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:

@@ -133,7 +133,7 @@ def test_table_2_measures_the_runs_of_table_1_anew() -> None:
 
 def test_every_change_trains() -> None:
     """Also a batch of one, of which Self-Remixing learns nothing."""
-    tiny = ["--config", str(ROOT / "tests" / "tiny_digits.yaml"), "--trainer.logger", "false"]
+    tiny = ["--config", str(ROOT / "tests" / "tiny_images.yaml"), "--trainer.logger", "false"]
     tiny += ["--trainer.enable_progress_bar", "false"]
     assert main(["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml"), *tiny]) == 0
     for method, change, expected in (

@@ -2,41 +2,89 @@
 
 from __future__ import annotations
 
-import csv
+import inspect
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
+from PIL import Image
 from torch import Tensor
 
-from surf_lightning import data, methods, networks
-from surf_lightning.cli import main
+from surf_lightning import data, methods, metrics, networks
+from surf_lightning.arguments import NOISE, call, readable
+from surf_lightning.cli import COMMANDS, main
 from surf_lightning.data.mixing import RandomMixtures
+from surf_lightning.engine import configs, lightning_cli
+from surf_lightning.engine.configs import with_config_paths
+from surf_lightning.engine.own_modules import named_modules
 from surf_lightning.engine.run_folder import LOCK
 from surf_lightning.errors import UserError
+from surf_lightning.inference.journal import JOURNAL, MANIFESTS, SUMMARY
+from surf_lightning.inference.streaming import CHANNELS
 from surf_lightning.networks import SharedNCSNpp, serializable
-from tests.test_configs import ROOT, arguments
+from surf_lightning.reporting.runs import read_curves
+from tests.test_configs import CONFIGS, ROOT, arguments
+
+SURF = ["-m", "surf_lightning"]
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "surf_lightning", *args]
+    command = [sys.executable, *SURF, *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_help_comes_without_heavy_imports() -> None:
-    code = "import sys, surf_lightning.cli as c; c.main(['--help']); print({'torch', 'lightning'} & {*sys.modules})"
+@pytest.mark.parametrize("command", ["", "report", "separate", "export", "configs"])
+def test_help_comes_without_heavy_imports(command: str) -> None:
+    heavy = {"torch", "lightning", "numpy", "wandb"} | ({"jsonargparse"} if not command else set())
+    code = f"import sys, surf_lightning.cli as c\ntry: c.main({[*command.split(), '--help']})\n"
+    code += f"finally: print({heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "surf fit --config" in done.stdout
+    assert {"": "surf fit --config"}.get(command, f"usage: surf {command}") in done.stdout
     assert done.stdout.rstrip().endswith("set()")
+
+
+def test_the_help_of_a_command_is_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command, function in COMMANDS.items():
+        assert f"{command:10} {str(function.__doc__).partition(chr(10))[0]}" in shown
+    with pytest.raises(SystemExit, match="0"):
+        main(["separate", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in (*MANIFESTS, SUMMARY, JOURNAL, "--trust", "--num_samples", "--num-samples"):
+        assert name in shown
+    channels = shown.partition("--channels {")[2].partition("}")[0]
+    assert set(channels.split(",")) == set(CHANNELS)
+
+
+def test_options_may_be_spelled_with_hyphens_and_flags_take_no_value() -> None:
+    def command(*words: str, num_samples: int = 1, some_flag: bool = False) -> Any:
+        """Do it.
+
+        Args:
+            num_samples: How many.
+            some_flag: Whether.
+        """
+        return words, num_samples, some_flag
+
+    assert call(command, []) == ((), 1, False)
+    assert call(command, ["a", "b", "--num-samples", "3"]) == (("a", "b"), 3, False)
+    assert call(command, ["--num_samples=3", "--some_flag"]) == ((), 3, True)
+    for wrong in (["--num_samples", "x"], ["--some_flag", "--other"], ["--num_samples"]):
+        with pytest.raises(UserError):
+            call(command, wrong)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +102,9 @@ def test_help_comes_without_heavy_imports() -> None:
         (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--seed_everything", "-1"], "--seed_everything: -1"),
         (["report", ".", "--output", "/proc/report"], "is no run"),
         (["separete"], "separete"),
+        (["predict"], "no command 'predict'"),
+        (["report"], "name the folders of the runs"),
+        (["separate", "--checkpoint", "c", "--output", "o"], "name the files or folders"),
     ],
 )
 def test_a_mistake_ends_in_one_clear_message(args: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +121,64 @@ def test_a_mistake_ends_in_one_clear_message(args: list[str], says: str, capfd: 
     assert "Traceback" not in captured.err + captured.out
 
 
+@pytest.mark.parametrize("noise", NOISE)
+def test_a_message_of_jsonargparse_is_shown_without_its_internals(
+    noise: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mistake, shown = ["--data.batch_size", "x"], "--data.batch_size: Expected a <class 'int'>. Got value: x"
+    if noise == "Given value: Namespace(":
+        mistake, shown = ["--model", "SURF"], "--model: the following arguments are required: network, mixit_checkpoint"
+    said: list[str] = []
+    monkeypatch.setattr(lightning_cli, "readable", lambda message: said.append(message) or readable(message))
+    assert main(["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml"), *mistake]) == 2
+    (message,) = said
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    assert any(line.startswith(noise) for line in lines), "jsonargparse says it otherwise now"
+    assert capsys.readouterr().err == f"surf fit: {shown}\n"
+
+
+@pytest.mark.parametrize("config", [["--config", "digits_mixit"], ["--config=digits_mixit"], ["-c", "digits_mixit"]])
+def test_a_shipped_configuration_is_found_by_its_name(config: list[str]) -> None:
+    args = ["fit", *config, *arguments("digits_mixit", Path())[3:]]
+    assert main(args) == 0
+    assert Path("runs/digits_mixit/checkpoints/last.ckpt").is_file()
+
+
+def test_a_configuration_that_is_there_wins(capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = str(ROOT / "configs" / "digits_mixit.yaml")
+    assert with_config_paths(["fit", "--config", "digits_mixit", "--name", "cifar_mixit"]) == [
+        *("fit", "--config", shipped, "--name", "cifar_mixit")
+    ]
+    Path("digits_mixit").write_text("mine: 1\n")
+    for given in ("digits_mixit", "digits_mixit.yaml", "configs/digits_mixit.yaml", '{"data": 1}', "--help"):
+        assert with_config_paths(["fit", "--config", given]) == ["fit", "--config", given]
+    assert main(["fit", "--config", "digits_mixi"]) == 2
+    assert "no configuration digits_mixi: neither a file nor" in capsys.readouterr().err
+
+
+def test_the_shipped_configurations_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs"]) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert list(listed) == CONFIGS
+    assert listed["digits_mixit"].startswith("MixIT on 8x8 digits")
+    assert main(["configs", "digits_mixit"]) == 0
+    assert capsys.readouterr().out == (ROOT / "configs" / "digits_mixit.yaml").read_text()
+    assert main(["configs", "nothing"]) == 2
+    assert "neither a file nor" in capsys.readouterr().err
+
+
+def test_in_a_wheel_the_configurations_lie_beside_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site-packages" / "surf_lightning"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(configs, "files", lambda _: package)
+    with pytest.raises(UserError, match="no configurations"):
+        configs.config_folder()
+    (package / "configs").mkdir()
+    (package / "configs" / "mine.yaml").write_text("# What it is.\n# More.\ndata: 1\n")
+    assert configs.summaries() == {"mine": "What it is."}
+    assert configs.shipped_config("mine") == package / "configs" / "mine.yaml"
+
+
 def test_missing_data_says_where_it_was_sought(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for family, folder in (("mnist", "MNIST/raw"), ("cifar", "cifar-10-batches-bin")):
         args = arguments(f"{family}_mixit", tmp_path / "empty")
@@ -78,14 +187,12 @@ def test_missing_data_says_where_it_was_sought(tmp_path: Path, capfd: pytest.Cap
 
 
 def test_fit_test_and_report_leave_what_they_promise() -> None:
-    shrunk = ["--config", str(ROOT / "tests" / "tiny_digits.yaml"), "--trainer.enable_progress_bar", "false"]
+    shrunk = ["--config", str(ROOT / "tests" / "tiny_images.yaml"), "--trainer.enable_progress_bar", "false"]
     config = ["--config", str(ROOT / "configs" / "digits_mixit.yaml"), *shrunk]
-    no_wandb = ["--trainer.logger", "surf_lightning.engine.loggers.MetricsCSV"]
+    no_wandb = ["--trainer.logger", "MetricsCSV"]
     assert main(["fit", *config, *no_wandb]) == 0
     folder = Path("runs/digits_mixit")
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert {"loss", "val/psnr", "val/ssim", "lr-Adam", "step"} <= rows[0].keys()
+    assert read_curves(folder / "metrics.csv").keys() == {"loss", "val/psnr", "val/ssim", "lr-Adam"}
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"] == "surf_lightning.methods.MixIT"
     assert list((folder / "media").glob("step_*.png"))
 
@@ -160,12 +267,14 @@ def test_every_argument_of_a_class_is_explained_in_its_help(package: ModuleType)
 
 def test_a_network_of_the_users_own_is_found_in_the_folder_where_surf_runs(tmp_path: Path) -> None:
     Path("my_networks.py").write_text(
+        "from my_helpers import CHANNELS\n"
         "from surf_lightning.networks import RegressionNCSNpp, serializable\n\n\n"
         "@serializable\n"
         "class Mine(RegressionNCSNpp):\n"
         "    def __init__(self, num_outputs: int) -> None:\n"
-        "        super().__init__(num_outputs, 2, 1, 8, channels=4, multipliers=(1,), blocks=1)\n"
+        "        super().__init__(num_outputs, 2, 1, 8, channels=CHANNELS, multipliers=(1,), blocks=1)\n"
     )
+    Path("my_helpers.py").write_text("CHANNELS = 4\n")
     command = ["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml"), "--trainer.fast_dev_run", "1"]
     command += ["--model.network", "my_networks.Mine", "--model.network.num_outputs", "4"]
     program = (
@@ -174,6 +283,104 @@ def test_a_network_of_the_users_own_is_found_in_the_folder_where_surf_runs(tmp_p
     # As the console script, which has its own folder in the path instead of the current one.
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# Optional modules that our libraries, or theirs, look for, at their import or later; and such as are installed.
+STRANGERS = ["accimage", "argcomplete", "defusedxml", "gmpy2", "isal", "lz4", "pynvml", "regex", "snappy", "zstandard"]
+STRANGERS += ["lightning", "numpy", "torch", "wandb"]
+
+
+def test_no_file_of_the_current_folder_is_imported() -> None:
+    """It may be a stranger's: a folder of recordings from somewhere."""
+    for name in STRANGERS:
+        Path(f"{name}.py").write_text(f"open('imported', 'a').write('{name} ')")
+    Image.new("L", (8, 8), 100).save("a.png")
+    fit = [*arguments("digits_mixit", Path()), "--trainer.logger", "WandbLogger", "--trainer.logger.offline", "true"]
+    checkpoint = ["--checkpoint", "runs/digits_mixit/checkpoints/last.ckpt", "--output"]
+    console_script = ["-P", "-c", "from surf_lightning.cli import entry_point as e; e()"]
+    for start, command in (
+        (console_script, ["--help"]),
+        (SURF, fit),
+        (console_script, ["report", "runs/digits_mixit"]),
+        (console_script, ["separate", "a.png", *checkpoint, "separated"]),
+        (console_script, ["export", *checkpoint, "exported"]),
+    ):
+        done = subprocess.run([sys.executable, *start, *command], capture_output=True, text=True, timeout=300)
+        assert not Path("imported").exists(), (command, Path("imported").read_text())
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def test_modules_are_known_by_the_names_in_nested_configurations() -> None:
+    Path("parts").mkdir()
+    Path("parts/net.yaml").write_text("class_path: my_networks.Mine\n")
+    Path("parts/flow.yaml").write_text("{model: {network: net.yaml}, loss: my_losses.f}\n")
+    Path("main.yaml").write_text("model: parts/flow.yaml  # a comment\ndata: parts/none.yaml\n")
+    assert named_modules(["fit", "--config", "main.yaml", "--data=my_data.Mine"]) >= {
+        "my_networks",
+        "my_losses",
+        "my_data",
+    }
+    assert not named_modules(["fit", "--config=main.yaml"]) & {"my_data", "argcomplete"}
+
+
+@pytest.mark.parametrize("package", [data, methods, metrics, networks])
+def test_every_class_is_known_by_its_short_name(package: ModuleType) -> None:
+    for name in package.__all__:
+        described = getattr(package, name)
+        if isinstance(described, type) and not inspect.isabstract(described):
+            base = next(cls for cls in reversed(described.__mro__) if cls.__module__.startswith("surf_lightning"))
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_subclass_arguments(base, "it", required=False)
+            with suppress(ArgumentError):  # it may need arguments
+                parser.parse_args([f"--it={name}"])
+            shown = io.StringIO()
+            with redirect_stdout(shown), suppress(SystemExit):
+                parser.parse_args([f"--it.help={name}"])
+            assert f"surf_lightning.{package.__name__.rpartition('.')[2]}" in shown.getvalue(), name
+
+
+SHORT = """\
+trainer:
+  max_steps: 1
+  accelerator: cpu
+  logger: {class_path: CSVLogger, init_args: {save_dir: .}}
+  callbacks: ModelSummary
+data:
+  class_path: Digits
+  init_args: {batch_size: 2, batches_per_epoch: 1, num_validation: 2}
+model:
+  class_path: SupervisedFlow
+  init_args:
+    network:
+      class_path: SharedNCSNpp
+      init_args: {num_sources: 2, image_channels: 1, image_size: 8, channels: 4, multipliers: [1], blocks: 1,
+        attention_resolutions: [], scale_by_sigma: false, head: SourceHead}
+    noise: ConstantNoise
+    reduction: log_energy
+    optimizer: {class_path: AdamW, init_args: {lr: 1.0e-3}}
+"""
+
+
+def test_a_whole_run_is_configured_by_short_names() -> None:
+    Path("mine.yaml").write_text(SHORT)
+    assert main(["fit", "--config", "mine.yaml", "--data.evaluation", "PixelMetrics"]) == 0
+    saved = yaml.safe_load(Path("runs/mine/config.yaml").read_text())["model"]["init_args"]
+    assert saved["network"]["class_path"] == "surf_lightning.networks.SharedNCSNpp"
+    assert saved["optimizer"]["class_path"] == "torch.optim.AdamW"
+    assert saved["reduction"] == "log_energy"
+    assert main(["fit", "--config", "runs/mine/config.yaml", "--name", "again"]) == 0
+
+
+def test_a_loss_is_named_or_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_losses.py").write_text("def halved(error, reference):\n    return error / 2\n")
+    fit = arguments("digits_mixit", Path())
+    for given, saved in (("squared_error", "squared_error"), ("my_losses.halved", "my_losses.halved")):
+        assert main([*fit, "--model.error", given]) == 0
+        assert yaml.safe_load(Path("runs/digits_mixit/config.yaml").read_text())["model"]["init_args"]["error"] == saved
+    sys.modules.pop("my_losses")
+    for wrong in ("square_error", "my_losses.none", "no_losses.halved"):
+        assert main([*fit, "--model.error", wrong]) == 2
+        assert wrong.rpartition(".")[2] in capsys.readouterr().err
 
 
 class Unrecorded(SharedNCSNpp):
@@ -290,13 +497,17 @@ def test_a_folder_that_cannot_be_written_is_named(capfd: pytest.CaptureFixture[s
     assert "Traceback" not in captured.err
 
 
-def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_same_run() -> None:
+def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_same_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WANDB_SILENT")
     args = ["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml")]
-    args += ["--config", str(ROOT / "tests" / "tiny_digits.yaml"), "--trainer.enable_progress_bar", "false"]
+    args += ["--config", str(ROOT / "tests" / "tiny_images.yaml"), "--trainer.enable_progress_bar", "false"]
     first = run(*args)
     assert first.returncode == 0, first.stderr
     run_id = Path("runs/digits_mixit/wandb_id").read_text().strip()
-    assert f"offline-run-*-{run_id}" in first.stderr + first.stdout
+    (line,) = [line for line in (first.stderr + first.stdout).splitlines() if "wandb" in line or "W&B" in line]
+    assert f"offline-run-*-{run_id}" in line
     again = run(*args, "--ckpt_path", "last", "--trainer.max_steps", "4")
     assert again.returncode == 0, again.stderr
     segments = list(Path("runs/digits_mixit/wandb").glob("offline-run-*"))

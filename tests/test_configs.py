@@ -1,8 +1,13 @@
-"""Every shipped configuration trains, and the full networks have the sizes that the papers state."""
+"""Every shipped configuration trains and says each thing once; the full networks have the published sizes."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,22 +20,32 @@ from surf_lightning.inference.separator import load_separator
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
-FAMILIES = sorted({name.split("_")[0] for name in CONFIGS})
-UNSUPERVISED = ["mixit", "mixpit", "mixcycle", "remixit", "self_remixing", "surf_rm", "surf_sr"]
-SUPERVISED = ["supervised_regression", "supervised_flow", "basis"]
-# What only one method has, and two steps are to see: a short sampler, both phases of the training.
-SHORTENED = {"basis": ["--model.langevin_steps", "1"], "mixcycle": ["--model.mixpit_steps", "1"]}
-
-
+PARTS = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").glob("*/*.yaml"))
+REMIXED = ["remixit", "self_remixing", "surf_rm", "surf_sr"]
+SUPERVISED = ["supervised_regression", "supervised_flow"]
+IMAGES = ["mixit", "mixpit", "mixcycle", *REMIXED, *SUPERVISED, "basis"]
+METHODS = {
+    "digits": IMAGES,
+    "mnist": IMAGES,
+    "cifar": IMAGES,
+    "mnist-small": ["mixit", "remixit", "self_remixing", "surf_rm"],
+    "libri2mix": ["mixit", *REMIXED, *SUPERVISED],
+    "libri2mix-small": ["mixit", "remixit", "surf_rm"],
+    "fuss": ["mixit", *REMIXED, *SUPERVISED],
+    "audioset": ["mixit", *REMIXED],  # there are no clean sources here
+    "folder": ["mixit", *REMIXED],
+}
 AUDIO = {"libri2mix": "Libri2Mix", "fuss": "FUSS/ssdata", "audioset": "AudioSet", "folder": "recordings"}
 AUDIO["libri2mix-small"] = AUDIO["libri2mix"]
+# What only one method has, and two steps are to see: a short sampler, both phases of the training.
+SHORTENED = {"basis": ["--model.langevin_steps", "1"], "mixcycle": ["--model.mixpit_steps", "1"]}
 
 
 def arguments(name: str, root: Path, command: str = "fit") -> list[str]:
     """The command line of config ``name``, shrunk, on the sets in ``root``; the shipped trackers off."""
     family, method = name.split("_", 1)
     args = [command, "--config", str(ROOT / "configs" / f"{name}.yaml")]
-    args += ["--config", str(ROOT / "tests" / f"tiny_{family}.yaml")]
+    args += ["--config", str(ROOT / "tests" / f"tiny_{'audio' if family in AUDIO else 'images'}.yaml")]
     args += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
     args += SHORTENED.get(method, [])
     if family in ("libri2mix", "fuss", "audioset") and method != "mixit":  # Conv-TasNet has no such arguments
@@ -38,20 +53,23 @@ def arguments(name: str, root: Path, command: str = "fit") -> list[str]:
     return args if family == "digits" else [*args, "--data.root", str(root / AUDIO.get(family, ""))]
 
 
-@pytest.mark.parametrize("family", ["digits", "mnist", "cifar"])
-def test_the_matrix_of_image_configs_is_complete(family: str) -> None:
-    assert {f"{family}_{method}" for method in UNSUPERVISED + SUPERVISED} <= set(CONFIGS)
+def loaded(path: str) -> Any:
+    return yaml.safe_load((ROOT / "configs" / path).read_text())
 
 
-@pytest.mark.parametrize("family", ["libri2mix", "fuss", "audioset", "folder"])
-def test_the_matrix_of_audio_configs_is_complete(family: str) -> None:
-    methods = ["mixit", "remixit", "self_remixing", "surf_rm", "surf_sr"]
-    if family in ("libri2mix", "fuss"):  # the others have no clean sources
-        methods += ["supervised_regression", "supervised_flow"]
-    assert {f"{family}_{method}" for method in methods} <= set(CONFIGS)
+def resolved(*args: str) -> Any:
+    """The whole configuration that ``surf fit`` would run with."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+        main(["fit", *args, "--print_config"])
+    return yaml.safe_load(output.getvalue())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_the_matrix_of_configs_is_complete() -> None:
+    assert {f"{family}_{method}" for family, methods in METHODS.items() for method in methods} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("family", METHODS)
 def test_every_config_trains_two_steps_in_a_chain_without_a_path_typed(
     family: str, image_sets: Path, audio_sets: Path
 ) -> None:
@@ -74,25 +92,76 @@ def test_every_config_trains_two_steps_in_a_chain_without_a_path_typed(
 
 
 PARAMETERS = {  # networks_and_metrics 1.3; MixIT has 4 outputs for 2
-    "cifar_velocity": 15_839_692,
-    "mnist_velocity": 15_828_036,
-    "cifar_score": 15_837_004,
-    "cifar_regression": 14_467_352,
-    "mnist_regression": 14_449_416,
+    "cifar_surf_rm": 15_839_692,
+    "mnist_surf_rm": 15_828_036,
+    "cifar_basis": 15_837_004,
+    "cifar_remixit": 14_467_352,
+    "mnist_remixit": 14_449_416,
 }
 
 
-@pytest.mark.parametrize("part", PARAMETERS)
-def test_the_full_networks_have_the_published_sizes(part: str) -> None:
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_full_networks_have_the_published_sizes(name: str) -> None:
+    network = loaded(f"{name}.yaml")["model"]["init_args"]["network"]
     parser = ArgumentParser()
     parser.add_subclass_arguments(nn.Module, "network")
+    described = loaded(network) if isinstance(network, str) else network
     with torch.device("meta"):
-        network = parser.instantiate(parser.parse_args([f"--network={ROOT}/configs/network/{part}.yaml"])).network
-    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[part]
+        built = parser.instantiate(parser.parse_object({"network": described})).network
+    assert sum(parameter.numel() for parameter in built.parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_dotted_key_silently_replaces_a_part(name: str) -> None:
-    """`trainer: FILE` and `trainer.max_steps: 4` in one YAML drop all of FILE, trackers and clipping with it."""
-    keys = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text()).keys()
-    assert keys == {"trainer", "data", "model"}
+    """`trainer: FILE` and `trainer.max_steps: 4` in one YAML drop all of FILE, clipping with it."""
+    config = loaded(f"{name}.yaml")
+    assert config.keys() == {"trainer", "data", "model"}
+    assert isinstance(config["trainer"], dict)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_head_gives_the_command_and_what_to_expect(name: str) -> None:
+    lines = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()
+    head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    assert f"surf fit --config configs/{name}.yaml" in "\n".join(head[:2])
+    assert sum(line.startswith("# Expected: ") for line in head) == 1
+    assert any(source in line for line in head for source in ("From the ", "Chosen here: "))
+
+
+def test_class_names_are_short_and_lightnings_defaults_are_not_repeated() -> None:
+    for path in (*(f"{name}.yaml" for name in CONFIGS), *PARTS):
+        text = (ROOT / "configs" / path).read_text()
+        assert "class_path: surf_lightning." not in text, path
+        assert "class_path: torch." not in text, path
+        assert "logger" not in text, path
+    for name in CONFIGS:
+        given = loaded(f"{name}.yaml")["trainer"].items()
+        assert not given & {("accelerator", "auto"), ("devices", "auto"), ("log_every_n_steps", 50)}, name
+
+
+def test_a_part_has_a_file_where_several_runs_share_it_and_no_file_is_anothers_copy() -> None:
+    uses: dict[str, int] = {}
+    for name in CONFIGS:
+        config = loaded(f"{name}.yaml")
+        for part in (config["data"], config["model"]["init_args"]["network"]):
+            if isinstance(part, str):
+                uses[part] = uses.get(part, 0) + 1
+    assert sorted(uses) == PARTS
+    assert min(uses.values()) > 1
+    contents = [str(loaded(path)) for path in (*(f"{name}.yaml" for name in CONFIGS), *PARTS)]
+    assert len(set(contents)) == len(contents)
+
+
+def test_weights_and_biases_tracks_every_run_unless_told_otherwise() -> None:
+    config = f"--config={ROOT}/configs/digits_mixit.yaml"
+    logger = resolved(config)["trainer"]["logger"]
+    assert logger["class_path"] == "lightning.pytorch.loggers.WandbLogger"
+    assert logger["init_args"]["project"] == "surf-lightning"
+    assert resolved(config, "--trainer.logger.project", "mine")["trainer"]["logger"]["init_args"]["project"] == "mine"
+    assert resolved(config, "--trainer.logger", "false")["trainer"]["logger"] is False
+
+
+def test_the_package_holds_the_configs() -> None:
+    shipped = Path(str(files("surf_lightning"))) / "configs"
+    assert {path.stem for path in shipped.glob("*.yaml")} == set(CONFIGS)
+    assert (shipped / PARTS[0]).is_file()

@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
+
+TRAINING = {
+    "fit": "Train one stage, or go on with it: --ckpt_path last.",
+    "validate": "Measure a run's best checkpoint on its validation mixtures.",
+    "test": "Measure it on the test mixtures; writes metrics.json into the run's folder.",
+}
 
 HELP = """\
 usage: surf COMMAND [ARGUMENTS]
@@ -16,75 +24,160 @@ usage: surf COMMAND [ARGUMENTS]
 Learn to separate sources from mixtures alone.
 
 commands:
-  fit        train one stage:    surf fit --config configs/digits_mixit.yaml
-             continue it:        surf fit --config configs/digits_mixit.yaml --ckpt_path last
-             the stage after it: surf fit --config configs/digits_surf_rm.yaml
-  validate   measure a run's best checkpoint on its validation mixtures
-  test       measure it on the test mixtures; writes metrics.json into the run's folder
-  predict    run the separator over the test mixtures, for callbacks of your own: it writes nothing
-  report     compare tested runs: surf report runs/digits_mixit runs/digits_surf_rm --output report
-  separate   separate recordings (or PNG images) of your own, files or whole folders:
-             surf separate meeting.wav field/ --checkpoint runs/NAME/checkpoints/best.ckpt --output separated
-  export     write a trained separator for others to use: surf export --checkpoint CKPT --output DIR
+{commands}
 
-A run lies in runs/<name of its config>: checkpoints/{last,best}.ckpt, config.yaml, metrics.csv, media/.
-`surf COMMAND --help` lists the arguments of a command; `surf fit --model.help surf_lightning.methods.SURF`
-those of a method, `surf fit --data.help surf_lightning.data.MNIST` those of a data set.
+examples:
+  surf fit --config digits_mixit
+  surf fit --config digits_surf_rm          the stage after it
+  surf test --config digits_surf_rm
+  surf report runs/digits_mixit runs/digits_surf_rm --output report
+  surf separate meeting.wav field/ --checkpoint runs/NAME/checkpoints/best.ckpt --output separated
+
+A configuration is a file, or a name that `surf configs` lists. A run lies in runs/<name of its configuration>:
+checkpoints/{{last,best}}.ckpt, config.yaml, metrics.csv, media/. `surf COMMAND --help` lists the arguments of a
+command, `surf fit --model.help SURF` those of a method, `surf fit --data.help MNIST` those of a data set.
 """
+
+
+def report(*runs: str, output: str = "report") -> None:
+    """Compare tested runs, as a page and as Markdown.
+
+    Args:
+        *runs: A run's folder, e.g. runs/digits_mixit.
+        output: Folder for report.html, report.md and its pictures.
+    """
+    from surf_lightning.reporting.report import write_report
+
+    if not runs:
+        raise UserError("name the folders of the runs to compare, e.g. runs/digits_mixit")
+    write_report([Path(run) for run in runs], Path(output))
+
+
+def separate(
+    *inputs: str,
+    checkpoint: str,
+    output: str,
+    channels: Literal["each", "mix", "first"] = "each",
+    num_samples: int = 1,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    trust: bool = False,
+) -> int:
+    """Separate recordings (or PNG images) of any length; one file a source, which sum to the input.
+
+    The output folder gets manifest.csv, manifest.json, manifest.raven.txt (for Raven), summary.json and journal.jsonl
+    as well.
+
+    Args:
+        *inputs: A file, a folder (its tree is mirrored) or a glob.
+        checkpoint: A run's checkpoint, or a folder of surf export.
+        output: Folder for the sources.
+        channels: Of a file of several: separate each, their mean, or the first.
+        num_samples: Write the mean of so many posterior samples of a flow, and its uncertainty over time.
+        device: One of auto, cpu, mps, cuda:N.
+        overwrite: Replace outputs that are there already.
+        resume: Pass over what an earlier run has done with the same checkpoint and settings.
+        trust: Import classes from outside this package, if the checkpoint needs any.
+    """
+    from surf_lightning.inference.separate import separate_inputs
+
+    if not inputs:
+        raise UserError("name the files or folders to separate")
+    _allow_own_modules(trust)
+    return separate_inputs(
+        inputs, checkpoint, output, channels, num_samples, device, overwrite=overwrite, resume=resume, trust=trust
+    )
+
+
+def export(*, checkpoint: str, output: str, trust: bool = False) -> None:
+    """Write a trained separator in the Hugging Face layout: safetensors, a JSON config, a model card.
+
+    Args:
+        checkpoint: A run's checkpoint.
+        output: A new folder.
+        trust: Import classes from outside this package, if the checkpoint needs any.
+    """
+    from surf_lightning.inference.export import CARD, CONFIG, WEIGHTS
+    from surf_lightning.inference.export import export as write
+
+    _allow_own_modules(trust)
+    write(checkpoint, output, trust)
+    print(f"written to {output}: {WEIGHTS}, {CONFIG} and {CARD}, the model card")
+
+
+def configs(*names: str) -> None:
+    """List the shipped configurations, or print them.
+
+    Args:
+        *names: One to print; without any, all are listed.
+    """
+    from surf_lightning.engine.configs import shipped_config, summaries
+
+    lines = [shipped_config(name).read_text(encoding="utf-8").rstrip() for name in names]
+    lines = lines or [f"{name:32} {summary}" for name, summary in summaries().items()]
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # `surf configs | head` has read enough; what is left must not be flushed at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    function.__name__: function for function in (report, separate, export, configs)
+}
+
+
+def help_text() -> str:
+    """What `surf --help` prints."""
+    first_lines = {name: (function.__doc__ or "").partition("\n")[0] for name, function in COMMANDS.items()}
+    return HELP.format(commands="\n".join(f"  {name:10} {line}" for name, line in (TRAINING | first_lines).items()))
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line ``args`` (the process's own by default); returns the exit status.
 
-    Callable from Python as well: ``main(["fit", "--config", "configs/digits_mixit.yaml"])``.
+    Callable from Python as well: ``main(["fit", "--config", "digits_mixit"])``.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP)
+        print(help_text())
         return 0
     if args[0] == "--version":
         print(__version__)
         return 0
-    command, *rest = args
     try:
-        if command in ("fit", "validate", "test", "predict"):
-            from surf_lightning.engine.lightning_cli import run_lightning
-
-            run_lightning(args)
-        elif command == "report":
-            from surf_lightning.reporting import run_report
-
-            run_report(rest)
-        elif command == "separate":
-            from surf_lightning.inference.separate import run_separate
-
-            return run_separate(rest)
-        elif command == "export":
-            from surf_lightning.inference.export import run_export
-
-            run_export(rest)
-        else:
-            raise UserError(f"there is no command {command!r}; `surf --help` lists them")
+        return _run(*args)
     except UserError as error:
-        print(f"surf {command}: {_message(error)}", file=sys.stderr)
-        return 2
+        print(f"surf {args[0]}: {error}", file=sys.stderr)
     except OSError as error:
         if error.filename is None:  # no file of the user's
             raise
-        print(f"surf {command}: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+        print(f"surf {args[0]}: {error.filename}: {error.strerror}", file=sys.stderr)
+    return 2
 
 
-def _message(error: UserError) -> str:
-    """What it says; one raised in a process of a DataLoader's comes wrapped in that process's traceback."""
-    return str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].rstrip()
+def _run(command: str, *args: str) -> int:
+    if command in TRAINING:
+        from surf_lightning.engine.lightning_cli import run_lightning
+
+        run_lightning(command, *args)
+        return 0
+    if command not in COMMANDS:
+        raise UserError(f"there is no command {command!r}; `surf --help` lists them")
+    from surf_lightning.arguments import call
+
+    return call(COMMANDS[command], args) or 0
 
 
-def entry_point() -> None:
-    """The console script."""
+def _allow_own_modules(trust: bool) -> None:
+    """A trusted checkpoint may name classes in the folder where surf runs; all our imports are done."""
+    if trust:
+        sys.path.append(os.getcwd())
+
+
+def entry_point() -> Any:
+    """The console script. Its module path has no current folder: a stranger's files in it must not be imported."""
     # Threads that spin while they wait slow two trainings on the same cores down a hundredfold; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"  # not where it is raised
-    sys.path.append(os.getcwd())  # a config may name a network of the user's own, as under python -m
     sys.exit(main())

@@ -13,9 +13,9 @@ from surf_lightning.errors import UserError
 
 
 def files_under(root: Path, suffixes: tuple[str, ...], skip: Path | None = None) -> list[str]:
-    """Files in the tree of ``root`` whose names end in one of ``suffixes`` (lower case; a name may be in any case).
+    """Find the files of some kinds in a folder and its subfolders; links are followed.
 
-    Links are followed. Hidden files and folders are left out, also the ``._name.wav`` that macOS leaves on other disks.
+    Hidden files and folders are left out, also the ``._name.wav`` that macOS leaves on other disks.
 
     Args:
         root: the tree's folder.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ import torch
 from surf_lightning.cli import main
 from surf_lightning.engine import checkpoints
 from surf_lightning.engine.checkpoints import LastCheckpoint, keep_newest
+from surf_lightning.reporting.runs import read_curves
 from tests.test_configs import arguments
 
 LAST = Path("run/checkpoints/last.ckpt")
@@ -205,9 +205,8 @@ def test_a_validation_amid_accumulated_gradients_leaves_its_checkpoint_to_the_ne
     assert all(torch.equal(again["state_dict"][name], weight) for name, weight in whole["state_dict"].items())
 
 
-def rows(run: str) -> list[dict[str, str]]:
-    with open(Path(run, "metrics.csv"), newline="") as file:
-        return [{**row, "epoch": ""} for row in csv.DictReader(file)]
+def curves(run: str) -> dict[str, dict[int, float]]:
+    return read_curves(Path(run, "metrics.csv"))
 
 
 @pytest.mark.parametrize("between", [[], ["4"]])  # stopped once, and again as soon as it went on
@@ -215,7 +214,7 @@ def rows(run: str) -> list[dict[str, str]]:
 def test_a_stop_just_before_a_validation_leaves_none_out(
     stopped_after: int, between: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--data.batches_per_epoch", "4", "--trainer.logger", "surf_lightning.engine.loggers.MetricsCSV"]
+    options = ["--data.batches_per_epoch", "4", "--trainer.logger", "MetricsCSV"]
     plain = LastCheckpoint.on_train_batch_end
 
     def signalled(self: LastCheckpoint, trainer: lightning.Trainer, *args: object) -> None:
@@ -232,7 +231,7 @@ def test_a_stop_just_before_a_validation_leaves_none_out(
         fit(*options, "--trainer.max_steps", steps, "--ckpt_path", "last")
     Path("run").rename("parts")
     fit(*options, "--trainer.max_steps", "9")
-    assert rows("parts") == rows("run")
+    assert curves("parts") == curves("run")
     stopped, whole = (torch.load(Path(run, "checkpoints/best.ckpt"), weights_only=True) for run in ("parts", "run"))
     assert stopped["global_step"] == whole["global_step"]
     assert all(torch.equal(value, whole["state_dict"][name]) for name, value in stopped["state_dict"].items())
@@ -243,14 +242,14 @@ def test_without_truth_a_moving_teacher_leaves_the_newest_as_the_best(
     method: str, audio_sets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The loss grows as beta falls, or as the student's own average teaches: its least says nothing of the weights."""
-    steps = ["--trainer.max_steps", "6", "--trainer.logger", "surf_lightning.engine.loggers.MetricsCSV"]
+    steps = ["--trainer.max_steps", "6", "--trainer.logger", "MetricsCSV"]
     schedule = ["--model.beta_steps", "2"] if method == "surf_rm" else ["--model.teacher_steps", "3"]
     assert main(arguments("folder_mixit", audio_sets)) == 0
     args = [*arguments(f"folder_{method}", audio_sets), "--trainer.default_root_dir", "run"]
     assert main([*args, *steps, *schedule]) == 0
     assert step(LAST.with_name("best.ckpt")) == 6
-    logged = [row["val/loss"] for row in rows("run") if row["val/loss"]]
+    logged = curves("run")["val/loss"]
     assert len(logged) == 3
     capsys.readouterr()
     assert main(["validate", *args[1:], *schedule, "--ckpt_path", "last"]) == 0
-    assert f"{float(logged[-1]):.3f}" in capsys.readouterr().out
+    assert f"{logged[max(logged)]:.3f}" in capsys.readouterr().out

@@ -9,13 +9,30 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from surf_lightning import __version__
+from surf_lightning.callbacks.media import Media
+from surf_lightning.callbacks.results import PrintedResult
 from surf_lightning.cli import main
-from surf_lightning.engine.fit import TRAINER_DEFAULTS, check, fit
+from surf_lightning.engine import fit as engine
+from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
+from surf_lightning.engine.fit import (
+    TRAINER_DEFAULTS,
+    Progress,
+    check,
+    fit,
+    progress_bar,
+    standard_callbacks,
+    train,
+)
 from surf_lightning.errors import UserError
 from surf_lightning.methods import SURF, MixIT
+from surf_lightning.provenance import hardware
 from surf_lightning.reporting.runs import read_curves
 from tests import tiny
 
@@ -42,7 +59,7 @@ def test_only_one_device_and_ddp_are_supported() -> None:
 
 
 def test_a_run_holds_what_that_of_the_command_line_does() -> None:
-    paths = (ROOT / "configs" / "digits_mixit.yaml", ROOT / "tests" / "tiny_digits.yaml")
+    paths = (ROOT / "configs" / "digits_mixit.yaml", ROOT / "tests" / "tiny_images.yaml")
     assert main(["fit", *(f"--config={path}" for path in paths), "--name", "command", "--trainer.logger", "true"]) == 0
     trainer = fit(mixit(), tiny.digits(), "runs/python", 2, **QUIET)
     assert trainer.global_step == 2
@@ -86,3 +103,74 @@ def test_nothing_is_advertised_or_warned_of(caplog: pytest.LogCaptureFixture, re
     assert "Tip" not in caplog.text
     assert "a fact" in caplog.text
     assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_each_command_has_its_callbacks() -> None:
+    def types(subcommand: str, has_loggers: bool) -> list[type]:
+        return [type(callback) for callback in standard_callbacks(Path("run"), subcommand, has_loggers)]
+
+    assert types("fit", True) == [LearningRateMonitor, Media, BestCheckpoint, LastCheckpoint]
+    assert types("fit", False) == [Media, BestCheckpoint, LastCheckpoint]
+    assert types("test", True) == [engine.TestResults, PrintedResult]
+    assert types("validate", True) == [PrintedResult]
+
+
+class Remembering(Logger):
+    """A logger of the user's."""
+
+    name, version = "remembering", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hyperparams: list[Any] = []
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        self.hyperparams.append(params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        pass
+
+
+def test_the_configuration_is_written_and_reaches_every_logger() -> None:
+    loggers = [Remembering(), Remembering()]
+    for steps in (1, 2):
+        trainer = tiny.trainer(Path("run"), max_steps=steps, logger=loggers)
+        train(trainer, mixit(), tiny.digits(), None, fresh=False, config=f"steps: {steps}\nnothing: null\n")
+    lines = Path("run/config.yaml").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["steps: 2", "nothing: null"]
+    assert lines[0] == f"# version: {__version__}"
+    assert f"# hardware: {hardware(torch.device('cpu'))}" in lines
+    assert [logger.hyperparams for logger in loggers] == 2 * [[{"steps": n, "nothing": None} for n in (1, 2)]]
+
+
+def test_a_logger_gets_the_whole_configuration_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(Remembering, "log_hyperparams", lambda self, params: seen.append(params))
+    paths = (ROOT / "configs" / "digits_mixit.yaml", ROOT / "tests" / "tiny_digits.yaml")
+    command = [*(f"--config={path}" for path in paths), "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", *command, "--trainer.logger", "tests.engine.test_fit.Remembering"]) == 0
+    assert main(["test", *command, "--trainer.logger", "tests.engine.test_fit.Remembering"]) == 0
+    (params,) = seen
+    assert params == yaml.safe_load(Path("runs/digits_mixit/config.yaml").read_text())
+    assert params["model"]["init_args"]["network"]["init_args"]["channels"] == 4
+
+
+def test_the_bar_is_drawn_once_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    bar = Progress()
+    drawn = []
+    for step in range(1, 11):
+        if bar._should_update(step, 10):
+            drawn.append(step)
+        now[0] += 0.3
+    assert drawn == [1, 5, 9, 10]
+    bar.disable()  # as on all ranks but the first
+    assert not bar._should_update(10, 10)
+
+
+def test_a_bar_of_the_users_is_the_only_one() -> None:
+    assert [type(bar) for bar in progress_bar(None, [])] == [Progress]
+    assert progress_bar(False, []) == progress_bar(True, [TQDMProgressBar()]) == []

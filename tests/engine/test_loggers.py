@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import builtins
-import csv
-import json
 import logging
-import threading
+import socket
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +14,18 @@ import pytest
 import wandb as service
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from surf_lightning.engine.loggers import (
-    ContinueTables,
     MetricsCSV,
-    complete_loggers,
-    mend,
-    remember,
-    silence_adverts,
+    filter_lightning_tips,
+    is_wandb_error,
+    resolve_loggers,
+    start_loggers,
     why_offline,
 )
 from surf_lightning.errors import UserError
+from surf_lightning.reporting.runs import read_curves
 
 WANDB = "lightning.pytorch.loggers.WandbLogger"
 CSV = "surf_lightning.engine.loggers.MetricsCSV"
@@ -46,126 +44,65 @@ def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
     monkeypatch.setattr(builtins, "input", refuse)
     yield
+    service.finish()
     service.teardown()
 
 
 # -- CSV --
 
 
-def write(folder: str, rows: list[tuple[int, dict[str, float]]], flush: int = 100) -> list[dict[str, str]]:
-    logger = MetricsCSV(folder, flush_logs_every_n_steps=flush)
+def write(folder: str, rows: list[tuple[int, dict[str, float]]]) -> list[str]:
+    logger = MetricsCSV(folder)
     for step, metrics in rows:
         logger.log_metrics(metrics, step)
-    logger.finalize("success")
-    with open(Path(folder, "metrics.csv"), newline="") as file:
-        return list(csv.DictReader(file))
+    return Path(folder, "metrics.csv").read_text().splitlines()
 
 
-def test_a_resumed_run_keeps_the_rows_of_its_first_part() -> None:
+def test_every_number_is_a_line_with_its_step_epoch_and_name() -> None:
+    rows = [(0, {"loss": 3.0, "epoch": 0}), (1, {"loss": 2.0, "val/psnr": 20.5, "epoch": 1})]
+    assert write("run", rows) == ["step,epoch,name,value", "0,0,loss,3.0", "1,1,loss,2.0", "1,1,val/psnr,20.5"]
+
+
+def test_a_resumed_run_keeps_the_lines_of_its_first_part() -> None:
     first = write("run", [(0, {"loss": 3.0}), (1, {"loss": 2.0})])
-    assert first == [{"loss": "3.0", "step": "0"}, {"loss": "2.0", "step": "1"}]
-    assert write("run", [(2, {"loss": 1.5})]) == [*first, {"loss": "1.5", "step": "2"}]
+    assert write("run", [(2, {"loss": 1.5, "lr": 0.1})]) == [*first, "2,,loss,1.5", "2,,lr,0.1"]
     assert [path.name for path in Path("run").iterdir()] == ["metrics.csv"]
 
 
-def test_new_columns_are_empty_in_the_rows_before_them() -> None:
-    write("run", [(0, {"loss": 3.0})])
-    rows = write("run", [(1, {"loss": 2.0, "val/psnr": 20.0}), (2, {"lr": 0.1})])
-    empty = {"loss": "", "lr": "", "val/psnr": ""}
-    assert rows == [
-        {**empty, "loss": "3.0", "step": "0"},
-        {**empty, "loss": "2.0", "val/psnr": "20.0", "step": "1"},
-        {**empty, "lr": "0.1", "step": "2"},
-    ]
-    assert write("run", [(3, {"loss": 1.0})])[-1] == {**empty, "loss": "1.0", "step": "3"}
+def test_lines_are_written_as_they_come() -> None:
+    logger = MetricsCSV("run")
+    for step in range(3):
+        logger.log_metrics({"loss": 1.0}, step)
+        assert len(Path("run/metrics.csv").read_text().splitlines()) == step + 2
 
 
-def test_rows_are_written_as_they_come() -> None:
-    logger = MetricsCSV("run", flush_logs_every_n_steps=2)
-    logger.log_metrics({"loss": 1.0}, 0)
-    logger.log_metrics({"loss": 1.0}, 1)
-    assert len(Path("run/metrics.csv").read_text().splitlines()) == 3
-
-
-def test_an_empty_file_of_a_run_that_died_at_once_is_no_hindrance() -> None:
-    Path("run").mkdir()
-    Path("run/metrics.csv").touch()
-    assert write("run", [(0, {"loss": 1.0})]) == [{"loss": "1.0", "step": "0"}]
-
-
-def test_a_header_is_rewritten_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = write("run", [(0, {"loss": 3.0})])
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(csv.DictWriter, "writerows", killed)
-        with pytest.raises(KeyboardInterrupt):
-            write("run", [(1, {"val/psnr": 20.0})])
-    with open("run/metrics.csv", newline="") as file:
-        assert list(csv.DictReader(file)) == first
-    assert [path.name for path in Path("run").iterdir()] == ["metrics.csv"]
-
-
-@pytest.mark.parametrize("rest", ["", "0,3.25,2,", "0,3.25,1", "7,1.0,1,2,3,4\r\n", "\x00\xff\n"])
-def test_a_resumed_run_writes_what_one_that_was_never_killed_writes(rest: str) -> None:
+@pytest.mark.parametrize("rest", ["", "0,3.25,2,", "3,0,loss,0.12", "4,0,val/ps", "\x00\xff"])
+def test_readers_of_a_killed_and_resumed_run_see_each_step_once(rest: str) -> None:
     rows = [(step, {"loss": 1 / (step + 1)} | ({"val/psnr": 9.0} if step % 2 else {})) for step in range(7)]
     write("whole", rows)
     write("parts", rows[:5])
     with open("parts/metrics.csv", "a", newline="") as file:
-        file.write(rest)
-    logger = MetricsCSV("parts")
-    logger.keep_before(3)
-    for step, metrics in rows[3:]:
-        logger.log_metrics(metrics, step)
-    logger.finalize("success")
-    assert Path("parts/metrics.csv").read_bytes() == Path("whole/metrics.csv").read_bytes()
+        file.write(rest)  # what a kill has left of a line
+    whole, part = read_curves(Path("whole/metrics.csv")), read_curves(Path("parts/metrics.csv"))
+    assert part == {name: {step: curve[step] for step in curve if step < 5} for name, curve in whole.items()}
+    write("parts", rows[3:])  # from a checkpoint before the kill
+    assert read_curves(Path("parts/metrics.csv")) == whole
 
 
-def test_a_table_of_a_run_that_was_killed_in_its_header_begins_anew() -> None:
+@pytest.mark.parametrize("left", ["", "step,ep"])
+def test_a_table_of_a_run_that_was_killed_in_its_header_begins_with_one(left: str) -> None:
     Path("run").mkdir()
-    Path("run/metrics.csv").write_text("loss,st")
-    logger = MetricsCSV("run")
-    logger.keep_before(0)
-    assert write("run", [(0, {"loss": 1.0})]) == [{"loss": "1.0", "step": "0"}]
+    Path("run/metrics.csv").write_text(left)
+    assert write("run", [(0, {"loss": 1.0})]) == ["step,epoch,name,value", "0,,loss,1.0"]
 
 
-def test_a_run_is_resumed_from_the_trainers_step() -> None:
-    first = write("run", [(step, {"loss": 1.0}) for step in range(6)])
-    trainer = L.Trainer(logger=MetricsCSV("run"), enable_progress_bar=False, accelerator="cpu")
-    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = 4
-    ContinueTables().on_train_start(trainer, L.LightningModule())
-    with open("run/metrics.csv", newline="") as file:
-        assert list(csv.DictReader(file)) == first[:4]
+def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    MetricsCSV("run").log_metrics({"loss": 1.0}, 0)
+    assert not Path("run").exists()
 
 
 # -- W&B --
-
-
-class Account(BaseHTTPRequestHandler):
-    """Answers as W&B's server does to who has an account."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"] or 0))
-        person = {"id": "i", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
-        known = self.headers.get("Authorization") is not None
-        answer = json.dumps({"data": {"viewer": person if known else None}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Account) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"127.0.0.1:{listening.server_port}"
-        listening.shutdown()
 
 
 def home(netrc: str | None = None, settings: str | None = None) -> None:
@@ -181,19 +118,28 @@ def home(netrc: str | None = None, settings: str | None = None) -> None:
 KEY = "k" * 40
 
 
-def test_a_login_at_a_host_of_ones_own_is_found(server: str) -> None:
-    home(f"machine {server} login user password {KEY}", f"base_url = http://{server}")
+NOBODY = "127.0.0.1:9"  # no server listens there: to ask it would be an error, after a while
+
+
+def test_a_login_at_a_host_of_ones_own_is_found() -> None:
+    home(f"machine {NOBODY} login user password {KEY}", f"base_url = http://{NOBODY}")
     assert why_offline() is None
     service.teardown()
     home(f"machine example.org login user password {KEY}")
     assert why_offline() == "no account is logged in"
 
 
-def test_an_account_is_known_where_the_environment_names_it(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://{server}")
-    assert why_offline() == "no account is logged in"
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert why_offline() is None
+def test_an_account_is_known_where_the_environment_names_it_and_no_server_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.01)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert why_offline() == "no account is logged in"
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        assert why_offline() is None
+        with pytest.raises(TimeoutError):  # nobody has called
+            server.accept()
 
 
 @pytest.mark.parametrize("netrc", [None, "machine api.wandb.ai login user", "machine without sense"])
@@ -219,16 +165,34 @@ def test_another_mode_asked_for_by_name_is_left_to_wandb(mode: str, monkeypatch:
     assert why_offline() is None
 
 
-def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_its_time_out(
-    monkeypatch: pytest.MonkeyPatch,
+def tracked(**options: Any) -> WandbLogger:
+    logger = WandbLogger(save_dir="runs/a", id="abc123", **options)
+    start_loggers([logger], Path("runs/a"))
+    return logger
+
+
+def test_a_server_that_does_not_answer_leaves_the_run_offline(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://{NOBODY}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    reason = why_offline()
-    assert reason is not None
-    assert reason.startswith("its server does not answer, or knows no such account (")
-    assert "http://127.0.0.1:9" in reason
+    with caplog.at_level("INFO"):
+        logger = tracked()
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.experiment.finish()
+    assert "W&B: its server cannot be used (" in caplog.text
+    assert "wandb sync runs/a/wandb/offline-run-*-abc123" in caplog.text
+    assert list(Path("runs/a/wandb").glob("offline-run-*-abc123"))
+    assert Path("runs/a/wandb_id").read_text() == "abc123\n"
+
+
+def test_a_server_that_is_asked_for_by_name_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("INIT_TIMEOUT", "1"), ("BASE_URL", f"http://{NOBODY}"), ("API_KEY", KEY), ("MODE", "online")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    with pytest.raises(service.errors.CommError) as raised:
+        tracked()
+    assert is_wandb_error(raised.value)
 
 
 def test_a_key_that_cannot_be_one_is_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +214,7 @@ def wandb(**given: Any) -> Namespace:
 
 def complete(logger: Any, folder: str = "runs/a", is_new: bool = False, subcommand: str = "fit") -> list[Namespace]:
     trainer = Namespace(logger=logger)
-    complete_loggers(trainer, Path(folder), subcommand, is_new)
+    resolve_loggers(trainer, Path(folder), subcommand, is_new)
     return trainer.logger
 
 
@@ -276,8 +240,8 @@ def test_who_has_chosen_offline_is_told_of_no_account(
     assert "account" not in caplog.text
 
 
-def test_who_can_be_tracked_online_is(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://{server}")
+def test_who_can_be_tracked_online_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://{NOBODY}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert complete([wandb()])[0].init_args.offline is False
 
@@ -286,7 +250,7 @@ def test_a_resumed_run_is_the_same_run_of_wandb(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WANDB_MODE", "offline")
     first, other = complete([wandb()])[0].init_args, complete([wandb()], "runs/b")[0].init_args
     assert not Path("runs").exists()  # nothing is written before the fit begins
-    remember([WandbLogger(id=first.id, save_dir="runs/a", offline=True)], Path("runs/a"))
+    start_loggers([WandbLogger(id=first.id, save_dir="runs/a", offline=True)], Path("runs/a"))
     assert complete([wandb()])[0].init_args.id == first.id
     assert other.id != first.id
     assert Path("runs/a/wandb_id").read_text().strip() == first.id
@@ -303,7 +267,7 @@ def test_a_table_is_always_written(logger: Any) -> None:
 
 def test_no_logger_is_no_logger() -> None:
     trainer = Namespace(logger=False)
-    complete_loggers(trainer, Path("runs/a"), "fit", is_new=True)
+    resolve_loggers(trainer, Path("runs/a"), "fit", is_new=True)
     assert trainer.logger is False
     assert not Path("runs").exists()
 
@@ -317,25 +281,24 @@ def test_other_loggers_write_into_the_run_unless_told_otherwise() -> None:
     assert completed(save_dir="mine").save_dir == "mine"
     assert "save_dir" not in completed(project="p")  # a service that has no such argument
     assert complete(Namespace(class_path="some.Logger"))[0] == Namespace(class_path="some.Logger")
-    own = Namespace(class_path=CSV, init_args=Namespace(save_dir=".", flush_logs_every_n_steps=1))
+    own = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
     (table,) = complete(own)
     assert table.init_args.save_dir == "runs/a"
 
 
-@pytest.mark.parametrize("subcommand", ["validate", "predict"])
-def test_what_is_no_part_of_a_runs_course_is_not_logged(subcommand: str) -> None:
-    table = Namespace(class_path=CSV, init_args=Namespace(save_dir=".", flush_logs_every_n_steps=1))
-    assert complete([wandb(), table], subcommand=subcommand) is False
+def test_what_is_no_part_of_a_runs_course_is_not_logged() -> None:
+    table = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
+    assert complete([wandb(), table], subcommand="validate") is False
 
 
 def test_a_test_leaves_the_table_of_the_training_alone() -> None:
-    table = Namespace(class_path=CSV, init_args=Namespace(save_dir=".", flush_logs_every_n_steps=1))
+    table = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
     assert [logger.class_path for logger in complete([wandb(offline=True), table], subcommand="test")] == [WANDB]
     assert complete(None, subcommand="test") == []
 
 
-def test_adverts_are_not_shown_and_all_else_is(caplog: pytest.LogCaptureFixture) -> None:
-    silence_adverts()
+def test_tips_are_not_shown_and_all_else_is(caplog: pytest.LogCaptureFixture) -> None:
+    filter_lightning_tips()
     with caplog.at_level("INFO"):
         L.Trainer(logger=False, accelerator="cpu")
         logging.getLogger("lightning.pytorch.utilities.rank_zero").warning("TPU available: True, using: 8 TPU cores")
@@ -349,8 +312,7 @@ def test_wandb_is_not_given_what_it_warns_of(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_SILENT")
-    logger = WandbLogger(save_dir="run", offline=True)
-    mend([logger])
+    logger = tracked(offline=True)
     logger.log_metrics({"loss": 1.0}, 0)
     logger.experiment.finish()
     shown = capfd.readouterr().err

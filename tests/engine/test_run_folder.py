@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,7 @@ def test_a_run_is_named_after_its_first_config(name: str | None, config: str | N
 
 
 def test_a_run_without_config_and_name_is_refused() -> None:
-    with pytest.raises(UserError, match=r"--config configs/digits_mixit\.yaml.*--name"):
+    with pytest.raises(UserError, match=r"--config digits_mixit.*--name"):
         default_folder(None, None)
 
 
@@ -118,15 +120,44 @@ def test_a_worker_that_outlives_its_fit_holds_nothing() -> None:
         pass
 
 
-def test_a_lock_held_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(run_folder.time, "sleep", waited.append)
-    monkeypatch.setattr(run_folder.time, "monotonic", lambda: 60.0 * len(waited))
+def test_a_lock_held_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A network's disk may hold the lock of a machine that is gone for a while."""
+    monkeypatch.setattr(run_folder, "LEASE", 1.5)
     with claimed(Path("runs/a"), fresh=False):
-        monkeypatch.setattr(run_folder.platform, "node", lambda: "elsewhere")
+        with monkeypatch.context() as patched, caplog.at_level("INFO"):
+            patched.setattr(run_folder.platform, "node", lambda: "elsewhere")
+            began = time.monotonic()
+            with pytest.raises(UserError, match="a fit is running"), claimed(Path("runs/a"), fresh=False):
+                pass
+            assert time.monotonic() - began >= 1.5
+        assert f"Waiting up to 2 s for process {os.getpid()} on" in caplog.text
+        began = time.monotonic()
         with pytest.raises(UserError, match="a fit is running"), claimed(Path("runs/a"), fresh=False):
             pass
-    assert len(waited) == 3, "a network's disk may hold the lock of a machine that is gone for two minutes"
+        assert time.monotonic() - began < 1, "on the same machine nothing is to be waited for"
+
+
+def test_a_lock_that_is_released_while_it_is_waited_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = "import time; from pathlib import Path; from surf_lightning.engine.run_folder import claimed\n"
+    holder += "with claimed(Path('runs/a'), False): print('begun', flush=True); time.sleep(1)"
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        monkeypatch.setattr(run_folder.platform, "node", lambda: "elsewhere")
+        with claimed(Path("runs/a"), fresh=False):
+            assert Path("runs/a", run_folder.LOCK).read_text() == f"process {os.getpid()} on elsewhere"
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_hindrance(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with claimed(run("runs/a", LAST), fresh=True):
+        assert Path("runs/a.1", LAST).is_file()
+    with pytest.raises(NotADirectoryError), claimed(Path("runs/a.1", LAST, "run"), fresh=False):
+        pass
 
 
 def test_what_is_no_run_stays() -> None:
@@ -149,7 +180,7 @@ def test_the_command_that_restarts_a_run_also_starts_it(caplog: pytest.LogCaptur
     folder = run("runs/a", "metrics.csv")  # died before its first checkpoint
     with caplog.at_level("INFO"):
         assert checkpoint_to_continue(folder, "last") is None
-    assert "no runs/a/checkpoints/last.ckpt to continue from: starting afresh" in caplog.text
+    assert "no runs/a/checkpoints/last.ckpt to continue from: training starts from the beginning" in caplog.text
     assert (folder / "metrics.csv").is_file()
     assert checkpoint_to_continue(folder, None) is None
 

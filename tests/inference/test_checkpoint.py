@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from surf_lightning.engine import run_folder
+from surf_lightning.engine.checkpoints import AtomicCheckpointIO
 from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import (
     KEY,
-    AtomicCheckpointIO,
     check_fits,
     describe,
     load_separator_checkpoint,
@@ -104,9 +101,9 @@ def test_a_class_from_outside_is_imported_only_when_trusted(monkeypatch: pytest.
     ("path", "arguments"),
     [
         ("surf_lightning.engine.run_folder.move_aside", {"folder": "runs"}),
-        ("surf_lightning.engine.loggers.remember", {"loggers": [], "folder": Path("executed")}),
+        ("surf_lightning.engine.loggers.start_loggers", {"loggers": [], "folder": Path("executed")}),
         ("surf_lightning.cli.main", {"args": ["report", "runs", "--output", "executed"]}),
-        ("surf_lightning.inference.checkpoint.Path", {}),
+        ("surf_lightning.files.Path", {}),
         ("surf_lightning.data.Digits", {}),
     ],
 )
@@ -210,63 +207,3 @@ def test_a_conv_tasnet_of_an_earlier_version_loads(consistency: Any) -> None:
     network = rebuild({"class_path": f"{NETWORKS}.conv_tasnet.ConvTasNet", "init_args": recorded})
     assert isinstance(network, ConvTasNet)
     assert {"consistency.linear.weight", "consistency.linear.bias"} <= set(network.state_dict())
-
-
-# -- writing --
-
-
-def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    io, path = AtomicCheckpointIO(), Path("run/checkpoints/last.ckpt")
-    io.save_checkpoint({KEY: {}, "global_step": 1}, path)
-    complete = torch.save
-
-    def interrupted(content: Any, file: Any) -> None:
-        complete(content, file)
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", interrupted)
-        for target in (path, path.with_name("best.ckpt")):
-            with pytest.raises(OSError, match="no space"):
-                io.save_checkpoint({KEY: {}, "global_step": 2}, target)
-    assert io.load_checkpoint(path)["global_step"] == 1
-    assert run_folder.trained_checkpoint(Path("run"), None) == str(path)  # what is left of best is not taken for it
-    assert list(path.parent.glob("*.ckpt")) == [path]
-
-    io.save_checkpoint({KEY: {}, "global_step": 3}, path)
-    assert io.load_checkpoint(path)["global_step"] == 3
-    assert not path.with_name(".last.ckpt.partial").exists()
-
-
-def test_a_disk_that_is_full_is_named_and_keeps_the_old_checkpoint() -> None:
-    io, path = AtomicCheckpointIO(), Path("last.ckpt")
-    io.save_checkpoint({KEY: {}, "global_step": 1}, path)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"File too large: 'last\.ckpt'"):
-            io.save_checkpoint({KEY: {}, "x": torch.zeros(100_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert io.load_checkpoint(path)["global_step"] == 1
-    assert list(Path().iterdir()) == [path]  # no part of the new one takes up room
-
-
-def test_the_bytes_are_on_disk_before_the_name_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[tuple[str, int]] = []
-    sync, rename = os.fsync, os.replace
-
-    def fsync(file: int) -> None:
-        done.append(("sync", os.fstat(file).st_size))
-        sync(file)
-
-    def replace(source: Any, target: Any) -> None:
-        assert Path(source).parent == Path(target).parent  # of one file system, where renaming is atomic
-        done.append(("rename", os.stat(source).st_size))
-        rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", replace)
-    AtomicCheckpointIO().save_checkpoint({KEY: {}, "x": torch.zeros(100)}, "a.ckpt")
-    size = Path("a.ckpt").stat().st_size
-    assert done == [("sync", size), ("rename", size)]

@@ -116,7 +116,7 @@ def test_images_lie_channels_last_in_a_fit_on_cuda(tmp_path: Path) -> None:
     """Weights, optimizer state and the loss of a step; a resumed run takes the layout again."""
     import lightning as L
 
-    from surf_lightning.engine.bookkeeping import standard_callbacks
+    from surf_lightning.engine.fit import standard_callbacks
     from tests.tiny import digits, mixit_checkpoint
 
     def fit(steps: int, ckpt_path: str | None = None) -> SURF:

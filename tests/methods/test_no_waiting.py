@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from surf_lightning.callbacks.ema_teacher import ema_update
-from surf_lightning.engine.bookkeeping import standard_callbacks
-from surf_lightning.engine.progress import Progress
+from surf_lightning.engine.fit import Progress, standard_callbacks
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.methods import SURF
 from surf_lightning.methods.base import SeparationModule

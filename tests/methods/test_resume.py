@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from surf_lightning.cli import main
+from surf_lightning.reporting.runs import read_curves
 from tests.test_configs import arguments
 
 STEPS, STOP = 11, 7  # epochs of 4 batches, 3 workers' batches ahead of the step at the stop
@@ -23,7 +23,7 @@ STEPS, STOP = 11, 7  # epochs of 4 batches, 3 workers' batches ahead of the step
 
 def fit(name: str, folder: str, *more: str) -> dict[str, Any]:
     args = [*arguments(name, Path()), "--trainer.default_root_dir", folder, "--data.batches_per_epoch", "4"]
-    args += ["--trainer.logger", "surf_lightning.engine.loggers.MetricsCSV", *more]
+    args += ["--trainer.logger", "MetricsCSV", *more]
     assert main(args) == 0
     return torch.load(Path(folder, "checkpoints", "last.ckpt"), weights_only=True)
 
@@ -44,9 +44,8 @@ def assert_same(left: Any, right: Any, path: str = "") -> None:
         assert left == right, path
 
 
-def losses(folder: str) -> dict[int, str]:
-    with open(Path(folder, "metrics.csv"), newline="") as file:
-        return {int(row["step"]): row["loss"] for row in csv.DictReader(file) if row.get("loss")}
+def curves(folder: str) -> dict[str, dict[int, float]]:
+    return read_curves(Path(folder, "metrics.csv"))
 
 
 @pytest.mark.parametrize("method", ["surf_sr", "surf_rm", "self_remixing", "mixit", "supervised_flow"])
@@ -63,7 +62,7 @@ def test_resuming_in_mid_epoch_continues_bit_for_bit(method: str) -> None:
     assert whole["global_step"] == parts["global_step"] == STEPS
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert_same(whole[part], parts[part], part)
-    assert losses("whole") == losses("parts")
+    assert curves("whole") == curves("parts")
 
 
 def test_resuming_with_accumulated_gradients_continues_bit_for_bit() -> None:
@@ -79,7 +78,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_bit_for_bit() ->
         "--model.network.init_args.dropout",
         "0.3",
         "--trainer.logger",
-        "surf_lightning.engine.loggers.MetricsCSV",
+        "MetricsCSV",
     ]
     args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "parts", *options]
     command = [sys.executable, "-m", "surf_lightning", *args]
@@ -107,25 +106,23 @@ main(sys.argv[1:])
 """
 
 
-def test_a_run_that_was_killed_and_resumed_leaves_the_table_of_one_that_was_not() -> None:
+def test_readers_of_a_run_that_was_killed_and_resumed_see_one_that_was_not() -> None:
     options = ["--trainer.max_steps", "9"]
     fit("digits_mixit", "whole", *options)
     args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "parts", "--data.batches_per_epoch", "4"]
-    args += ["--trainer.logger", "surf_lightning.engine.loggers.MetricsCSV", *options]
+    args += ["--trainer.logger", "MetricsCSV", *options]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, *args], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
     assert done.returncode == 9
     assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
-    whole = Path("whole/metrics.csv").read_bytes()
-    with open("parts/metrics.csv", newline="") as file:
-        assert max(int(row["step"]) for row in csv.DictReader(file)) == 5  # beyond the checkpoint
+    assert max(curves("parts")["loss"]) == 5  # beyond the checkpoint
     fit("digits_mixit", "parts", *options, "--ckpt_path", "last")
-    assert Path("parts/metrics.csv").read_bytes() == whole
+    assert curves("parts") == curves("whole")
     args[0] = "test"
     assert main(args) == 0
     assert main(["validate", *args[1:]]) == 0
-    assert Path("parts/metrics.csv").read_bytes() == whole
+    assert curves("parts") == curves("whole")
 
 
 def test_a_moved_run_still_knows_its_best_score() -> None:

@@ -59,6 +59,11 @@ def test_bands_are_where_slaney_filters_are_positive(n_fft: int, rate: int, coun
     assert mel_band_bins(n_fft, rate, count) == expected
 
 
+def test_bands_do_not_depend_on_the_device_that_a_network_is_built_on() -> None:
+    with torch.device("meta"):
+        assert mel_band_bins(64, 16000, 8) == BANDS
+
+
 def test_a_band_without_bins_is_refused() -> None:
     with pytest.raises(ValueError, match="lower mel_bands"):
         mel_band_bins(320, 16000, 128)

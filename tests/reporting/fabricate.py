@@ -72,15 +72,23 @@ data:
   class_path: surf_lightning.data.Digits
 """
 CURVES = """\
-beta,epoch,loss,lr-Adam,step,val/psnr,val/ssim
-,,,0.001,49,,
-1.0,0,0.5,,49,,
-0.5,0,0.25,,99,,
-,0,,,99,15.5,0.75
-0.5,0,0.2,,99,,
-0.0,0,nan,,149,,
-0.0,1,0.125,,199,17.5,0.875
-0.0,1,0.1"""  # resumed at step 99, killed in a line
+step,epoch,name,value
+49,0,lr-Adam,0.001
+49,0,beta,1.0
+49,0,loss,0.5
+99,0,beta,0.5
+99,0,loss,0.25
+99,0,val/psnr,15.5
+99,0,val/ssim,0.75
+99,0,beta,0.5
+99,0,loss,0.2
+149,0,beta,0.0
+149,0,loss,nan
+199,1,beta,0.0
+199,1,loss,0.125
+199,1,val/psnr,17.5
+199,1,val/ssim,0.875
+199,1,loss,0.1"""  # resumed at step 99, killed in a line
 
 
 def write(name: str, written: dict[str, Any] | None, examples: dict[str, Any] | None, config: str = CONFIG) -> str:

@@ -17,9 +17,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from surf_lightning.reporting import run_report
 from surf_lightning.reporting.figures import thinned
-from surf_lightning.reporting.report import make_sections
+from surf_lightning.reporting.report import make_sections, write_report
 from surf_lightning.reporting.runs import Run
 from tests.reporting.fabricate import audio_examples, image_examples, results, write
 
@@ -80,7 +79,7 @@ class Page(HTMLParser):
 
 
 def report(*folders: str) -> tuple[Page, str]:
-    run_report([*folders, "--output", "out"])
+    write_report([Path(folder) for folder in folders], Path("out"))
     return Page(Path("out/report.html").read_text()), Path("out/report.md").read_text()
 
 
@@ -165,7 +164,7 @@ def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(two_runs: tu
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    run_report([write("a", results("MixIT", {"psnr": 18.0, "ssim": 0.8}), None, config=""), "--output", "out"])
+    write_report([Path(write("a", results("MixIT", {"psnr": 18.0, "ssim": 0.8}), None, config=""))], Path("out"))
     printed = capsys.readouterr().out
     assert "| MixIT | **18.00** | **0.800** | 4,000 | 1.5 |" in printed
     assert "written to out/report.html" in printed

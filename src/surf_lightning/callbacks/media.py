@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from surf_lightning.data.base import undeclared
 from surf_lightning.metrics.audio import align_by_si_sdr
 from surf_lightning.metrics.images import align_by_mse, to_unit_range
 
@@ -78,7 +79,7 @@ class Media(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         is_image = pl_module.signal["kind"] == "image"
-        unseen = batch_idx or not trainer.is_global_zero or trainer.fast_dev_run  # type: ignore[attr-defined]
+        unseen = batch_idx or not trainer.is_global_zero or undeclared(trainer).fast_dev_run
         if unseen or (is_image and "sources" not in batch):
             return
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 from torchmetrics import Metric
 
+from surf_lightning.data.base import undeclared
 from surf_lightning.files import make_writable, replacing
 from surf_lightning.metrics.images import ImageMetrics
 from surf_lightning.metrics.tables import BESIDE, Results, results_table
@@ -95,7 +96,7 @@ class TestResults(L.Callback):
         count = int(trainer.strategy.reduce(self.count, reduce_op="sum"))
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = undeclared(trainer).datamodule
         with replacing(self.folder / "test_examples.pt") as file:
             torch.save({**self.examples, **pl_module.signal}, file)
         with replacing(self.folder / f"{results_name(data)}.json", "w") as file:  # last: it says that the test is done
@@ -148,7 +149,7 @@ class PrintedResult(L.Callback):
         count = int(trainer.strategy.reduce(torch.tensor(self.count, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
-        data = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
+        data = type(undeclared(trainer).datamodule).__name__
         results = {
             "metrics": logged_metrics(trainer, "val"),
             "protocol": f"{data}: {count:,} held-out mixtures, those that training is validated on.",
@@ -161,7 +162,7 @@ class PrintedResult(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            path = self.folder / f"{results_name(trainer.datamodule)}.json"  # type: ignore[attr-defined]
+            path = self.folder / f"{results_name(undeclared(trainer).datamodule)}.json"
             print(f"\n{results_text(json.loads(path.read_text()))}\nwritten to {path}")
 
 

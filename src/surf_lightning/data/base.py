@@ -29,6 +29,11 @@ def batches_done(trainer: L.Trainer) -> int:
     return progress.processed
 
 
+def undeclared(trainer: L.Trainer) -> Any:
+    """``trainer``, for the attributes that Lightning sets without declaring them: datamodule, fast_dev_run, others."""
+    return trainer
+
+
 class TrainingBatches(Sampler[int]):
     """The numbers of the batches from where the run stands to the end of its epoch."""
 

@@ -1,4 +1,13 @@
-"""When checkpoints are written: after validations, when time has passed, when the cluster takes the machine back."""
+"""When checkpoints are written: after validations, when time has passed, when the cluster takes the machine back.
+
+Private names of Lightning in this file, for whoever raises the version in pyproject.toml:
+
+- ``ModelCheckpoint``: ``_should_skip_saving_checkpoint``, ``_save_none_monitor_checkpoint``, ``_monitor_candidates``,
+  ``_save_checkpoint``, ``_last_global_step_saved``
+- ``trainer.fit_loop``: ``_should_accumulate``, ``_data_fetcher``, ``epoch_loop._should_check_val_fx``
+- ``trainer._logger_connector.update_train_step_metrics``
+- ``.temp.ckpt``, the file in which processes that Lightning has spawned return their weights
+"""
 
 from __future__ import annotations
 
@@ -15,14 +24,45 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from torch import Tensor
 
+from surf_lightning.data.base import undeclared
 from surf_lightning.engine.run_folder import CHECKPOINTS
 from surf_lightning.files import replacing
+from surf_lightning.inference.checkpoint import read_checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-AGREE_EVERY = 20  # optimizer steps; the ranks' agreement is a collective and a synchronisation
-AGREE_SECONDS = 5.0  # where that many steps take longer, the ranks agree at every one
+SYNC_EVERY = 20  # optimizer steps between two questions of the ranks to each other, each of which waits for the device
+SYNC_SECONDS = 5.0  # where that many steps take longer, the ranks ask at every step
+SPAWNED = ".temp.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, and renames: a kill leaves the old checkpoint or the new one, whole.
+
+    Reads with ``weights_only=True`` alone.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # raised while it closed a file that could not be written
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = True) -> Any:
+        if Path(path).name == SPAWNED:
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove one checkpoint file, and nothing else: another callback may have its path from a checkpoint."""
+        if Path(path).suffix == ".ckpt" and Path(path).is_file():
+            Path(path).unlink()
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -48,8 +88,8 @@ class LastCheckpoint(ModelCheckpoint):
         self.every_minutes, self.keep = every_minutes, keep
         self._signal = 0
         self._saved = 0.0
-        self._owed = False  # a validation, to the step of the latest checkpoint
-        self._agree_at, self._agreed = 0, (0, 0.0)  # the next step, and the last step and its time
+        self._validation_due = False  # at the step of the latest checkpoint, before the next one
+        self._next_sync_step, self._last_sync = 0, (0, 0.0)  # the last is a step and its time
         self._previous: dict[signal.Signals, Any] = {}
 
     def save(self, trainer: L.Trainer) -> None:
@@ -66,9 +106,9 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._saved = time.monotonic()
-        self._agreed = trainer.global_step, self._saved
+        self._last_sync = trainer.global_step, self._saved
         self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        if self._owed:
+        if self._validation_due:
             _validate(trainer)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -81,37 +121,37 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Gradients that are accumulated but not used yet are in no checkpoint.
-        if trainer.fit_loop._should_accumulate() or trainer.global_step < self._agree_at:
+        if trainer.fit_loop._should_accumulate() or trainer.global_step < self._next_sync_step:
             return
         now = time.monotonic()
         if trainer.world_size > 1:
-            a_step = (now - self._agreed[1]) / max(trainer.global_step - self._agreed[0], 1)
-            slow = self._on_any_rank(trainer, a_step * AGREE_EVERY > AGREE_SECONDS)
-            self._agreed = trainer.global_step, now
-            self._agree_at = trainer.global_step + (1 if slow else AGREE_EVERY)
+            a_step = (now - self._last_sync[1]) / max(trainer.global_step - self._last_sync[0], 1)
+            slow = self._on_any_rank(trainer, a_step * SYNC_EVERY > SYNC_SECONDS)
+            self._last_sync = trainer.global_step, now
+            self._next_sync_step = trainer.global_step + (1 if slow else SYNC_EVERY)
         signalled = self._on_any_rank(trainer, self._signal != 0)
         if signalled or self._on_any_rank(trainer, now - self._saved > 60 * self.every_minutes):
             assert trainer.fit_loop._data_fetcher is not None
-            self._owed = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+            self._validation_due = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
             self.save(trainer)
         if signalled:
             trainer._logger_connector.update_train_step_metrics()  # which Lightning does after this hook
             self._stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._owed:  # there is a checkpoint of this step, from before
-            self._owed, self._last_global_step_saved = False, 0
+        if self._validation_due:  # there is a checkpoint of this step, from before
+            self._validation_due, self._last_global_step_saved = False, 0
         if not trainer.sanity_checking and trainer.fit_loop._should_accumulate():
-            self._saved, self._agree_at = -math.inf, 0  # due at the next step
+            self._saved, self._next_sync_step = -math.inf, 0  # due at the next step
         else:
             super().on_validation_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "validation_owed": self._owed}
+        return {"validation_owed": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._owed = state_dict.get("validation_owed", False)
+        """Take no path from a checkpoint: Lightning would remove the file or folder that it names as the last one."""
+        self._validation_due = state_dict.get("validation_owed") is True
 
     def _stop(self, trainer: L.Trainer) -> None:
         interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
@@ -179,18 +219,21 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(folder / CHECKPOINTS, "best", enable_version_counter=False, save_on_train_epoch_end=False)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = undeclared(trainer).datamodule
         self.monitor, self.mode = data.monitor, data.monitor_mode
         if self.monitor == "val/loss" and not pl_module.loss_tells_the_best:
             self.monitor = None
         self.kth_value = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
         super().setup(trainer, pl_module, stage)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_model_score": self.best_model_score}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the best score so far even where the run's folder has been moved, which Lightning would not."""
-        best = os.path.join(str(self.dirpath), "best.ckpt")
-        paths: dict[str, Any] = {"dirpath": self.dirpath}
-        if state_dict["best_k_models"]:
-            paths |= {"best_model_path": best, "kth_best_model_path": best}
-            paths["best_k_models"] = {best: state_dict["best_model_score"]}
-        super().load_state_dict({**state_dict, **paths})
+        """Know the best score so far, of the file in this run's folder; take no path from a checkpoint."""
+        score = state_dict.get("best_model_score")
+        if isinstance(score, Tensor):
+            best = os.path.join(str(self.dirpath), "best.ckpt")
+            self.best_model_score = self.kth_value = score
+            self.best_model_path = self.kth_best_model_path = best
+            self.best_k_models = {best: score}

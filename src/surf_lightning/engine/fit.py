@@ -1,48 +1,121 @@
-"""Training from Python, one call a stage, as `surf fit` does it."""
+"""Training, one call a stage: `surf fit` does it by these functions, and so does a program."""
 
 from __future__ import annotations
 
+import os
+import time
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.accelerators import MPSAccelerator
+import yaml
+from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar, TQDMProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from surf_lightning.data.base import SeparationData
+from surf_lightning.callbacks.media import Media
+from surf_lightning.callbacks.results import PrintedResult, TestResults
+from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import run_folder
-from surf_lightning.engine.bookkeeping import standard_callbacks
-from surf_lightning.engine.loggers import MetricsCSV, silence_adverts
-from surf_lightning.engine.progress import progress_bar
+from surf_lightning.engine.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from surf_lightning.engine.loggers import MetricsCSV, filter_lightning_tips, start_loggers
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import AtomicCheckpointIO, describe
+from surf_lightning.files import replacing
+from surf_lightning.inference.checkpoint import describe
 from surf_lightning.methods.base import SeparationModule
+from surf_lightning.provenance import provenance
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # the DataModules share out their batches themselves
     "max_epochs": -1,
     "num_sanity_val_steps": 0,
 }
-
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
-def keep_quiet() -> None:
-    """Silence warnings of what is meant to be so, and adverts."""
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches are drawn in microseconds
-    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode.*")  # the teacher and the anchor, as they must be
-    warnings.filterwarnings("ignore", ".*It is recommended to use .self.log.*sync_dist=True.*")  # the metrics do it
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # a run that goes on
-    silence_adverts()
+def filter_warnings() -> None:
+    """Drop warnings of what is meant to be so, and Lightning's tips."""
+    for expected in (
+        ".*does not have many workers.*",  # batches are drawn in microseconds
+        r".*module\(s\) in eval mode.*",  # the teacher and the frozen teacher, as they must be
+        ".*It is recommended to use .self.log.*sync_dist=True.*",  # the metrics do it
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # a run that goes on
+    ):
+        warnings.filterwarnings("ignore", expected)
+    filter_lightning_tips()
+
+
+class Progress(TQDMProgressBar):
+    """Redrawn once a second, not every step: a number on the screen is read from the device, which waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn = 0.0
+
+    def _should_update(self, current: int, total: int) -> bool:
+        due = self.is_enabled and (current == total or time.monotonic() - self._drawn >= 1)
+        self._drawn = time.monotonic() if due else self._drawn
+        return due
+
+
+def progress_bar(wanted: bool | None, callbacks: Iterable[L.Callback]) -> list[L.Callback]:
+    """Ours, unless none is wanted or ``callbacks`` have one already: two would be an error."""
+    if wanted is False or any(isinstance(callback, ProgressBar) for callback in callbacks):
+        return []
+    return [Progress()]
+
+
+def standard_callbacks(folder: Path, subcommand: str, has_loggers: bool, **checkpoints: Any) -> list[L.Callback]:
+    """The callbacks that every run of ``subcommand`` has; ``checkpoints`` are arguments of ``LastCheckpoint``."""
+    if subcommand == "test":
+        return [TestResults(folder), PrintedResult(folder)]
+    if subcommand != "fit":
+        return [PrintedResult(folder)]
+    monitor = [LearningRateMonitor("step")] if has_loggers else []
+    return [*monitor, Media(folder), BestCheckpoint(folder), LastCheckpoint(folder, **checkpoints)]
+
+
+def make_trainer(
+    folder: Path,
+    subcommand: str,
+    logger: Any,
+    callbacks: Sequence[L.Callback] = (),
+    plugins: Sequence[Any] = (),
+    checkpoints: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> L.Trainer:
+    """A trainer with what every run of ``subcommand`` in ``folder`` has.
+
+    Args:
+        folder: The run's.
+        subcommand: fit, validate or test.
+        logger: One, several, or False for none.
+        callbacks: Beside those that every run has.
+        plugins: Beside the one that writes checkpoints.
+        checkpoints: Arguments of ``LastCheckpoint``.
+        options: The other arguments of ``lightning.Trainer``.
+    """
+    standard = standard_callbacks(folder, subcommand, bool(logger), **(checkpoints or {}))
+    standard += progress_bar(options.get("enable_progress_bar"), callbacks)
+    # LastCheckpoint requeues, after writing between two steps. Within SLURM, torchrun knows better of processes.
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
+    return L.Trainer(
+        default_root_dir=folder,
+        logger=logger,
+        callbacks=[*callbacks, *standard],
+        plugins=[*plugins, AtomicCheckpointIO()],
+        **{**TRAINER_DEFAULTS, **options},
+    )
 
 
 def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, continued: str | None) -> None:
-    """All that can be said of a fit before it changes anything on disk.
+    """Check all of a fit that can be checked before it changes anything on disk.
 
     Raises:
         UserError: it cannot succeed.
@@ -51,11 +124,14 @@ def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, co
         raise UserError(f"{type(trainer.strategy).__name__} is not supported: train on one device or by DDP")
     if isinstance(trainer.accelerator, MPSAccelerator):
         raise UserError("assignments are computed in float64, which MPS has not: use --trainer.accelerator cpu")
+    processes, cores = trainer.num_devices, os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and processes > cores:
+        raise UserError(f"trainer.devices is {processes}, but this machine has {cores} CPU cores")
     if trainer.precision not in PRECISIONS:
         raise UserError(
             f"trainer.precision {trainer.precision} would round away the small steps of an EMA teacher: use bf16-mixed"
         )
-    if trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+    if undeclared(trainer).overfit_batches > 0:
         raise UserError(
             "trainer.overfit_batches does not apply, as mixtures are drawn at random: limit an epoch by "
             "data.batches_per_epoch, or the images and recordings themselves"
@@ -66,19 +142,40 @@ def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, co
         module.check_earlier_stage()
 
 
-def make_trainer(
-    folder: Path, subcommand: str, logger: Any, callbacks: Sequence[L.Callback] = (), **options: Any
-) -> L.Trainer:
-    """A trainer with what every run of ``subcommand`` in ``folder`` has; ``options`` are ``lightning.Trainer``'s."""
-    standard = standard_callbacks(folder, subcommand, bool(logger))
-    standard += progress_bar(options.get("enable_progress_bar", True), callbacks)
-    return L.Trainer(
-        default_root_dir=folder,
-        logger=logger,
-        callbacks=[*standard, *callbacks],
-        plugins=[AtomicCheckpointIO()],
-        **{**TRAINER_DEFAULTS, **options},
-    )
+def train(
+    trainer: L.Trainer,
+    module: SeparationModule,
+    data: SeparationData,
+    continued: str | None,
+    fresh: bool,
+    config: str | None = None,
+) -> None:
+    """Fit in the trainer's folder. Nothing on disk changes before ``check`` has passed.
+
+    Args:
+        trainer: Of ``make_trainer``.
+        module: The method.
+        data: What it is trained on.
+        continued: The checkpoint to go on from.
+        fresh: Whether an earlier run in the folder is moved aside.
+        config: The configuration as YAML: for ``config.yaml``, and for the loggers as hyper-parameters.
+
+    Raises:
+        UserError: the fit cannot succeed, or another one runs in the folder.
+    """
+    check(trainer, module, data, continued)
+    if undeclared(trainer).fast_dev_run:  # which leaves nothing
+        trainer.fit(module, datamodule=data, ckpt_path=continued)
+        return
+    folder = Path(trainer.default_root_dir)
+    with run_folder.claimed(folder, fresh):
+        if config is not None and trainer.is_global_zero:  # the other processes may be about to read it
+            made_with = provenance(trainer.strategy.root_device)
+            header = "".join(f"# {name}: {value}\n" for name, value in made_with.items() if value)
+            with replacing(folder / "config.yaml", "w") as file:
+                file.write(header + config)
+        start_loggers(trainer.loggers, folder, yaml.safe_load(config) if config else None)
+        trainer.fit(module, datamodule=data, ckpt_path=continued)
 
 
 def fit(
@@ -90,31 +187,28 @@ def fit(
     callbacks: Sequence[L.Callback] = (),
     **options: Any,
 ) -> L.Trainer:
-    """Train one stage. The run lies in ``folder``, as after `surf fit`: checkpoints, metrics.csv, media.
+    """Train one stage from Python. The run lies in ``folder``, as after `surf fit`: checkpoints, metrics.csv, media.
 
     Args:
-        module: a method, of ``surf_lightning.methods``.
-        data: of ``surf_lightning.data``.
-        folder: an earlier run in it is moved aside, unless it is continued.
-        max_steps: optimizer steps in all.
-        ckpt_path: continue from this checkpoint; ``last`` and ``best`` mean the folder's own.
-        callbacks: beside those that every run has.
-        options: the other arguments of ``lightning.Trainer``; the logger is ``MetricsCSV`` by default.
+        module: A method, of ``surf_lightning.methods``.
+        data: Of ``surf_lightning.data``.
+        folder: An earlier run in it is moved aside, unless it is continued.
+        max_steps: Optimizer steps in all.
+        ckpt_path: Continue from this checkpoint; ``last`` and ``best`` mean the folder's own.
+        callbacks: Beside those that every run has.
+        options: The other arguments of ``lightning.Trainer``; the logger is ``MetricsCSV`` by default.
 
     Returns:
         The trainer, done.
 
     Raises:
-        UserError: for whatever the user can mend.
+        UserError: for whatever the user can change.
     """
     folder = Path(folder)
     continued = run_folder.checkpoint_to_continue(folder, ckpt_path)
     interval = min(50, data.batches_per_epoch)  # Lightning's own, and never less than once an epoch
     options = {"logger": MetricsCSV(str(folder)), "log_every_n_steps": interval, **options}
-    keep_quiet()
+    filter_warnings()
     trainer = make_trainer(folder, "fit", callbacks=callbacks, max_steps=max_steps, **options)
-    check(trainer, module, data, continued)
-    leaves_nothing = trainer.fast_dev_run  # type: ignore[attr-defined]
-    with nullcontext() if leaves_nothing else run_folder.claimed(folder, fresh=ckpt_path is None):
-        trainer.fit(module, datamodule=data, ckpt_path=continued)
+    train(trainer, module, data, continued, fresh=ckpt_path is None)
     return trainer

@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
-import re
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.optim  # noqa: F401  jsonargparse finds classes by their names once they are imported
 from jsonargparse import ArgumentError, Namespace
+from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import surf_lightning.callbacks
+import surf_lightning.data
+import surf_lightning.methods
+import surf_lightning.metrics
+import surf_lightning.networks  # noqa: F401  for their names as well
+from surf_lightning.arguments import readable
 from surf_lightning.data.base import SeparationData
-from surf_lightning.engine import loggers as tracking
-from surf_lightning.engine import run_folder
-from surf_lightning.engine.bookkeeping import SaveConfig, standard_callbacks
+from surf_lightning.engine import loggers, run_folder
 from surf_lightning.engine.checkpoints import LastCheckpoint
-from surf_lightning.engine.fit import TRAINER_DEFAULTS, check, keep_quiet
-from surf_lightning.engine.progress import progress_bar
+from surf_lightning.engine.configs import with_config_paths
+from surf_lightning.engine.fit import TRAINER_DEFAULTS, filter_warnings, make_trainer, train
+from surf_lightning.engine.own_modules import own_modules
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import AtomicCheckpointIO
+from surf_lightning.functional import losses
 from surf_lightning.methods.base import SeparationModule
+
+TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}
 
 
 class SurfCLI(LightningCLI):
     """``--name``, one seed for everything, run folders, and the callbacks that every run has."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -42,6 +53,13 @@ class SurfCLI(LightningCLI):
         parser.add_class_arguments(LastCheckpoint, "checkpoints", skip={"folder"}, instantiate=False)
         for part in ("model", "data"):
             parser.link_arguments("seed_everything", f"{part}.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        with own_modules(sys.argv[1:]) as finder:
+            super().parse_arguments(parser, args)
+        model = self.config[self.config.subcommand].model
+        if finder.used or model.init_args.get("trust_checkpoint"):
+            sys.path.append(os.getcwd())  # for what they import later, and for other processes
 
     def _parse_ckpt_path(self) -> None:
         """Not Lightning's way, which lets the hyper-parameters of a checkpoint override the configuration."""
@@ -57,7 +75,7 @@ class SurfCLI(LightningCLI):
         config: Namespace = self.config[subcommand]
         given = config.trainer.default_root_dir
         self.folder = Path(given) if given else run_folder.default_folder(config.name, _first_config(config))
-        # Given to surf again, it means this run by default, but neither its checkpoint nor its W&B run.
+        # What config.yaml holds: given to surf again, it means this run, but neither its checkpoint nor its W&B run.
         self.lasting_config = copy.deepcopy(config)
         self.lasting_config.ckpt_path = None
         if not given and config.name is None:
@@ -68,7 +86,7 @@ class SurfCLI(LightningCLI):
         self.is_new = subcommand == "fit" and config.ckpt_path is None
         find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
         config.ckpt_path = find(self.folder, config.ckpt_path)
-        tracking.complete_loggers(config.trainer, self.folder, subcommand, self.is_new)
+        loggers.resolve_loggers(config.trainer, self.folder, subcommand, self.is_new)
 
     def instantiate_classes(self) -> None:
         try:
@@ -76,41 +94,31 @@ class SurfCLI(LightningCLI):
         except ValueError as error:  # an argument that its class refuses; jsonargparse may have wrapped it
             raise UserError(str(error.__cause__ or error)) from error
 
-    def before_fit(self) -> None:
-        """What a fit changes on disk, once all that can be checked without training has been."""
-        check(self.trainer, self.model, self.datamodule, self._get(self.config, "ckpt_path"))
-        processes, cores = self.trainer.num_devices, os.cpu_count() or 1
-        if isinstance(self.trainer.accelerator, CPUAccelerator) and processes > cores:
-            raise UserError(f"trainer.devices is {processes}, but this machine has {cores} CPU cores")
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # which leaves nothing
-            self.fit_context.enter_context(run_folder.claimed(self.folder, fresh=self.is_new))
-            for callback in _configuration(self.trainer):
-                callback.write(self.trainer)  # the other processes may be about to read it
-            tracking.remember(self.trainer.loggers, self.folder)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        with ExitStack() as self.fit_context:
-            super()._run_subcommand(subcommand)
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = self._get(self.config_init, "trainer")
-        plugins = _list(config.plugins)
+        config = {**self._get(self.config_init, "trainer"), **kwargs}
+        del config["default_root_dir"]
+        for name in ("callbacks", "plugins"):
+            config[name] = _list(config[name])
         checkpoints = self._get(self.config_init, "checkpoints")
-        standard = standard_callbacks(self.folder, str(self.subcommand), bool(config.logger), **checkpoints)
-        standard += progress_bar(config.enable_progress_bar is not False, _list(config.callbacks))
-        # LastCheckpoint requeues, after writing between two steps. Within SLURM, torchrun knows better of processes.
-        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
-        self.trainer_defaults["callbacks"] = standard
-        trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
-        tracking.mend(trainer.loggers)
-        for callback in _configuration(trainer):
-            callback.config = self.lasting_config
-        return trainer
+        return make_trainer(self.folder, str(self.subcommand), checkpoints=checkpoints, **config)
+
+    def fit(self, model: SeparationModule, datamodule: SeparationData, ckpt_path: str | None, **_: Any) -> None:
+        """What LightningCLI runs in place of ``Trainer.fit``."""
+        config = self._parser("fit").dump(self.lasting_config, skip_none=False)
+        train(self.trainer, model, datamodule, ckpt_path, self.is_new, config)
+
+    def before_test(self) -> None:
+        loggers.start_loggers(self.trainer.loggers, self.folder)
 
 
-def _configuration(trainer: Trainer) -> list[SaveConfig]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, SaveConfig)]  # type: ignore[attr-defined]
+def _loss(name: str) -> Callable[..., Any]:
+    """A loss of ``functional.losses`` by its name, or any function by its import path."""
+    module, _, function = name.rpartition(".")
+    return getattr(importlib.import_module(module or losses.__name__), function)
+
+
+def _loss_name(loss: Callable[..., Any]) -> str:
+    return loss.__name__ if loss.__module__ == losses.__name__ else f"{loss.__module__}.{loss.__name__}"
 
 
 def _list(given: Any) -> list[Any]:
@@ -141,25 +149,18 @@ def _first_config(config: Namespace) -> str | None:
     return os.fspath(paths[0]) if paths else None
 
 
-def _readable(message: str) -> str:
-    """Jsonargparse's message without its internals: the types it tried in vain, and the whole of the value."""
-    noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
-    lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
-    hint = " (give a configuration, e.g. --config configs/digits_mixit.yaml)" if "are required" in message else ""
-    hint = " (--config comes before a configuration)" if re.search(r"nrecognized arg.*\.ya?ml", message) else hint
-    return "\n".join(lines) + hint
-
-
-def run_lightning(args: Sequence[str]) -> None:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``.
+def run_lightning(*args: str) -> None:
+    """Run ``fit``, ``validate`` or ``test`` with the command line ``args``, which begins with the command.
 
     Raises:
-        UserError: for whatever the user can mend.
+        UserError: for whatever the user can change.
     """
-    keep_quiet()
+    filter_warnings()
     if args[0] != "fit":
         warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # they are those of fit
-    argv, sys.argv = sys.argv, [sys.argv[0], *args]  # DDP starts the other processes by sys.argv
+    for loss in (losses.EnergyLoss, losses.Reduction):
+        register_type(loss, _loss_name, _loss, (ImportError, AttributeError), lambda value, _: callable(value))
+    argv, sys.argv = sys.argv, [sys.argv[0], *with_config_paths(args)]  # DDP starts the other processes by sys.argv
     strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
         SurfCLI(
@@ -170,18 +171,18 @@ def run_lightning(args: Sequence[str]) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             seed_everything_default=0,
-            save_config_callback=SaveConfig,
+            save_config_callback=None,  # fit.train writes config.yaml
             parser_kwargs={**strict, **{name: dict(strict) for name in SurfCLI.subcommands()}},
-            trainer_defaults=dict(TRAINER_DEFAULTS),
+            trainer_defaults={**TRAINER_DEFAULTS, "logger": TRACKER},
         )
     except KeyboardInterrupt:  # while there was nothing to save yet
         raise SystemExit(128 + signal.SIGINT) from None
     except ArgumentError as error:
-        raise UserError(_readable(str(error))) from error
+        raise UserError(readable(str(error))) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except Exception as error:
-        if tracking.is_wandb_error(error):
+        if loggers.is_wandb_error(error):
             raise UserError(f"W&B: {error}") from error
         raise
     finally:

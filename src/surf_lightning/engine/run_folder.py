@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from surf_lightning.errors import UserError
@@ -24,7 +23,7 @@ LEASE = 120.0  # seconds that a network's disk keeps the locks of a machine that
 def default_folder(name: str | None, config: str | None) -> Path:
     """runs/<name>, by default the name of the first --config without its ending."""
     if name is None and config is None:
-        raise UserError("give a configuration, e.g. --config configs/digits_mixit.yaml, or a --name for the run")
+        raise UserError("give a configuration, e.g. --config digits_mixit, or a --name for the run")
     return Path("runs", name or Path(str(config)).stem)
 
 
@@ -34,16 +33,19 @@ def checkpoint(folder: Path, name: str) -> Path:
 
 
 def checkpoint_to_continue(folder: Path, ckpt_path: str | None) -> str | None:
-    """The checkpoint that a fit in ``folder`` continues from, or None to start afresh.
+    """The checkpoint that a fit in ``folder`` continues from, or None for a fresh start.
 
-    ``last`` and ``best`` mean the folder's own; where there is none yet, the fit starts afresh and says so, so that one
-    command both starts a job and restarts it.
+    ``last`` and ``best`` mean the folder's own. Where there is none yet, the fit starts from the beginning and says so,
+    so that one command both starts a job and restarts it.
+
+    Raises:
+        UserError: ``ckpt_path`` is a path, and there is no such file.
     """
     if ckpt_path in ("last", "best"):
         path = checkpoint(folder, ckpt_path)
         if path.is_file():
             return str(path)
-        rank_zero_info(f"There is no {path} to continue from: starting afresh.")
+        rank_zero_info(f"There is no {path} to continue from: training starts from the beginning.")
     elif ckpt_path is not None:
         if not os.path.isfile(ckpt_path):
             raise UserError(f"there is no checkpoint {ckpt_path} to continue from")
@@ -52,7 +54,7 @@ def checkpoint_to_continue(folder: Path, ckpt_path: str | None) -> str | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a fit has been here."""
+    """Whether a fit has written into ``folder``."""
     return any((folder / part).exists() for part in (CHECKPOINTS, "config.yaml", "metrics.csv"))
 
 
@@ -70,10 +72,10 @@ def move_aside(folder: Path) -> Path | None:
 
 @contextmanager
 def claimed(folder: Path, fresh: bool) -> Iterator[None]:
-    """The folder is this fit's while the block runs; nothing is done but on the first rank.
+    """The folder belongs to this fit while the block runs. Only the first rank does anything.
 
-    Where the fit is ``fresh``, an earlier run is moved aside. If the block fails before it has left a checkpoint or a
-    number, what it has left is removed, and the earlier run comes back.
+    Where the fit is ``fresh``, an earlier run is moved aside. If the block fails before it has written a checkpoint or
+    metrics, what it has written is removed, and the earlier run comes back.
 
     Raises:
         UserError: another fit runs in the folder.
@@ -86,7 +88,7 @@ def claimed(folder: Path, fresh: bool) -> Iterator[None]:
         if fresh and not is_new:
             locks.enter_context(_locked(folder))
             aside = move_aside(folder)
-        locks.enter_context(_locked(folder))  # if this fails, the folder is another fit's: hands off
+        locks.enter_context(_locked(folder))  # if this fails, another fit owns the folder: leave it
         try:
             yield
         except BaseException:
@@ -99,7 +101,7 @@ def claimed(folder: Path, fresh: bool) -> Iterator[None]:
 
 
 def _remove(folder: Path) -> None:
-    """Its name is free at once, even where a file in it is still open on a network's disk."""
+    """Remove ``folder``. Its name is free at once, even where a file in it is still open on a network's disk."""
     failed = partial_path(folder)
     shutil.rmtree(failed, ignore_errors=True)
     folder.rename(failed)
@@ -108,39 +110,44 @@ def _remove(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system lets go of with the process, however that ends."""
+    """Hold the folder's lock. The system releases it when this process ends, however that happens."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+") as file:
-        os.register_at_fork(after_in_child=file.close)  # loader workers may outlive the process for seconds
-        patience = time.monotonic() + LEASE
-        waited = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip()
-                # A node that was taken away holds its locks on a network's disk for a while.
-                if holder.endswith(f" on {platform.node()}") or time.monotonic() > patience:
-                    raise UserError(
-                        f"a fit is running in {folder} ({holder}): give this one another --name, or end that one"
-                    ) from None
-                if not waited:
-                    rank_zero_info(f"Waiting up to {LEASE:.0f} s for {holder or 'another fit'}, which holds {folder}.")
-                waited = True
-                time.sleep(1)
-            except OSError:  # a file system without locks
-                break
-            else:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}")
-                file.flush()
-                break
+    lock = FileLock(folder / LOCK, on_acquired=_sign)
+    try:
+        _acquire(lock, folder)
+    except OSError as error:
+        if error.filename is not None:  # the file cannot be opened; without, its file system has no locks
+            raise
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, folder: Path) -> None:
+    # A machine that is gone keeps its locks on a network's disk for a while.
+    for timeout in (0.0, LEASE):
+        try:
+            lock.acquire(timeout=timeout, poll_interval=1)
+            return
+        except Timeout:
+            holder = (folder / LOCK).read_text().strip()
+        if timeout or holder.endswith(f" on {platform.node()}"):
+            raise UserError(f"a fit is running in {folder} ({holder}): give this one another --name, or end that one")
+        rank_zero_info(f"Waiting up to {LEASE:.0f} s for {holder or 'another fit'}, which holds {folder}.")
+
+
+def _sign(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
 
 
 def trained_checkpoint(folder: Path, ckpt_path: str | None) -> str:
-    """The checkpoint to evaluate: ``ckpt_path``, else the run's best, else its last."""
+    """The checkpoint to evaluate: ``ckpt_path``, else the run's best, else its last.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
     if ckpt_path not in (None, "last", "best"):
         if not os.path.isfile(str(ckpt_path)):
             raise UserError(f"there is no checkpoint {ckpt_path}")

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,13 +19,19 @@ from surf_lightning.functional.remixing import unremix
 
 EPSILON = 1e-8  # keeps the logarithm of an exactly reproduced silence finite
 
-EnergyLoss = Callable[[Tensor, Tensor], Tensor]
-"""``loss(|y - y^|^2, |y|^2)``: maps error energy and reference energy (same shape) to a loss, elementwise."""
-
 Objective = Literal["remixit", "self_remixing"]
 
-Reduction = Callable[[Tensor], Tensor]
-"""Maps a residual ``[B,...]`` to one number for each example, ``[B]``."""
+
+class EnergyLoss(Protocol):
+    """``loss(|y - y^|^2, |y|^2)``: maps error energy and reference energy (same shape) to a loss, elementwise."""
+
+    def __call__(self, error_energy: Tensor, reference_energy: Tensor, /) -> Tensor: ...
+
+
+class Reduction(Protocol):
+    """Maps a residual ``[B,...]`` to one number for each example, ``[B]``."""
+
+    def __call__(self, residual: Tensor, /) -> Tensor: ...
 
 
 def squared_error(error_energy: Tensor, reference_energy: Tensor) -> Tensor:

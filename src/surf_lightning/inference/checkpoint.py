@@ -6,16 +6,13 @@ import importlib
 import os
 import re
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
-from surf_lightning.files import replacing
 
 KEY = "surf_lightning"  # our part of a Lightning checkpoint
 PREFIX = "separator."  # of the separator's weights in its state_dict
@@ -30,7 +27,6 @@ OLD_MODULES = {
 }
 # Arguments that version 0.1 recorded and later versions no longer take: all weights written with the defaults load.
 OLD_ARGUMENTS = {"networks.conv_tasnet.ConvTasNet": {"consistency"}}
-SPAWNED = ".temp.ckpt"  # the file in which processes that Lightning has spawned hand their weights back
 
 
 def describe(instance: Any) -> dict[str, Any]:
@@ -173,24 +169,3 @@ def checkpoint_metadata(module: Any) -> dict[str, Any]:
         "separator": describe(module.separator),
         "signal": module.signal,
     }
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, and renames: a kill leaves the old checkpoint or the new one, whole.
-
-    Reads with ``weights_only=True`` alone.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as error:  # raised while it closed a file that could not be written
-                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = True) -> Any:
-        if Path(path).name == SPAWNED:
-            return super().load_checkpoint(path, map_location, weights_only=True)
-        return read_checkpoint(path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -73,7 +71,7 @@ def model_card(metadata: dict[str, Any], parameters: int) -> str:
     return CARD_TEMPLATE.format(name=name, method=method, version=version, parameters=parameters, **words)
 
 
-def export(checkpoint: str | PathLike[str], output: Path, trust: bool = False) -> None:
+def export(checkpoint: str | PathLike[str], output: str | PathLike[str], trust: bool = False) -> None:
     """Write the separator of ``checkpoint`` to the folder ``output``, complete or not at all.
 
     Args:
@@ -84,6 +82,7 @@ def export(checkpoint: str | PathLike[str], output: Path, trust: bool = False) -
     Raises:
         UserError: there is no such checkpoint, or ``output`` is there already and not empty.
     """
+    output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already: give the name of a new folder by --output")
     metadata, state = load_separator_checkpoint(checkpoint)
@@ -122,19 +121,3 @@ def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     if not isinstance(metadata, dict) or not set(METADATA) <= metadata.keys():
         raise UserError(f"{config} was not written by surf export")
     return metadata, {key[len(PREFIX) :]: value for key, value in state.items() if key.startswith(PREFIX)}
-
-
-def run_export(args: Sequence[str]) -> None:
-    """The command line of `surf export`."""
-    parser = argparse.ArgumentParser(
-        prog="surf export",
-        description="Write a trained separator in the Hugging Face layout: safetensors, a JSON config, a model card.",
-    )
-    parser.add_argument("--checkpoint", required=True, help="a run's checkpoint")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder")
-    parser.add_argument(
-        "--trust", action="store_true", help="import classes from outside this package, if it needs any"
-    )
-    options = parser.parse_args(list(args))
-    export(options.checkpoint, options.output, options.trust)
-    print(f"written to {options.output}: {WEIGHTS}, {CONFIG} and {CARD}, the model card")

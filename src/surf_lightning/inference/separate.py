@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import glob
 import os
 import shutil
@@ -21,7 +20,6 @@ from surf_lightning.files import files_under, make_writable
 from surf_lightning.inference.hub import local_path
 from surf_lightning.inference.jobs import Job, Settings, Task, make_task
 from surf_lightning.inference.journal import (
-    JOURNAL,
     MANIFESTS,
     SUMMARY,
     Entry,
@@ -30,7 +28,7 @@ from surf_lightning.inference.journal import (
     input_fingerprint,
 )
 from surf_lightning.inference.separator import RegressionSeparator, load_separator
-from surf_lightning.inference.streaming import CHANNELS, Channels
+from surf_lightning.inference.streaming import Channels
 from surf_lightning.provenance import hardware
 
 INTERRUPTED = 130  # the shell's status of a command stopped by Ctrl-C
@@ -283,14 +281,16 @@ def separate_inputs(
     Raises:
         UserError: something is wrong with the command as a whole; nothing has been computed.
     """
+    if not inputs:
+        raise UserError("name the files or folders to separate")
     chosen, folder = choose_device(device), Path(output)
     print(f"device: {chosen} ({hardware(chosen)})")
     local = local_path(checkpoint)
     separator = load_separator(local, chosen, trust)
     if num_samples < 1:
-        raise UserError("--num-samples must be at least 1")
+        raise UserError("--num_samples must be at least 1")
     if num_samples > 1 and isinstance(separator, RegressionSeparator):
-        raise UserError("this checkpoint is of a regression, which has no posterior to sample: leave out --num-samples")
+        raise UserError("this checkpoint is of a regression, which has no posterior to sample: leave out --num_samples")
     settings = Settings(channels, num_samples)
     task = make_task(separator, settings)
     stems = output_stems(find_inputs(inputs, task.extensions, folder))
@@ -309,39 +309,3 @@ def separate_inputs(
         print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
     run.report(checkpoint, chosen)
     return INTERRUPTED if interrupted else int(bool(run.failed))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="surf separate",
-        description="Separate recordings (or PNG images) of any length; one file a source, which sum to the input. "
-        f"The output folder gets {', '.join(MANIFESTS)} (the last for Raven), {SUMMARY} and {JOURNAL} as well.",
-    )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, a folder (the tree is mirrored) or a glob")
-    parser.add_argument("--checkpoint", required=True, help="a run's checkpoint, or a folder of surf export")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the sources")
-    parser.add_argument(
-        "--channels",
-        choices=list(CHANNELS),
-        default="each",
-        help="of a file of several: separate each (default), their mean, or the first",
-    )
-    parser.add_argument(
-        "--num-samples",
-        type=int,
-        default=1,
-        metavar="N",
-        help="write the mean of N posterior samples of a flow, and its uncertainty over time",
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, mps or cuda:N")
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there already")
-    parser.add_argument("--resume", action="store_true", help="pass over what an earlier run has done with the same")
-    parser.add_argument(
-        "--trust", action="store_true", help="import classes from outside this package, if it needs any"
-    )
-    return parser
-
-
-def run_separate(args: Sequence[str]) -> int:
-    """The command line of `surf separate`; returns the exit status."""
-    return separate_inputs(**vars(_parser().parse_args(list(args))))

@@ -22,7 +22,7 @@ from torchmetrics import Metric
 
 from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.callbacks.finite_steps import FiniteSteps
-from surf_lightning.data.base import SeparationData, batches_done
+from surf_lightning.data.base import SeparationData, batches_done, undeclared
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
 from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_metadata, class_path
@@ -290,7 +290,7 @@ class SeparationModule(L.LightningModule, ABC):
     @property
     def data(self) -> SeparationData:
         """The trainer's DataModule."""
-        data: SeparationData = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: SeparationData = undeclared(self.trainer).datamodule
         return data
 
 

@@ -31,7 +31,8 @@ def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int
     """
     last = n_fft // 2
     # At twice the rate: torchaudio rounds half the rate to whole Hz, which would stretch the bins of an odd rate.
-    filters = melscale_fbanks(n_fft + 1, 0.0, sample_rate / 2, mel_bands, 2 * sample_rate, mel_scale="slaney")
+    with torch.device("cpu"):  # the network may be built on any other, even on "meta"
+        filters = melscale_fbanks(n_fft + 1, 0.0, sample_rate / 2, mel_bands, 2 * sample_rate, mel_scale="slaney")
     bands = [(1 + row.nonzero().flatten()).tolist() for row in filters[1:last].T]
     if not all(bands):
         raise ValueError(

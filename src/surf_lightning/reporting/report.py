@@ -53,7 +53,15 @@ class Section(Part):
 
 
 def write_report(folders: Sequence[Path], output: Path) -> None:
-    """Write report.html, report.md and its pictures into ``output``, and print the tables; see ``compare_runs``."""
+    """Compare runs: write a page and a Markdown file, and print the tables.
+
+    Args:
+        folders: the runs', e.g. runs/digits_mixit.
+        output: folder for report.html, report.md and its pictures.
+
+    Raises:
+        UserError: a folder is no run.
+    """
     different = {folder.resolve(): folder for folder in folders}  # `runs/digits_mixit runs/digits_*` names one twice
     sections = make_sections([Run.read(folder) for folder in different.values()])
     title = f"Separation of {' and '.join(section.title for section in sections)}"

@@ -168,13 +168,17 @@ def _results(path: Path) -> Results:
 
 
 def read_curves(path: Path) -> Curves:
-    """The columns of a metrics.csv; of several values at a step, which a resumed run writes, the last."""
+    """The numbers of a metrics.csv by name and step. A resumed run may log a step again: the last value counts.
+
+    Raises:
+        ValueError: it is no such table.
+    """
     curves: Curves = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if not (row.get("step") or "").isdigit():  # the cut-off last line of a run that was killed
-                continue
-            for name, text in row.items():
-                if name and text and name not in ("step", "epoch") and math.isfinite(value := float(text)):
-                    curves.setdefault(name, {})[int(str(row["step"]))] = value
+    text = path.read_text(encoding="utf-8", errors="replace")
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a kill may have cut off the last line
+    if not {"step", "name", "value"} <= set(rows.fieldnames or ()):
+        raise ValueError("its columns are not step, name and value")
+    for row in rows:
+        if math.isfinite(value := float(row["value"] or "")):
+            curves.setdefault(row["name"], {})[int(row["step"])] = value
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}

@@ -1,0 +1,71 @@
+"""The arguments of a command, from the signature and the docstring of the function that runs it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from argparse import SUPPRESS
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import docstring_parser
+from jsonargparse import ArgumentError, ArgumentParser
+
+from surf_lightning.errors import UserError
+
+# Beginnings of lines in jsonargparse's messages that tell of its internals: the types it tried, the whole of a value.
+NOISE = (
+    "Problem with given class_path",
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value type:",
+    "Given value: NestedArg(",
+    "Given value: Namespace(",
+)
+
+
+class CommandParser(ArgumentParser):
+    """A boolean is a flag without a value; an underscore may be typed as a hyphen."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("type") is bool:
+            kwargs = {"action": "store_true", "help": kwargs["help"]}
+        if args[0].startswith("--") and "_" in args[0]:
+            args = (*args, args[0].replace("_", "-"))
+        return super().add_argument(*args, **kwargs)
+
+
+def call(function: Callable[..., Any], args: Sequence[str]) -> Any:
+    """Call ``function`` with the command line ``args``; ``*names`` in its signature takes the words without a ``--``.
+
+    Raises:
+        UserError: the arguments are not those of ``function``.
+    """
+    documented = docstring_parser.parse(function.__doc__ or "")
+    parser = CommandParser(prog=f"surf {function.__name__}", description=documented.description, exit_on_error=False)
+    explained = {parameter.arg_name: parameter.description for parameter in documented.params}
+    parameters = inspect.signature(function).parameters.values()
+    words = [parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL]
+    for name in words:
+        word = name.removesuffix("s").upper()
+        parser.add_argument(name, nargs="*", default=SUPPRESS, metavar=word, help=explained.get(f"*{name}"))
+    parser.add_function_arguments(function, as_group=False)
+    try:
+        options = parser.parse_args(args).as_dict()
+    except ArgumentError as error:
+        raise UserError(readable(str(error))) from error
+    given = [word for name in words for word in options.pop(name, [])]
+    return function(*given, **options)
+
+
+def readable(message: str) -> str:
+    """A message of jsonargparse in one line: the option as it is typed, and what is wrong with its value."""
+    key = r'Parser key "([\w.]+)":'
+    option = ".".join(dict.fromkeys(re.findall(key, message)))
+    lines = [line.strip().removeprefix("- ") for line in re.sub(key, "", message).splitlines()]
+    said = "; ".join(line for line in lines if line and not line.startswith(NOISE))
+    hint = " (give a configuration, e.g. --config digits_mixit)" if re.search(r"are required: \w+\.", said) else ""
+    hint = " (--config comes before a configuration)" if re.search(r"nrecognized arg.*\.ya?ml", said) else hint
+    return (f"--{option}: " if option else "") + said + hint

@@ -1,0 +1,224 @@
+"""What last.ckpt and best.ckpt hold, that they are whole, and that no path is taken from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from surf_lightning.engine import run_folder
+from surf_lightning.engine.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from surf_lightning.inference.checkpoint import KEY
+
+NAN = float("nan")
+
+
+class Scored(L.LightningModule):
+    """Logs the scores it is given, one a validation; notes which checkpoints lie there when the next epoch starts."""
+
+    def __init__(self, scores: list[float], folder: Path) -> None:
+        super().__init__()
+        self.layer, self.scores, self.folder = nn.Linear(1, 1), scores, folder
+        self.steps_saved: list[dict[str, int]] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val/score", self.scores[self.current_epoch])
+
+    def on_train_epoch_start(self) -> None:
+        self.note()
+
+    def note(self) -> None:
+        files = sorted((self.folder / "checkpoints").glob("*"))
+        self.steps_saved.append({path.name: torch.load(path, weights_only=True)["global_step"] for path in files})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class PlainIO(AtomicCheckpointIO):
+    """For a module that is none of ours."""
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = True) -> Any:
+        return torch.load(path, map_location, weights_only=True)
+
+
+class Rows(L.LightningDataModule):
+    monitor = "val/score"
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.monitor_mode = mode
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        rows: Any = torch.ones(2, 1)
+        return DataLoader(rows)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        rows: Any = torch.ones(1, 1)
+        return DataLoader(rows)
+
+
+def fit(
+    scores: list[float],
+    mode: str = "max",
+    ckpt_path: str | None = None,
+    further: list[L.Callback] | None = None,
+    **options: Any,
+) -> Scored:
+    folder = Path("run")
+    module = Scored(scores, folder)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    fitter = L.Trainer(
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        callbacks=[BestCheckpoint(folder), LastCheckpoint(folder), *(further or [])],
+        plugins=[PlainIO()],
+        **{"max_steps": 2 * len(scores), **quiet, **options},
+    )
+    fitter.fit(module, datamodule=Rows(mode), ckpt_path=ckpt_path)
+    module.note()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("scores", "mode", "best"),
+    [
+        ([1, 3, 2, 0.5, 4], "max", [2, 4, 4, 4, 10]),
+        ([1, 3, 2, 0.5, 4], "min", [2, 2, 2, 8, 8]),
+        ([1, NAN, 2, NAN, 1], "max", [2, 2, 6, 6, 6]),
+    ],
+)
+def test_last_is_the_last_validation_and_best_the_best(scores: list[float], mode: str, best: list[int]) -> None:
+    seen = fit(scores, mode).steps_saved
+    assert seen[0] == {}
+    assert seen[1:] == [{"best.ckpt": step, "last.ckpt": 2 * n} for n, step in enumerate(best, 1)]
+
+
+@pytest.mark.parametrize(("further", "best"), [([2.5, 2.9], 4), ([2.5, 3.5], 8)])
+def test_a_resumed_run_knows_its_best_score(further: list[float], best: int) -> None:
+    fit([1, 3])
+    assert fit([1, 3, *further], ckpt_path="run/checkpoints/last.ckpt").steps_saved[-1] == {
+        "best.ckpt": best,
+        "last.ckpt": 8,
+    }
+
+
+def test_a_used_folder_holds_no_second_last_or_best() -> None:
+    fit([5, 6])
+    assert fit([1]).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 2}
+
+
+def test_the_end_of_a_fit_within_an_epoch_is_saved_too() -> None:
+    assert fit([1, 2], max_steps=3).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 3}
+
+
+def test_a_trial_run_saves_nothing() -> None:
+    assert fit([1], fast_dev_run=True).steps_saved[-1] == {}
+
+
+# -- a stranger's checkpoint --
+
+
+def foreign(path: str, callback: str) -> str:
+    """The checkpoint of a run, as one that names ``path`` wherever Lightning keeps a path."""
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    (key,) = [key for key in checkpoint["callbacks"] if key.startswith(callback)]
+    paths = {"dirpath": os.path.abspath("run/checkpoints"), "best_model_path": path, "kth_best_model_path": path}
+    paths |= {"last_model_path": path, "best_k_models": {path: torch.tensor(2.0)}, "kth_value": torch.tensor(2.0)}
+    score = {"best_model_score": torch.tensor(2.0), "current_score": torch.tensor(2.0), "monitor": "val/score"}
+    checkpoint["callbacks"][key] = checkpoint["callbacks"][key] | paths | score
+    torch.save(checkpoint, "foreign.ckpt")
+    return "foreign.ckpt"
+
+
+@pytest.mark.parametrize("callback", ["LastCheckpoint", "BestCheckpoint", "ModelCheckpoint"])
+@pytest.mark.parametrize("name", ["local://{}/victim", "{}/run/checkpoints/../../victim/thesis.txt", "{}/victim"])
+def test_a_foreign_checkpoint_removes_no_file_or_folder(name: str, callback: str) -> None:
+    theirs: list[Any] = [ModelCheckpoint("run/checkpoints", "mine")] if callback == "ModelCheckpoint" else []
+    fit([1], further=theirs)
+    Path("victim").mkdir()
+    Path("victim/thesis.txt").write_text("years of work")
+    theirs = [ModelCheckpoint("run/checkpoints", "mine")] if theirs else []
+    fit([1, 3], ckpt_path=foreign(name.format(os.getcwd()), callback), further=theirs)
+    assert Path("victim/thesis.txt").read_text() == "years of work"
+    assert torch.load("run/checkpoints/best.ckpt", weights_only=True)["global_step"] == 4
+
+
+@pytest.mark.parametrize("state", [{}, {"best_model_score": "high", "validation_owed": [1]}])
+def test_a_checkpoint_without_our_state_is_continued(state: dict[str, Any]) -> None:
+    fit([1])
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["callbacks"] = dict.fromkeys(checkpoint["callbacks"], state)
+    torch.save(checkpoint, "foreign.ckpt")
+    assert fit([1, 3], ckpt_path="foreign.ckpt").steps_saved[-1] == {"best.ckpt": 4, "last.ckpt": 4}
+
+
+# -- writing --
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    io, path = AtomicCheckpointIO(), Path("run/checkpoints/last.ckpt")
+    io.save_checkpoint({KEY: {}, "global_step": 1}, path)
+    complete = torch.save
+
+    def interrupted(content: Any, file: Any) -> None:
+        complete(content, file)
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", interrupted)
+        for target in (path, path.with_name("best.ckpt")):
+            with pytest.raises(OSError, match="no space"):
+                io.save_checkpoint({KEY: {}, "global_step": 2}, target)
+    assert io.load_checkpoint(path)["global_step"] == 1
+    assert run_folder.trained_checkpoint(Path("run"), None) == str(path)  # what is left of best is not taken for it
+    assert list(path.parent.glob("*.ckpt")) == [path]
+
+    io.save_checkpoint({KEY: {}, "global_step": 3}, path)
+    assert io.load_checkpoint(path)["global_step"] == 3
+    assert not path.with_name(".last.ckpt.partial").exists()
+
+
+def test_a_disk_that_is_full_is_named_and_keeps_the_old_checkpoint() -> None:
+    io, path = AtomicCheckpointIO(), Path("last.ckpt")
+    io.save_checkpoint({KEY: {}, "global_step": 1}, path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: 'last\.ckpt'"):
+            io.save_checkpoint({KEY: {}, "x": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert io.load_checkpoint(path)["global_step"] == 1
+    assert list(Path().iterdir()) == [path]  # no part of the new one takes up room
+
+
+def test_the_bytes_are_on_disk_before_the_name_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, int]] = []
+    sync, rename = os.fsync, os.replace
+
+    def fsync(file: int) -> None:
+        done.append(("sync", os.fstat(file).st_size))
+        sync(file)
+
+    def replace(source: Any, target: Any) -> None:
+        assert Path(source).parent == Path(target).parent  # of one file system, where renaming is atomic
+        done.append(("rename", os.stat(source).st_size))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    AtomicCheckpointIO().save_checkpoint({KEY: {}, "x": torch.zeros(100)}, "a.ckpt")
+    size = Path("a.ckpt").stat().st_size
+    assert done == [("sync", size), ("rename", size)]
