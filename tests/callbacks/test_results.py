@@ -13,11 +13,12 @@ from torchmetrics import Metric
 
 from surf_lightning import __version__
 from surf_lightning.callbacks.results import results_text
-from surf_lightning.methods import MixIT
+from surf_lightning.functional.randomness import mix_seed
+from surf_lightning.methods import MixIT, SupervisedFlow
 from surf_lightning.metrics.evaluation import ImageEvaluation, PerceptualMetrics, SampleMetrics, build_metrics
 from surf_lightning.metrics.images import PSNR, ImageMean, ImageMetrics
 from surf_lightning.metrics.perceptual import FID, SampleQuality
-from tests.tiny import adam, digits, regression, trainer
+from tests.tiny import adam, digits, regression, trainer, velocity
 
 
 def rows(printed: str) -> dict[str, list[str]]:
@@ -211,3 +212,32 @@ def test_fid_of_the_mean_of_the_sources_stands_in_table_2_alone_and_no_image_is_
     assert results["average"]["fid"] != results["metrics"]["fid"]
     assert SmallTable1.features.seen == 24 + 24  # sources and estimates
     assert SmallTable2.features.seen == 1347 + 150 + 24 + 24  # training images, estimates and m/K
+
+
+def test_the_mean_of_samples_stands_beside_the_single_sample() -> None:
+    module, data, folder = SupervisedFlow(velocity(), optimizer=adam), digits(num_test=6), Path("run")
+    trainer(folder, "test", num_samples=3).test(module, data, verbose=False)
+    results = json.loads((folder / "metrics.json").read_text())
+    measured, single = ImageMetrics({"psnr": PSNR()}), ImageMetrics({"psnr": PSNR()})
+    batches: Any = data.test_batches()
+    for index in range(2):
+        mixtures, sources = batches[index]["mixtures"], batches[index]["sources"]
+        samples = [module.separate(mixtures, index)]
+        single.update(samples[0], sources, mixtures)
+        for number in (1, 2):
+            generator = torch.Generator().manual_seed(mix_seed(0, index, number))
+            sample = module.separator.separate(mixtures, generator)
+            mean = torch.stack(samples).mean(0)
+            apart = (mean - sample).flatten(2).square().sum((1, 2)) > (mean - sample.flip(1)).flatten(2).square().sum(
+                (1, 2)
+            )
+            samples.append(torch.where(apart.view(-1, 1, 1, 1, 1), sample.flip(1), sample))
+        measured.update(torch.stack(samples).mean(0), sources, mixtures)
+    mean_of_samples = results["mean_of_samples"]
+    assert mean_of_samples["num_samples"] == 3
+    assert mean_of_samples["metrics"]["psnr"] == pytest.approx(float(measured.compute()["psnr"]), rel=1e-5)
+    assert results["metrics"]["psnr"] == pytest.approx(float(single.compute()["psnr"]), rel=1e-5)
+    printed = results_text(results)
+    assert "Supervised Flow, mean of 3 samples" in printed
+    with pytest.raises(ValueError, match="num_samples"):
+        trainer(folder, "test", num_samples=0)

@@ -66,15 +66,22 @@ class TestResults(L.Callback):
 
     Args:
         folder: the run's.
+        num_samples: where more than one, the mean of so many samples of a flow's posterior is measured as well.
+
+    Raises:
+        ValueError: there is not even one sample.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, num_samples: int = 1) -> None:
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        self.folder, self.num_samples = folder, num_samples
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
             make_writable(self.folder)  # an error now costs no measurement
         self.average: Metric | None = None
+        self.mean: Metric | None = None
         self.examples: dict[str, list[Tensor]] = {"mixtures": [], "sources": [], "estimates": []}
         self.count = torch.zeros((), dtype=torch.long, device=pl_module.device)
 
@@ -84,7 +91,11 @@ class TestResults(L.Callback):
         mixtures, sources = batch["mixtures"], batch["sources"]
         if self.average is None:  # not earlier: the metrics have measured their reference set by now
             self.average = average_metrics(pl_module.test_metrics)
+            self.mean = average_metrics(pl_module.test_metrics) if self.num_samples > 1 else None
         self.average.update((mixtures.unsqueeze(1) / sources.shape[1]).expand_as(sources), sources, mixtures)
+        if self.mean is not None:
+            mean = pl_module.mean_of_samples(mixtures, outputs, batch_idx, self.num_samples)
+            self.mean.update(mean, sources, mixtures)
         self.count += len(mixtures)
         missing = EXAMPLES[pl_module.signal["kind"]] - len(self.examples["mixtures"])
         for kept, signals in zip(self.examples.values(), (mixtures, sources, outputs), strict=True):
@@ -92,7 +103,8 @@ class TestResults(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         assert self.average is not None
-        average = finite(self.average.compute())  # by all processes together, as the next line
+        average = finite(self.average.compute())  # by all processes together, as the next lines
+        mean = {"num_samples": self.num_samples, "metrics": finite(self.mean.compute())} if self.mean else None
         count = int(trainer.strategy.reduce(self.count, reduce_op="sum"))
         if not trainer.is_global_zero:
             return
@@ -100,14 +112,17 @@ class TestResults(L.Callback):
         with replacing(self.folder / "test_examples.pt") as file:
             torch.save({**self.examples, **pl_module.signal}, file)
         with replacing(self.folder / f"{results_name(data)}.json", "w") as file:  # last: it says that the test is done
-            file.write(json.dumps(self._results(trainer, pl_module, data, average, count), indent=2) + "\n")
+            file.write(json.dumps(self._results(trainer, pl_module, data, average, mean, count), indent=2) + "\n")
 
-    def _results(self, trainer: L.Trainer, module: Any, data: Any, average: Results, count: int) -> Results:
+    def _results(
+        self, trainer: L.Trainer, module: Any, data: Any, average: Results, mean: Results | None, count: int
+    ) -> Results:
         loader: Any = trainer.test_dataloaders
         complete = trainer.num_test_batches == [len(loader)]
         return {
             "metrics": logged_metrics(trainer, "test"),
             "average": average,
+            **({"mean_of_samples": mean} if mean else {}),
             "protocol": data.protocol() if complete else f"Only the first {count:,} of: {data.protocol()}",
             "data": type(data).__name__,
             "genuine": complete and data.genuine(),

@@ -45,6 +45,7 @@ def filter_warnings() -> None:
         ".*It is recommended to use .self.log.*sync_dist=True.*",  # the metrics do it
         ".*isinstance.treespec, LeafSpec.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a run that goes on
+        ".*`srun` command is available.*",  # a laptop may have SLURM
     ):
         warnings.filterwarnings("ignore", expected)
     filter_lightning_tips()
@@ -70,10 +71,12 @@ def progress_bar(wanted: bool | None, callbacks: Iterable[L.Callback]) -> list[L
     return [Progress()]
 
 
-def standard_callbacks(folder: Path, subcommand: str, has_loggers: bool, **checkpoints: Any) -> list[L.Callback]:
+def standard_callbacks(
+    folder: Path, subcommand: str, has_loggers: bool, num_samples: int = 1, **checkpoints: Any
+) -> list[L.Callback]:
     """The callbacks that every run of ``subcommand`` has; ``checkpoints`` are arguments of ``LastCheckpoint``."""
     if subcommand == "test":
-        return [TestResults(folder), PrintedResult(folder)]
+        return [TestResults(folder, num_samples), PrintedResult(folder)]
     if subcommand != "fit":
         return [PrintedResult(folder)]
     monitor = [LearningRateMonitor("step")] if has_loggers else []
@@ -87,6 +90,7 @@ def make_trainer(
     callbacks: Sequence[L.Callback] = (),
     plugins: Sequence[Any] = (),
     checkpoints: Mapping[str, Any] | None = None,
+    num_samples: int = 1,
     **options: Any,
 ) -> L.Trainer:
     """A trainer with what every run of ``subcommand`` in ``folder`` has.
@@ -98,9 +102,10 @@ def make_trainer(
         callbacks: Beside those that every run has.
         plugins: Beside the one that writes checkpoints.
         checkpoints: Arguments of ``LastCheckpoint``.
+        num_samples: An argument of ``TestResults``.
         options: The other arguments of ``lightning.Trainer``.
     """
-    standard = standard_callbacks(folder, subcommand, bool(logger), **(checkpoints or {}))
+    standard = standard_callbacks(folder, subcommand, bool(logger), num_samples, **(checkpoints or {}))
     standard += progress_bar(options.get("enable_progress_bar"), callbacks)
     # LastCheckpoint requeues, after writing between two steps. Within SLURM, torchrun knows better of processes.
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():

@@ -54,6 +54,13 @@ class SurfCLI(LightningCLI):
         for part in ("model", "data"):
             parser.link_arguments("seed_everything", f"{part}.init_args.seed")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            help = "Measure the mean of so many posterior samples of a flow as well, beside that of one."
+            parser.add_argument("--num_samples", type=int, default=1, help=help)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with own_modules(sys.argv[1:]) as finder:
             super().parse_arguments(parser, args)
@@ -100,7 +107,8 @@ class SurfCLI(LightningCLI):
         for name in ("callbacks", "plugins"):
             config[name] = _list(config[name])
         checkpoints = self._get(self.config_init, "checkpoints")
-        return make_trainer(self.folder, str(self.subcommand), checkpoints=checkpoints, **config)
+        samples = {"num_samples": self._get(self.config_init, "num_samples")} if self.subcommand == "test" else {}
+        return make_trainer(self.folder, str(self.subcommand), checkpoints=checkpoints, **samples, **config)
 
     def fit(self, model: SeparationModule, datamodule: SeparationData, ckpt_path: str | None, **_: Any) -> None:
         """What LightningCLI runs in place of ``Trainer.fit``."""

@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -27,6 +27,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
 from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_metadata, class_path
 from surf_lightning.inference.separator import Separator
+from surf_lightning.inference.streaming import posterior
 
 Batch = dict[str, Tensor]
 HELD_OUT_SEED = 0  # held-out mixtures are separated from the same noise in every run
@@ -204,6 +205,18 @@ class SeparationModule(L.LightningModule, ABC):
         """Estimates ``[B,K,*S]`` of held-out batch ``batch``, from noise that does not depend on the run."""
         generator = torch.Generator(self.device).manual_seed(mix_seed(HELD_OUT_SEED, batch))
         return self.separator.separate(mixtures, generator)
+
+    def mean_of_samples(self, mixtures: Tensor, first: Tensor, batch_idx: int, count: int) -> Tensor:
+        """The mean ``[B,K,*S]`` of ``count`` samples of test batch ``batch_idx``, aligned; ``first`` is one of them."""
+        position = self._position(batch_idx)
+
+        def samples() -> Iterator[Tensor]:
+            yield first.flatten(2)
+            for number in range(1, count):
+                generator = torch.Generator(self.device).manual_seed(mix_seed(HELD_OUT_SEED, position, number))
+                yield self.separator.separate(mixtures, generator).flatten(2)
+
+        return posterior(samples())[0].view_as(first)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if "sources" not in batch:

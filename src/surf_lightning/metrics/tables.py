@@ -61,7 +61,8 @@ COLUMNS = (  # in the order of the papers' tables
 class Row:
     """A row: ``values`` by the columns' keys, and ``cells``, (text, "best", "second" or ""), which ``ranked`` fills.
 
-    ``kind``: average, unsupervised, supervised; published (the paper's); group (a heading of the rows below it).
+    ``kind``: average, unsupervised, supervised; mean (of samples, not ranked); published (the paper's); group (a
+    heading of the rows below it).
     """
 
     label: str
@@ -164,15 +165,19 @@ def results_table(results: Sequence[Results], names: Sequence[str]) -> Table:
     """The table of ``results``, which are alike in data and protocol; ``names`` are what their rows are called."""
     paper = paper_table(results[0])
     columns = columns_of(results, paper)
-    rows = []
+    rows: list[tuple[str, Row]] = []
+    below: list[tuple[str, Row]] = []  # the supervised ones stand below the others
     if average := next((each["average"] for each in results if each.get("average")), None):
         rows.append(("Average", Row("Average (m/K)", average, "average")))
     for name, each in zip(names, results, strict=True):
         kind = "supervised" if each["label"] in SUPERVISED else "unsupervised"
-        rows.append((each["label"], measured_row(name, kind, each)))
-    rows.sort(key=lambda row: row[1].kind == "supervised")
+        place = below if kind == "supervised" else rows
+        place.append((each["label"], measured_row(name, kind, each)))
+        if mean := each.get("mean_of_samples"):
+            title = f"{name}, mean of {mean['num_samples']} samples"
+            place.append(("", Row(title, mean["metrics"], "mean")))
     with_paper = []
-    for label, row in rows:
+    for label, row in rows + below:
         with_paper.append(row)
         if paper and label in paper["rows"]:
             with_paper.append(paper_row(paper, paper["rows"][label], paper.get("std", {}).get(label)))
