@@ -53,7 +53,13 @@ def tested(name: str) -> tuple[str, str]:
 
 
 def rows(table: str) -> list[str]:
-    """The runs of ``table``, in its order."""
+    """The runs of ``table``, in its order.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    if table not in PLAN["tables"]:
+        raise ValueError(f"there is no table {table}: the tables are {', '.join(PLAN['tables'])}")
     plan = PLAN["tables"][table]
     names = [f"{plan['data']}_{method}" for method in plan["methods"]]
     names += [f"{plan['data']}_{method}_seed{n}" for method, seeds in plan.get("seeds", {}).items() for n in seeds]

@@ -22,12 +22,11 @@ from PIL import Image
 from torch import Tensor
 
 from surf_lightning import data, methods, metrics, networks
-from surf_lightning.arguments import NOISE, call, readable
 from surf_lightning.cli import COMMANDS, main
 from surf_lightning.data.mixing import RandomMixtures
 from surf_lightning.engine import configs, lightning_cli
-from surf_lightning.engine.configs import with_config_paths
-from surf_lightning.engine.own_modules import named_modules
+from surf_lightning.engine.arguments import NOISE, call, readable
+from surf_lightning.engine.configs import named_modules, with_config_paths
 from surf_lightning.engine.run_folder import LOCK
 from surf_lightning.errors import UserError
 from surf_lightning.inference.journal import JOURNAL, MANIFESTS, SUMMARY

@@ -71,7 +71,7 @@ def separate(
 
     Args:
         *inputs: A file, a folder (its tree is mirrored) or a glob.
-        checkpoint: A run's checkpoint, or a folder of surf export.
+        checkpoint: A run's checkpoint, a folder of surf export, or user/name on the Hugging Face Hub.
         output: Folder for the sources.
         channels: Of a file of several: separate each, their mean, or the first.
         num_samples: Write the mean of so many posterior samples of a flow, and its uncertainty over time.
@@ -164,7 +164,7 @@ def _run(command: str, *args: str) -> int:
         return 0
     if command not in COMMANDS:
         raise UserError(f"there is no command {command!r}; `surf --help` lists them")
-    from surf_lightning.arguments import call
+    from surf_lightning.engine.arguments import call
 
     return call(COMMANDS[command], args) or 0
 

@@ -140,15 +140,13 @@ class Mine(ImageEvaluation):
     """PSNR, a metric that comes to no number, and one that lacks its weights."""
 
     results_name = "metrics_mine"
+    protocol = "By hand."
 
     def columns(self, training_images: Any, weights: str | None) -> dict[str, Metric]:
         return build_metrics({"psnr": PSNR, "silent": NoNumber, "lpips": self.no_weights})
 
     def no_weights(self) -> Metric:
         raise OSError("there are no weights")
-
-    def protocol(self) -> str:
-        return "By hand."
 
 
 def test_a_value_that_is_no_number_is_null_and_a_metric_that_cannot_be_built_is_left_out() -> None:

@@ -25,13 +25,11 @@ class Recording(ImageEvaluation):
     """Notes what it is asked for."""
 
     results_name = "mine"
+    protocol = "By me."
 
     def columns(self, training_images: Any, weights: str | None) -> dict[str, Metric]:
         self.asked = training_images(), weights
         return {"psnr": PSNR()}
-
-    def protocol(self) -> str:
-        return "By me."
 
 
 def test_digits_are_tested_without_networks_and_the_other_sets_by_all_columns_of_table_1() -> None:

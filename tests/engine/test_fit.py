@@ -102,7 +102,8 @@ def test_nothing_is_advertised_or_warned_of(caplog: pytest.LogCaptureFixture, re
         rank_zero_info("a fact")
     assert "Tip" not in caplog.text
     assert "a fact" in caplog.text
-    assert [str(warning.message) for warning in recwarn] == []
+    warned = [str(warning.message) for warning in recwarn]
+    assert [message for message in warned if "`srun` command" not in message] == []  # on a cluster
 
 
 def test_each_command_has_its_callbacks() -> None:

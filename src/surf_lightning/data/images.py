@@ -111,7 +111,7 @@ class ImageMixtures(SeparationData):
             f"{self.num_test:,} mixtures, each the mean of {self.num_sources} images of the {images:,} test images of "
             f"{type(self).__name__}, dealt by seeded permutations, so that none comes again before all have come. The "
             "estimates of a mixture are put in the order of least squared error, mapped to [0, 1] and clamped. "
-            f"{self.evaluation.protocol()}"
+            f"{self.evaluation.protocol}"
         )
 
     def signal(self) -> dict[str, Any]:

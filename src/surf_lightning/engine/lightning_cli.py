@@ -25,13 +25,12 @@ import surf_lightning.data
 import surf_lightning.methods
 import surf_lightning.metrics
 import surf_lightning.networks  # noqa: F401  for their names as well
-from surf_lightning.arguments import readable
 from surf_lightning.data.base import SeparationData
 from surf_lightning.engine import loggers, run_folder
+from surf_lightning.engine.arguments import readable
 from surf_lightning.engine.checkpoints import LastCheckpoint
-from surf_lightning.engine.configs import with_config_paths
+from surf_lightning.engine.configs import own_modules, with_config_paths
 from surf_lightning.engine.fit import TRAINER_DEFAULTS, filter_warnings, make_trainer, train
-from surf_lightning.engine.own_modules import own_modules
 from surf_lightning.errors import UserError
 from surf_lightning.functional import losses
 from surf_lightning.methods.base import SeparationModule

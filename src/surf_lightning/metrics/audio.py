@@ -102,7 +102,6 @@ class PairMean(Metric):
         self.pairs += counted.sum()
 
     def compute(self) -> Tensor:
-        """The mean, a scalar."""
         return self.total / self.pairs
 
 

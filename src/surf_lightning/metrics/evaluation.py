@@ -42,6 +42,8 @@ class ImageEvaluation(ABC):
 
     results_name = "metrics"
     """Name of the file, without .json, that a test writes its results to."""
+    protocol: str
+    """How the images are measured: a sentence for the readers of the table."""
 
     @abstractmethod
     def columns(self, training_images: Callable[[], Tensor], weights: str | None) -> dict[str, Metric]:
@@ -52,58 +54,44 @@ class ImageEvaluation(ABC):
             weights: folder of the networks' weights; None lets the libraries download them.
         """
 
-    @abstractmethod
-    def protocol(self) -> str:
-        """How the images are measured: a sentence for the readers of the table."""
-
 
 class PixelMetrics(ImageEvaluation):
     """PSNR and SSIM: fast, and without any network."""
 
-    def columns(self, training_images: Callable[[], Tensor], weights: str | None) -> dict[str, Metric]:
-        """``psnr`` and ``ssim``."""
-        return {"psnr": PSNR(), "ssim": SSIM()}
+    protocol = "PSNR and SSIM are means over the separated images."
 
-    def protocol(self) -> str:
-        """How the images are measured."""
-        return "PSNR and SSIM are means over the separated images."
+    def columns(self, training_images: Callable[[], Tensor], weights: str | None) -> dict[str, Metric]:
+        return {"psnr": PSNR(), "ssim": SSIM()}
 
 
 class PerceptualMetrics(ImageEvaluation):
     """The columns of Table 1: PSNR, LPIPS, SSIM, and FID against the true sources."""
 
+    protocol = (
+        "PSNR, LPIPS (AlexNet) and SSIM are means over the separated images; FID is between them all, quantised to "
+        "8 bits, and the true sources."
+    )
+
     def columns(self, training_images: Callable[[], Tensor], weights: str | None) -> dict[str, Metric]:
-        """``psnr``, ``lpips``, ``ssim`` and ``fid``."""
         from surf_lightning.metrics.perceptual import FID, LPIPS, inception
 
         lpips = functools.partial(LPIPS, weights)
         return build_metrics({"psnr": PSNR, "lpips": lpips, "ssim": SSIM, "fid": lambda: FID(inception(weights))})
-
-    def protocol(self) -> str:
-        """How the images are measured."""
-        return (
-            "PSNR, LPIPS (AlexNet) and SSIM are means over the separated images; FID is between them all, quantised to "
-            "8 bits, and the true sources."
-        )
 
 
 class SampleMetrics(ImageEvaluation):
     """The columns of Table 2, on 25,000 mixtures there: Inception Score, and FID against the training images."""
 
     results_name = "metrics_samples"  # beside those of Table 1, from another test of the same run
+    protocol = (
+        "Inception Score: mean and deviation over 10 splits of the separated images. FID is between them all, "
+        "quantised to 8 bits, and all training images."
+    )
 
     def columns(self, training_images: Callable[[], Tensor], weights: str | None) -> dict[str, Metric]:
-        """One metric that gives ``is``, ``is_std`` and ``fid``."""
         from surf_lightning.metrics.perceptual import SampleQuality, inception
 
         return build_metrics({"samples": lambda: SampleQuality(inception(weights), training_images)})
-
-    def protocol(self) -> str:
-        """How the images are measured."""
-        return (
-            "Inception Score: mean and deviation over 10 splits of the separated images. FID is between them all, "
-            "quantised to 8 bits, and all training images."
-        )
 
 
 def speech_metrics(sample_rate: int = WIDE_BAND, weights: str | None = None) -> MetricCollection:

@@ -75,7 +75,6 @@ class FUSSMetrics(Metric):
         self.counts += torch.stack([(surplus < 0).sum(), (surplus == 0).sum(), (surplus > 0).sum()])
 
     def compute(self) -> dict[str, Tensor]:
-        """The scalars by name."""
         means = dict(zip(("1S", "2Si", "3Si", "4Si"), self.totals / self.pairs, strict=True))
         means["MSi"] = self.totals[1:].sum() / self.pairs[1:].sum()
         shares = dict(zip(("under", "equal", "over"), self.counts / self.counts.sum(), strict=True))

@@ -68,7 +68,6 @@ class ImageMean(Metric):
         self.images += len(references)
 
     def compute(self) -> Tensor:
-        """The mean, a scalar."""
         return (self.total / self.images).float()
 
 
@@ -76,7 +75,6 @@ class PSNR(ImageMean):
     """Peak signal-to-noise ratio in dB, the mean over the images."""
 
     def score(self, estimates: Tensor, references: Tensor) -> Tensor:
-        """The score of each image, ``[N]``."""
         return psnr(estimates, references)
 
 
@@ -84,7 +82,6 @@ class SSIM(ImageMean):
     """Structural similarity, the mean over the images."""
 
     def score(self, estimates: Tensor, references: Tensor) -> Tensor:
-        """The score of each image, ``[N]``."""
         return ssim(estimates, references)
 
 
@@ -110,11 +107,9 @@ class ImageMetrics(Metric):
         self.columns.update(estimates=found, references=truth)
 
     def compute(self) -> dict[str, Tensor]:
-        """The values by name."""
         return self.columns.compute()
 
     def reset(self) -> None:
-        """Forget all that was counted."""
         super().reset()
         self.columns.reset()
 

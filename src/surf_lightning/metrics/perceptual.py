@@ -120,7 +120,6 @@ class LPIPS(ImageMean):
         self.distance = alexnet(weights)
 
     def score(self, estimates: Tensor, references: Tensor) -> Tensor:
-        """The distance of each pair, ``[N]``."""
         return self.distance(_for_alexnet(estimates), _for_alexnet(references))
 
 
@@ -154,7 +153,6 @@ class FID(FrechetInceptionDistance):
         self.features = features
 
     def update(self, estimates: Tensor, references: Tensor) -> None:  # type: ignore[override]
-        """Count both sets."""
         self.count(to_bytes(references), real=True)
         self.count(to_bytes(estimates), real=False)
 
@@ -165,7 +163,6 @@ class FID(FrechetInceptionDistance):
         return logits
 
     def compute(self) -> Tensor:
-        """The distance, a scalar."""
         counts = torch.stack([self.real_features_num_samples, self.fake_features_num_samples])
         return super().compute() if counts.min() >= 2 else torch.tensor(torch.nan, device=self.device)
 
@@ -197,7 +194,6 @@ class SampleQuality(FID):
         self.logits.append(self.count(to_bytes(estimates), real=False))
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """The values by name."""
         score = inception_score(dim_zero_cat(self.logits).cpu())
         values = {name: torch.tensor(value, device=self.device) for name, value in score.items()}
         return {**values, "fid": super().compute()}

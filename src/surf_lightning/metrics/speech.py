@@ -82,7 +82,6 @@ class ESTOI(SpeechMetric):
     only_wide_band = False
 
     def score(self, estimate: Tensor, reference: Tensor) -> float:
-        """The score of ``estimate [T]`` for ``reference [T]``."""
         if estimate.shape[-1] < 0.4 * self.sample_rate:
             return math.nan
         if not is_active(estimate):
@@ -115,7 +114,6 @@ class PESQ(SpeechMetric):
     package = "pesq"
 
     def score(self, estimate: Tensor, reference: Tensor) -> float:
-        """The score of ``estimate [T]`` for ``reference [T]``."""
         from pesq import BufferTooShortError, NoUtterancesError
 
         if not is_active(estimate):
@@ -151,7 +149,6 @@ class DNSMOS(SpeechMetric):
             raise RuntimeError(f"{self.network} cannot be loaded: {error}") from error
 
     def score(self, estimate: Tensor, reference: Tensor) -> float:
-        """The score of ``estimate [T]``; ``reference`` is not looked at."""
         size = int(self.SECONDS * WIDE_BAND)
         audio = estimate.float().numpy()
         while len(audio) < size:
