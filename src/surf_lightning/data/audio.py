@@ -19,6 +19,8 @@ from surf_lightning.metrics.evaluation import speech_metrics
 
 Part = Literal["train", "validation", "test"]
 
+HELD_OUT_BATCH = 8  # at most: a large training batch goes through its network in micro-batches, this one does not
+
 
 class AudioMetrics(Metric):
     """Several metrics by one ``update(estimates, sources, mixtures)``; each takes of the three what it needs.
@@ -136,8 +138,9 @@ class AudioMixtures(SeparationData):
     def validation_batches(self) -> Batches:
         examples = self.examples("validation")
         # All batches are full, for MixIT cannot use one of a single mixture, and every rank has one.
-        num_batches = min(self.num_validation, len(examples)) // self.batch_size
-        return FixedCrops(examples, self.crop, self.batch_size, max(num_batches, self._ranks().world_size))
+        size = min(self.batch_size, HELD_OUT_BATCH)
+        num_batches = min(self.num_validation, len(examples)) // size
+        return FixedCrops(examples, self.crop, size, max(num_batches, self._ranks().world_size))
 
     def test_batches(self) -> Batches:
         return WholeExamples(self.examples("test"))
