@@ -41,7 +41,7 @@ def run(name: str) -> Run:
     if unknown := [setting for setting, _ in settings if setting not in PLAN["settings"]]:
         raise ValueError(f"{name}: there is no setting {unknown[0]} in experiments/tables.yaml")
     config = CONFIGS / f"{stem}.yaml"
-    first = re.search(r"mixit_checkpoint: runs/([^/]+)/", config.read_text())
+    first = re.search(r"(?:mixit|flow)_checkpoint: runs/([^/]+)/", config.read_text())
     changes = " ".join(PLAN["settings"][setting].format(value) for setting, value in settings)
     return Run(config, changes, first[1] if first else None)
 
