@@ -64,7 +64,7 @@ def operations(config: str, seconds: float, gradient: bool = False) -> int:
 def training_bytes(config: str, batch: int, *shape: int, bf16: bool = False, **changes: Any) -> int:
     """Weights, gradients and activations of a forward and backward, at most alive together; counted, not run.
 
-    The optimizer's state, a teacher and an anchor come on top, and what a device's kernels work in.
+    The optimizer's state, a teacher and an frozen_teacher come on top, and what a device's kernels work in.
     """
     with without_data(), LiveBytes() as live:
         network = build(config, **changes)

@@ -41,7 +41,7 @@ def teacher_sample(teacher, frozen_teacher, mixtures, x0, beta, steps):
     """Euler steps of the hybrid teacher, D.3: straight to the frozen estimate while t < beta, then by the velocity."""
     x = x0
     for step in range(steps):
-        t = torch.full((len(x),), step / steps)
+        t = x.new_full((len(x),), step / steps)
         x = x + (frozen_teacher(mixtures) - x0 if step / steps < beta else teacher(x, t, mixtures)) / steps
     return x
 
@@ -55,7 +55,7 @@ def optimal_pit(estimates, sources):
     """The permutation [B,K] that brings each example's sources nearest to its estimates, Eq. (22)."""
     candidates = list(itertools.permutations(range(sources.shape[1])))
     costs = [(estimates - sources[:, p]).flatten(1).square().sum(1) for p in candidates]
-    return torch.tensor(candidates)[torch.stack(costs).argmin(0)]
+    return torch.tensor(candidates, device=estimates.device)[torch.stack(costs).argmin(0)]
 
 
 def flow_residual(student, x0, sources, mixtures, t):
@@ -95,7 +95,7 @@ class ResNet(nn.Module):
 
 
 class MixIT(ResNet):
-    """Sums of images [B,1,8,8] -> M outputs that sum to them; called, the K loudest, made to sum to them."""
+    """Sums of images [B,1,8,8] -> M outputs that sum to them; called, merged to the K whose weakest is loudest."""
 
     def outputs(self, mixtures):
         raw = super().forward(mixtures / K, torch.zeros(len(mixtures)))[:, :, None]
@@ -103,8 +103,10 @@ class MixIT(ResNet):
 
     def forward(self, mixtures):
         raw = self.outputs(mixtures)
-        loudest = reorder(raw, raw.flatten(2).square().sum(2).topk(K).indices)
-        return loudest + (mixtures[:, None] - loudest.sum(1, keepdim=True)) / K
+        ways = one_hot(torch.tensor(list(itertools.product(range(K), repeat=M))), K).to(raw)
+        sums = torch.einsum("amk,bm...->abk...", ways, raw)
+        weakest = sums.flatten(3).square().sum(3).amin(2)
+        return sums[weakest.argmax(0), torch.arange(len(raw))]
 
 
 class Velocity(ResNet):

@@ -64,10 +64,10 @@ def network(name: str, **options: Any) -> Any:
 
 
 def on_gpu(family: str, objective: Objective, reduction: Reduction = mean_square, **options: Any) -> SURF:
-    flow, anchor = network(f"{family}_velocity", **options), network(f"{family}_mixit")
+    flow, frozen_teacher = network(f"{family}_velocity", **options), network(f"{family}_mixit")
     noise = GlobalRMSNoise() if family == "libri2mix" else None
     module = SURF(flow, objective, reduction, noise=noise, mixit_checkpoint="", optimizer=adam)
-    module._freeze(RegressionSeparator(anchor, flow.num_sources))
+    module._freeze(RegressionSeparator(frozen_teacher, flow.num_sources))
     module.beta = 0.5
     return module.cuda()
 
