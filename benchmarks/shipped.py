@@ -12,7 +12,7 @@ from counting import LiveBytes, count_flops, without_data
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from surf_lightning.networks.base import VelocityNetwork
+from surf_lightning.networks import RegressionNetwork, ScoreNetwork, VelocityNetwork
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
@@ -24,7 +24,7 @@ def build(config: str, **changes: Any) -> nn.Module:
     network = _described(config)
     network["init_args"] |= changes
     parser = ArgumentParser()
-    parser.add_subclass_arguments(nn.Module, "network")
+    parser.add_subclass_arguments((RegressionNetwork, VelocityNetwork, ScoreNetwork), "network")
     return parser.instantiate(parser.parse_object({"network": network})).network
 
 

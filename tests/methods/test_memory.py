@@ -9,14 +9,14 @@ import pytest
 import torch
 from counting import LiveBytes
 from jsonargparse import ArgumentParser
-from torch import Tensor, nn
+from torch import Tensor
 
 from surf_lightning.functional.losses import Objective, Reduction, log_energy, mean_square
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import SURF
 from surf_lightning.methods.base import compile_networks
-from surf_lightning.networks import GlobalRMSNoise
+from surf_lightning.networks import GlobalRMSNoise, RegressionNetwork, ScoreNetwork, VelocityNetwork
 from tests.test_configs import ROOT
 from tests.tiny import adam, regression, velocity
 
@@ -57,7 +57,7 @@ def test_the_peak_is_that_of_the_micro_batch(objective: Any, beta: float) -> Non
 
 def network(name: str, **options: Any) -> Any:
     parser = ArgumentParser()
-    parser.add_subclass_arguments(nn.Module, "network")
+    parser.add_subclass_arguments((RegressionNetwork, VelocityNetwork, ScoreNetwork), "network")
     given = [f"--network.init_args.{key}={value}" for key, value in options.items()]
     config = parser.parse_args([f"--network={ROOT / 'configs' / 'network' / name}.yaml", *given])
     return parser.instantiate(config).network
