@@ -22,9 +22,9 @@ MIXIT, REGRESSION, VELOCITY = "audioset_mixit", "audioset_regression", "audioset
 
 
 def evaluations(beta: float) -> tuple[int, int]:
-    """Of the velocity network without gradient, and of the anchor, in one SURF step: sampler and PIT order."""
-    anchored = sum(step / STEPS < beta for step in range(STEPS))
-    return STEPS - anchored + 1, int(anchored > 0)
+    """Of the velocity network without gradient, and of the frozen teacher, in one SURF step: sampler and PIT order."""
+    frozen = sum(step / STEPS < beta for step in range(STEPS))
+    return STEPS - frozen + 1, int(frozen > 0)
 
 
 def step_operations() -> dict[str, Counter[str]]:
@@ -37,9 +37,9 @@ def step_operations() -> dict[str, Counter[str]]:
         "regression remixing, EMA teacher": Counter({REGRESSION: run[REGRESSION] + train[REGRESSION]}),
     }
     for beta in (1.0, 0.5, 0.0):
-        sampled, anchor = evaluations(beta)
+        sampled, frozen_teacher = evaluations(beta)
         velocity = sampled * run[VELOCITY] + train[VELOCITY]
-        steps[f"SURF, beta = {beta:g}"] = Counter({VELOCITY: velocity, MIXIT: anchor * run[MIXIT]})
+        steps[f"SURF, beta = {beta:g}"] = Counter({VELOCITY: velocity, MIXIT: frozen_teacher * run[MIXIT]})
     return steps
 
 
@@ -63,8 +63,8 @@ def surf_step_ms(
         torch.OutOfMemoryError: it does not fit.
     """
     network = build(f"{data}_velocity", **({"activation_checkpointing": True} if checkpointing else {}))
-    anchor = RegressionSeparator(build(f"{data}_mixit"), network.num_sources)
-    module, optimizer = surf(network, anchor, machine.device, noise=GlobalRMSNoise())
+    frozen_teacher = RegressionSeparator(build(f"{data}_mixit"), network.num_sources)
+    module, optimizer = surf(network, frozen_teacher, machine.device, noise=GlobalRMSNoise())
     module.beta = 0.0
     mixtures = torch.randn(batch, round(seconds * RATE), device=machine.device)
     step = our_step(module, optimizer, mixtures, machine.autocast(precision))

@@ -22,12 +22,12 @@ def surf_step_bytes(
 ) -> int:
     """A whole SURF step at beta = 0.5 with the networks of a data set's configs, ReMixIT loss, Adam's state included.
 
-    Student, EMA teacher and anchor, sampling, gradient, optimizer and EMA; not what a device's kernels work in.
+    Student, EMA teacher and frozen_teacher, sampling, gradient, optimizer and EMA; not what a device's kernels work in.
     """
     network = build(f"{data}_velocity", **({"activation_checkpointing": True} if checkpointing else {}))
-    anchor = RegressionSeparator(build(f"{data}_mixit"), network.num_sources)
+    frozen_teacher = RegressionSeparator(build(f"{data}_mixit"), network.num_sources)
     noise = GlobalRMSNoise() if len(shape) == 1 else None
-    module, _ = surf(network, anchor, torch.device("cpu"), noise=noise, micro_batch=micro_batch)
+    module, _ = surf(network, frozen_teacher, torch.device("cpu"), noise=noise, micro_batch=micro_batch)
     module.beta = 0.5
     with without_data(), LiveBytes() as live:
         empty_weights(module)

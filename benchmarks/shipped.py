@@ -12,7 +12,7 @@ from counting import LiveBytes, count_flops, without_data
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from surf_lightning.networks.base import VelocityNetwork
+from surf_lightning.networks import RegressionNetwork, ScoreNetwork, VelocityNetwork
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
@@ -24,7 +24,7 @@ def build(config: str, **changes: Any) -> nn.Module:
     network = _described(config)
     network["init_args"] |= changes
     parser = ArgumentParser()
-    parser.add_subclass_arguments(nn.Module, "network")
+    parser.add_subclass_arguments((RegressionNetwork, VelocityNetwork, ScoreNetwork), "network")
     return parser.instantiate(parser.parse_object({"network": network})).network
 
 
@@ -64,7 +64,7 @@ def operations(config: str, seconds: float, gradient: bool = False) -> int:
 def training_bytes(config: str, batch: int, *shape: int, bf16: bool = False, **changes: Any) -> int:
     """Weights, gradients and activations of a forward and backward, at most alive together; counted, not run.
 
-    The optimizer's state, a teacher and an anchor come on top, and what a device's kernels work in.
+    The optimizer's state, a teacher and an frozen_teacher come on top, and what a device's kernels work in.
     """
     with without_data(), LiveBytes() as live:
         network = build(config, **changes)

@@ -1,4 +1,4 @@
-"""Our SURF step against the paper's Code Listing 1 written plainly, its `separate` being Appendix D.3 step by step.
+"""Our SURF step against the paper's Code Listing 1 written plainly, in examples/surf_minimal.py.
 
 Axes: B batch, K sources, C H W.
 """
@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import surf_minimal
 import torch
 from counting import count_flops
 from machine import Machine, name
@@ -20,7 +21,6 @@ from timing import alone, compare
 from torch import Tensor
 
 from surf_lightning.callbacks.ema_teacher import ema_update
-from surf_lightning.functional.flow import project_zero_sum
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import SURF
@@ -39,28 +39,6 @@ DIGITS: dict[str, Any] = {
 }
 
 
-def plain_separate(teacher: Any, mixit: Any, mixtures: Tensor, num_sources: int, beta: float) -> Tensor:
-    """D.3: five Euler steps, the MixIT network called in each with t < beta."""
-    noise = torch.randn(len(mixtures), num_sources, *mixtures.shape[1:], device=mixtures.device)
-    x0 = x = (mixtures / num_sources)[:, None] + project_zero_sum(noise)
-    for step in range(STEPS):
-        t = step / STEPS
-        times = torch.full((len(x),), t, device=x.device)
-        x = x + (mixit(mixtures) - x0 if t < beta else teacher(x, times, mixtures)) / STEPS
-    return x
-
-
-def plain_pit(prediction: Tensor, sources: Tensor) -> Tensor:
-    """The best of all K! orders of each example, one after another."""
-    aligned = []
-    for estimate, truth in zip(prediction, sources, strict=True):
-        orders = itertools.permutations(range(len(truth)))
-        aligned.append(
-            truth[list(min(orders, key=lambda order: (estimate - truth[list(order)]).square().sum().item()))]
-        )
-    return torch.stack(aligned)
-
-
 def plain_step(
     student: Any,
     teacher: Any,
@@ -71,27 +49,21 @@ def plain_step(
     beta: float,
     autocast: torch.autocast,
 ) -> None:
-    """Code Listing 1 with the ReMixIT loss."""
-    with torch.no_grad(), autocast:
-        estimates = plain_separate(teacher, mixit, mixtures, k, beta)
-        flat = estimates.flatten(0, 1)
-        x1 = flat[torch.randperm(len(flat), device=flat.device)].view_as(estimates)
-        mixed = x1.sum(1)
+    """Code Listing 1 with the ReMixIT loss, as ``examples/surf_minimal.py`` has it."""
+    noise = torch.randn(2, len(mixtures), k, *mixtures.shape[1:], device=mixtures.device)
+    order = torch.randperm(len(mixtures) * k, device=mixtures.device)
     t = torch.rand(1, device=mixtures.device).expand(len(mixtures))
-    x0 = (mixed / k)[:, None] + project_zero_sum(torch.randn_like(x1))
-    with torch.no_grad(), autocast:
-        v0 = student(x0, torch.zeros_like(t), mixed)
-        x1 = plain_pit(x0 + v0, x1)
-    weight = t.view(-1, 1, 1, 1, 1)
     with autocast:
-        residual = student((1 - weight) * x0 + weight * x1, t, mixed) - (x1 - x0)
-        loss = residual.square().mean()
+        x0 = surf_minimal.prior(mixtures, noise[0])
+        sources = surf_minimal.remix(surf_minimal.teacher_sample(teacher, mixit, mixtures, x0, beta, STEPS), order)
+        mixed = sources.sum(1)
+        residual, _ = surf_minimal.flow_residual(student, surf_minimal.prior(mixed, noise[1]), sources, mixed, t)
+        loss = surf_minimal.rm_loss(residual)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    with torch.no_grad():
-        for s, e in zip(student.parameters(), teacher.parameters(), strict=True):
-            e.data.mul_(ALPHA).add_(s.data, alpha=1 - ALPHA)
+    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+        old.data.lerp_(new.data, 1 - ALPHA)
 
 
 def our_step(module: SURF, optimizer: Any, mixtures: Tensor, autocast: torch.autocast) -> Callable[[], None]:
@@ -110,7 +82,7 @@ def our_step(module: SURF, optimizer: Any, mixtures: Tensor, autocast: torch.aut
 
 
 def surf(network: Any, mixit: RegressionSeparator, device: torch.device, **options: Any) -> tuple[SURF, Any]:
-    """A SURF module with its anchor in place, and its optimizer."""
+    """A SURF module with its frozen teacher in place, and its optimizer."""
     make = functools.partial(torch.optim.Adam, lr=1e-4)
     module = SURF(network, "remixit", mixit_checkpoint="", optimizer=make, **options).to(device)
     module.frozen_teacher = mixit.to(device).requires_grad_(False).eval()
@@ -151,9 +123,9 @@ def run(machine: Machine) -> Iterator[Timing]:
             theirs = functools.partial(plain_step, student, teacher, mixit, optimizer, mixtures, k, beta, autocast)
             flops = count_flops(ours)
             row = compare(ours, theirs, device)
-            anchored = sum(step / STEPS < beta for step in range(STEPS))
-            common = flow_cost * (STEPS - anchored + 1) + backward_cost
-            bound = (common + anchored * mixit_cost) / (common + (anchored > 0) * mixit_cost)
+            frozen = sum(step / STEPS < beta for step in range(STEPS))
+            common = flow_cost * (STEPS - frozen + 1) + backward_cost
+            bound = (common + frozen * mixit_cost) / (common + (frozen > 0) * mixit_cost)
             floor = machine.floor_ms(flops, precision=precision)
             case = f"SURF step, {label}, B = {batch}, beta = {beta:g}, {name(precision)}"
             yield Timing(case, **row, bound=bound, floor_ms=floor, remark=f"{flops / 1e9:.3g} GFLOP")

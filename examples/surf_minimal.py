@@ -41,7 +41,7 @@ def teacher_sample(teacher, frozen_teacher, mixtures, x0, beta, steps):
     """Euler steps of the hybrid teacher, D.3: straight to the frozen estimate while t < beta, then by the velocity."""
     x = x0
     for step in range(steps):
-        t = torch.full((len(x),), step / steps)
+        t = x.new_full((len(x),), step / steps)
         x = x + (frozen_teacher(mixtures) - x0 if step / steps < beta else teacher(x, t, mixtures)) / steps
     return x
 
@@ -55,7 +55,7 @@ def optimal_pit(estimates, sources):
     """The permutation [B,K] that brings each example's sources nearest to its estimates, Eq. (22)."""
     candidates = list(itertools.permutations(range(sources.shape[1])))
     costs = [(estimates - sources[:, p]).flatten(1).square().sum(1) for p in candidates]
-    return torch.tensor(candidates)[torch.stack(costs).argmin(0)]
+    return torch.tensor(candidates, device=estimates.device)[torch.stack(costs).argmin(0)]
 
 
 def flow_residual(student, x0, sources, mixtures, t):

@@ -35,13 +35,15 @@ from surf_lightning.networks import SharedNCSNpp, serializable
 from surf_lightning.reporting.runs import read_curves
 from tests.test_configs import CONFIGS, ROOT, arguments
 
-SURF = ["-m", "surf_lightning"]
+MODULE = ["-m", "surf_lightning"]
+# -P: the path of an installed script has no current folder.
+CONSOLE_SCRIPT = ["-P", "-c", "from surf_lightning.cli import entry_point as e; e()"]
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *SURF, *args]
+def surf(*command: str, start: list[str] = CONSOLE_SCRIPT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = (sys.executable, *start, *command)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("command", ["", "report", "separate", "export", "configs"])
@@ -148,6 +150,9 @@ def test_a_configuration_that_is_there_wins(capsys: pytest.CaptureFixture[str]) 
     assert with_config_paths(["fit", "--config", "digits_mixit", "--name", "cifar_mixit"]) == [
         *("fit", "--config", shipped, "--name", "cifar_mixit")
     ]
+    Path("digits_mixit").mkdir()  # a folder is no configuration
+    assert with_config_paths(["fit", "--config=digits_mixit"]) == ["fit", f"--config={shipped}"]
+    Path("digits_mixit").rmdir()
     Path("digits_mixit").write_text("mine: 1\n")
     for given in ("digits_mixit", "digits_mixit.yaml", "configs/digits_mixit.yaml", '{"data": 1}', "--help"):
         assert with_config_paths(["fit", "--config", given]) == ["fit", "--config", given]
@@ -264,7 +269,7 @@ def test_every_argument_of_a_class_is_explained_in_its_help(package: ModuleType)
             assert not silent, f"{name}: {silent}"
 
 
-def test_a_network_of_the_users_own_is_found_in_the_folder_where_surf_runs(tmp_path: Path) -> None:
+def test_a_network_of_the_users_own_is_found_in_the_folder_where_surf_runs() -> None:
     Path("my_networks.py").write_text(
         "from my_helpers import CHANNELS\n"
         "from surf_lightning.networks import RegressionNCSNpp, serializable\n\n\n"
@@ -274,13 +279,13 @@ def test_a_network_of_the_users_own_is_found_in_the_folder_where_surf_runs(tmp_p
         "        super().__init__(num_outputs, 2, 1, 8, channels=CHANNELS, multipliers=(1,), blocks=1)\n"
     )
     Path("my_helpers.py").write_text("CHANNELS = 4\n")
-    command = ["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml"), "--trainer.fast_dev_run", "1"]
-    command += ["--model.network", "my_networks.Mine", "--model.network.num_outputs", "4"]
-    program = (
-        f"import sys; sys.argv = ['surf', *{command!r}]; from surf_lightning.cli import entry_point; entry_point()"
-    )
-    # As the console script, which has its own folder in the path instead of the current one.
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=120)
+    command = ["fit", "--config", "digits_mixit", "--trainer.max_steps", "1", "--trainer.logger", "false"]
+    command += ["--data.batches_per_epoch", "1", "--data.num_validation", "8"]
+    done = surf(*command, "--model.network", "my_networks.Mine", "--model.network.num_outputs", "4")
+    assert done.returncode == 0, done.stderr
+    export = ["export", "--checkpoint", "runs/digits_mixit/checkpoints/last.ckpt", "--output", "exported"]
+    assert "would import my_networks.Mine, from outside" in surf(*export).stderr
+    done = surf(*export, "--trust")
     assert done.returncode == 0, done.stderr
 
 
@@ -296,15 +301,14 @@ def test_no_file_of_the_current_folder_is_imported() -> None:
     Image.new("L", (8, 8), 100).save("a.png")
     fit = [*arguments("digits_mixit", Path()), "--trainer.logger", "WandbLogger", "--trainer.logger.offline", "true"]
     checkpoint = ["--checkpoint", "runs/digits_mixit/checkpoints/last.ckpt", "--output"]
-    console_script = ["-P", "-c", "from surf_lightning.cli import entry_point as e; e()"]
     for start, command in (
-        (console_script, ["--help"]),
-        (SURF, fit),
-        (console_script, ["report", "runs/digits_mixit"]),
-        (console_script, ["separate", "a.png", *checkpoint, "separated"]),
-        (console_script, ["export", *checkpoint, "exported"]),
+        (CONSOLE_SCRIPT, ["--help"]),
+        (MODULE, fit),
+        (CONSOLE_SCRIPT, ["report", "runs/digits_mixit"]),
+        (CONSOLE_SCRIPT, ["separate", "a.png", *checkpoint, "separated"]),
+        (CONSOLE_SCRIPT, ["export", *checkpoint, "exported"]),
     ):
-        done = subprocess.run([sys.executable, *start, *command], capture_output=True, text=True, timeout=300)
+        done = surf(*command, start=start)
         assert not Path("imported").exists(), (command, Path("imported").read_text())
         assert done.returncode == 0, (command, done.stderr)
 
@@ -502,12 +506,12 @@ def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_sam
     monkeypatch.delenv("WANDB_SILENT")
     args = ["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml")]
     args += ["--config", str(ROOT / "tests" / "tiny_images.yaml"), "--trainer.enable_progress_bar", "false"]
-    first = run(*args)
+    first = surf(*args)
     assert first.returncode == 0, first.stderr
     run_id = Path("runs/digits_mixit/wandb_id").read_text().strip()
     (line,) = [line for line in (first.stderr + first.stdout).splitlines() if "wandb" in line or "W&B" in line]
     assert f"offline-run-*-{run_id}" in line
-    again = run(*args, "--ckpt_path", "last", "--trainer.max_steps", "4")
+    again = surf(*args, "--ckpt_path", "last", "--trainer.max_steps", "4")
     assert again.returncode == 0, again.stderr
     segments = list(Path("runs/digits_mixit/wandb").glob("offline-run-*"))
     assert len(segments) == 2

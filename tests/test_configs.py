@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from torch import nn
 
 from surf_lightning.cli import main
 from surf_lightning.inference.separator import load_separator
+from surf_lightning.networks import RegressionNetwork, ScoreNetwork, VelocityNetwork
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
@@ -104,7 +104,7 @@ PARAMETERS = {  # networks_and_metrics 1.3; MixIT has 4 outputs for 2
 def test_the_full_networks_have_the_published_sizes(name: str) -> None:
     network = loaded(f"{name}.yaml")["model"]["init_args"]["network"]
     parser = ArgumentParser()
-    parser.add_subclass_arguments(nn.Module, "network")
+    parser.add_subclass_arguments((RegressionNetwork, VelocityNetwork, ScoreNetwork), "network")
     described = loaded(network) if isinstance(network, str) else network
     with torch.device("meta"):
         built = parser.instantiate(parser.parse_object({"network": described})).network

@@ -16,7 +16,7 @@ import yaml
 from surf_lightning.cli import main
 from surf_lightning.metrics.tables import paper_tables
 from surf_lightning.reporting.sweeps import SETTINGS
-from tests.test_configs import CONFIGS, ROOT, arguments, resolved
+from tests.test_configs import ROOT, arguments, resolved
 
 TINY = f"--config {ROOT}/tests/tiny_images.yaml --trainer.logger false"
 snakemade = pytest.mark.skipif(find_spec("snakemake") is None, reason="snakemake is not installed")
@@ -81,21 +81,18 @@ def test_a_runs_name_says_what_it_trains() -> None:
 
 
 @pytest.mark.parametrize("table", plan.PLAN["tables"])
-def test_every_row_is_a_shipped_config_and_each_stands_once(table: str) -> None:
+def test_every_row_of_a_table_is_a_shipped_config_after_its_teacher(table: str) -> None:
     rows = plan.rows(table)
     assert len(set(rows)) == len(rows) > 2
     for name in rows:
-        trained = plan.tested(name)[0]
-        assert plan.run(trained).config.stem in CONFIGS
-        assert plan.run(trained).first in (None, rows[0])
+        run = plan.run(plan.tested(name)[0])
+        assert run.config.is_file()
+        assert run.first in (None, rows[0])
         assert name.partition("_")[0] in plan.PLAN["resources"]
 
 
-def test_the_rows_are_those_of_the_papers_tables() -> None:
-    for table, methods in (("mnist", 8), ("cifar", 8), ("audioset", 6)):
-        assert len(plan.rows(table)) == methods
-    assert set(plan.rows("libri2mix")) >= {f"libri2mix_{name}" for name in ("mixit", "surf_rm", "supervised_flow")}
-    with pytest.raises(ValueError, match="the tables are digits"):
+def test_an_unknown_table_says_which_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no table nothing: the tables are digits, .*cifar"):
         plan.rows("nothing")
 
 

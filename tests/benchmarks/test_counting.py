@@ -55,8 +55,8 @@ def test_counting_without_data_is_counting(config: str, gradient: bool) -> None:
 def test_a_surf_step_costs_its_evaluations(beta: float, expected: tuple[int, int]) -> None:
     assert evaluations(beta) == expected
     network = MBLocoformer(2, features=16, attention=16, heads=2, hidden=32, blocks=1, mel_bands=20)
-    anchor = RegressionSeparator(build("folder_mixit", num_sources=2), 2)
-    module, optimizer = surf(network, anchor, torch.device("cpu"), noise=GlobalRMSNoise())
+    frozen_teacher = RegressionSeparator(build("folder_mixit", num_sources=2), 2)
+    module, optimizer = surf(network, frozen_teacher, torch.device("cpu"), noise=GlobalRMSNoise())
     module.beta = beta
     mixtures = torch.randn(3, 800)
     given = inputs(network, 3, 800)
@@ -66,9 +66,9 @@ def test_a_surf_step_costs_its_evaluations(beta: float, expected: tuple[int, int
             return network(*given)
 
     step = our_step(module, optimizer, mixtures, torch.autocast("cpu", enabled=False))
-    sampled, anchored = expected
+    sampled, frozen = expected
     velocity = sampled * count_flops(evaluate) + count_flops(lambda: network(*given).square().mean().backward())
-    total = velocity + anchored * count_flops(lambda: anchor(mixtures))
+    total = velocity + frozen * count_flops(lambda: frozen_teacher(mixtures))
     assert count_flops(step) == pytest.approx(total, rel=0.01)  # the correlations of PIT come on top
 
 

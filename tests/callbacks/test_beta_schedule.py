@@ -26,7 +26,7 @@ from surf_lightning.callbacks.beta_schedule import BetaSchedule
 def test_beta_falls_linearly_after_the_frozen_phase(schedule: BetaSchedule, values: dict[int, float]) -> None:
     for step, value in values.items():
         assert schedule.beta(step) == pytest.approx(value, abs=1e-12)
-    assert schedule.beta(10**9) == schedule.end  # exactly: at beta = 0 the anchor is not evaluated
+    assert schedule.beta(10**9) == schedule.end  # exactly: at beta = 0 the frozen_teacher is not evaluated
 
 
 @pytest.mark.parametrize(

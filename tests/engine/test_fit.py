@@ -35,6 +35,7 @@ from surf_lightning.methods import SURF, MixIT
 from surf_lightning.provenance import hardware
 from surf_lightning.reporting.runs import read_curves
 from tests import tiny
+from tests.test_configs import arguments
 
 ROOT = Path(__file__).parents[2]
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
@@ -149,10 +150,9 @@ def test_the_configuration_is_written_and_reaches_every_logger() -> None:
 def test_a_logger_gets_the_whole_configuration_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(Remembering, "log_hyperparams", lambda self, params: seen.append(params))
-    paths = (ROOT / "configs" / "digits_mixit.yaml", ROOT / "tests" / "tiny_digits.yaml")
-    command = [*(f"--config={path}" for path in paths), "--trainer.enable_progress_bar", "false"]
-    assert main(["fit", *command, "--trainer.logger", "tests.engine.test_fit.Remembering"]) == 0
-    assert main(["test", *command, "--trainer.logger", "tests.engine.test_fit.Remembering"]) == 0
+    mine = ["--trainer.logger", "tests.engine.test_fit.Remembering"]
+    assert main([*arguments("digits_mixit", Path()), *mine]) == 0
+    assert main([*arguments("digits_mixit", Path(), "test"), *mine]) == 0
     (params,) = seen
     assert params == yaml.safe_load(Path("runs/digits_mixit/config.yaml").read_text())
     assert params["model"]["init_args"]["network"]["init_args"]["channels"] == 4

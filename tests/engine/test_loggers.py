@@ -187,6 +187,13 @@ def test_a_server_that_does_not_answer_leaves_the_run_offline(
     assert Path("runs/a/wandb_id").read_text() == "abc123\n"
 
 
+def test_the_configuration_reaches_wandb() -> None:
+    logger = WandbLogger(save_dir="runs/a", offline=True)
+    for rate in (0.1, 0.2):  # as a resumed run may be given
+        start_loggers([logger], Path("runs/a"), {"model": {"class_path": "SURF", "init_args": {"lr": rate}}})
+    assert dict(logger.experiment.config)["model"]["init_args"] == {"lr": 0.2}
+
+
 def test_a_server_that_is_asked_for_by_name_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("INIT_TIMEOUT", "1"), ("BASE_URL", f"http://{NOBODY}"), ("API_KEY", KEY), ("MODE", "online")):
         monkeypatch.setenv(f"WANDB_{name}", value)

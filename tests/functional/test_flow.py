@@ -287,25 +287,25 @@ def step_by_step(velocity: Recorded, x0: Tensor, mixtures: Tensor, beta: float, 
 def test_hybrid_euler_is_the_step_by_step_sampler(beta: float, grid: int | list[float]) -> None:
     mixtures = torch.randn(4, 5)
     x0 = sample_prior(mixtures, 3)
-    velocity, anchor, reference = Recorded(-1.5, 0.3), Anchor(), Recorded(-1.5, 0.3)
+    velocity, frozen_teacher, reference = Recorded(-1.5, 0.3), Anchor(), Recorded(-1.5, 0.3)
     if isinstance(grid, int):
-        x1 = hybrid_euler(velocity, anchor, x0, mixtures, beta, grid)
+        x1 = hybrid_euler(velocity, frozen_teacher, x0, mixtures, beta, grid)
         times = [n / grid for n in range(grid + 1)]
     else:
-        x1 = hybrid_euler(velocity, anchor, x0, mixtures, beta, num_steps=99, times=grid)
+        x1 = hybrid_euler(velocity, frozen_teacher, x0, mixtures, beta, num_steps=99, times=grid)
         times = grid
     assert torch.allclose(x1, step_by_step(reference, x0, mixtures, beta, times), rtol=0, atol=1e-14)
     assert velocity.times == reference.times == [t for t in times[:-1] if t >= beta]
-    assert anchor.calls == any(t < beta for t in times[:-1])
+    assert frozen_teacher.calls == any(t < beta for t in times[:-1])
     if beta == 1:
         assert velocity.times == []
     if beta == 0:
-        assert anchor.calls == 0
+        assert frozen_teacher.calls == 0
     if beta == 1 and times[0] == 0 and times[-1] == 1:
         assert torch.equal(x1, Anchor()(mixtures))
 
 
-def test_hybrid_euler_without_an_anchor_is_euler() -> None:
+def test_hybrid_euler_without_a_frozen_teacher_is_euler() -> None:
     mixtures = torch.randn(4, 5)
     x0 = sample_prior(mixtures, 3)
     x1 = hybrid_euler(Recorded(-1.5), Anchor(), x0, mixtures, beta=0.0)

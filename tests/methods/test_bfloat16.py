@@ -50,10 +50,10 @@ def locoformer(num_outputs: int = 2) -> RegressionLocoformer:
 
 
 def remixing(
-    method: Callable[..., TeacherStudentModule], network: nn.Module, anchor: Any, *more: Any
+    method: Callable[..., TeacherStudentModule], network: nn.Module, frozen_teacher: Any, *more: Any
 ) -> SeparationModule:
     module = method(network, *more, mixit_checkpoint="", optimizer=adam)
-    module._freeze(RegressionSeparator(anchor, 2))
+    module._freeze(RegressionSeparator(frozen_teacher, 2))
     return module
 
 

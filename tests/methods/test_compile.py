@@ -56,7 +56,7 @@ def test_a_run_goes_on_compiled_or_not_whatever_it_was_before(backend: CompileCo
     expected = surf("plain", *SURF_SR, *four)
     assert backend.frame_count == 0
     surf("compiled", *SURF_SR, "--model.compile", "true")
-    # The anchor; the teacher; the student without and with gradients. Validation adds no graph.
+    # The frozen teacher; the teacher; the student without and with gradients. Validation adds no graph.
     assert backend.frame_count == 4
     assert not counters["graph_break"]
     assert_same(surf("compiled", *SURF_SR, *four, "--ckpt_path", "last"), expected)
@@ -78,15 +78,15 @@ def networks(family: str) -> tuple[VelocityNetwork, RegressionNetwork, Tensor]:
     flow = MBLocoformer(
         2, features=8, attention=8, heads=2, hidden=8, blocks=1, mel_bands=8, activation_checkpointing=True
     )
-    anchor = ConvTasNet(4, 2, filters=8, bottleneck=8, hidden=8, repeats=1, blocks=2)
-    return perturbed(flow), perturbed(anchor), torch.randn(6, 800, generator=generator)
+    mixit = ConvTasNet(4, 2, filters=8, bottleneck=8, hidden=8, repeats=1, blocks=2)
+    return perturbed(flow), perturbed(mixit), torch.randn(6, 800, generator=generator)
 
 
 @pytest.mark.parametrize("family", ["NCSN++", pytest.param("Locoformer and Conv-TasNet", marks=pytest.mark.slow)])
 def test_each_network_is_one_graph_of_any_batch_size(family: str, backend: CompileCounterWithBackend) -> None:
-    flow, anchor, mixtures = networks(family)
+    flow, mixit, mixtures = networks(family)
     plain = SURF(flow, "self_remixing", mixit_checkpoint="", optimizer=adam)
-    plain._freeze(RegressionSeparator(anchor, 2))
+    plain._freeze(RegressionSeparator(mixit, 2))
     plain.beta = 0.5
     compiled = copy.deepcopy(plain)
     compile_networks(compiled)

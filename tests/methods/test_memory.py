@@ -9,14 +9,14 @@ import pytest
 import torch
 from counting import LiveBytes
 from jsonargparse import ArgumentParser
-from torch import Tensor, nn
+from torch import Tensor
 
 from surf_lightning.functional.losses import Objective, Reduction, log_energy, mean_square
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import SURF
 from surf_lightning.methods.base import compile_networks
-from surf_lightning.networks import GlobalRMSNoise
+from surf_lightning.networks import GlobalRMSNoise, RegressionNetwork, ScoreNetwork, VelocityNetwork
 from tests.test_configs import ROOT
 from tests.tiny import adam, regression, velocity
 
@@ -57,17 +57,17 @@ def test_the_peak_is_that_of_the_micro_batch(objective: Any, beta: float) -> Non
 
 def network(name: str, **options: Any) -> Any:
     parser = ArgumentParser()
-    parser.add_subclass_arguments(nn.Module, "network")
+    parser.add_subclass_arguments((RegressionNetwork, VelocityNetwork, ScoreNetwork), "network")
     given = [f"--network.init_args.{key}={value}" for key, value in options.items()]
     config = parser.parse_args([f"--network={ROOT / 'configs' / 'network' / name}.yaml", *given])
     return parser.instantiate(config).network
 
 
 def on_gpu(family: str, objective: Objective, reduction: Reduction = mean_square, **options: Any) -> SURF:
-    flow, anchor = network(f"{family}_velocity", **options), network(f"{family}_mixit")
+    flow, frozen_teacher = network(f"{family}_velocity", **options), network(f"{family}_mixit")
     noise = GlobalRMSNoise() if family == "libri2mix" else None
     module = SURF(flow, objective, reduction, noise=noise, mixit_checkpoint="", optimizer=adam)
-    module._freeze(RegressionSeparator(anchor, flow.num_sources))
+    module._freeze(RegressionSeparator(frozen_teacher, flow.num_sources))
     module.beta = 0.5
     return module.cuda()
 

@@ -83,9 +83,9 @@ def test_self_remixing_is_the_error_of_the_mixtures_themselves() -> None:
     torch.testing.assert_close(loss.detach(), (total - m).square().mean())  # the teacher enters only through the order
 
 
-@pytest.mark.parametrize(("step", "is_anchor"), [(0, True), (9, True), (10, False), (10_000, False)])
+@pytest.mark.parametrize(("step", "is_frozen"), [(0, True), (9, True), (10, False), (10_000, False)])
 def test_the_frozen_mixit_teaches_first_and_the_students_average_after(
-    step: int, is_anchor: bool, monkeypatch: pytest.MonkeyPatch
+    step: int, is_frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, m = remixing("remixit", teacher_steps=10), mixtures()
     monkeypatch.setattr(Remixing, "global_step", property(lambda self: step))
@@ -94,8 +94,8 @@ def test_the_frozen_mixit_teaches_first_and_the_students_average_after(
         network = getattr(module, name).network
         network.register_forward_hook(lambda *_, name=name: calls.append((name, torch.is_grad_enabled())))
     loss = module.loss({"mixtures": m}, random())
-    assert calls == [("frozen_teacher" if is_anchor else "separator", False), ("student", True)]
-    torch.testing.assert_close(loss, listed(module, module.frozen_teacher if is_anchor else module.separator, m))
+    assert calls == [("frozen_teacher" if is_frozen else "separator", False), ("student", True)]
+    torch.testing.assert_close(loss, listed(module, module.frozen_teacher if is_frozen else module.separator, m))
 
 
 def test_the_sources_of_a_batch_are_not_looked_at() -> None:

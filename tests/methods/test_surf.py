@@ -24,7 +24,7 @@ SEED, BATCH, CPU = 3, 17, torch.device("cpu")
 
 
 def surf(objective: Objective, num_sources: int = 2, head: Head | None = None, **options: Any) -> SURF:
-    """In float64, teacher and student apart, the anchor in place."""
+    """In float64, teacher and student apart, the frozen teacher in place."""
     student = velocity(num_sources, head=head or VelocityHead())
     module = SURF(student, objective, mixit_checkpoint="", optimizer=adam, **options)
     perturbed(module.separator, seed=5)
@@ -94,9 +94,9 @@ def test_the_loss_and_its_gradient_are_those_of_code_listing_1(
 
 
 @pytest.mark.parametrize(
-    ("beta", "anchored", "sampled"), [(1.0, 1, 0), (0.99, 1, 0), (0.5, 1, 2), (0.1, 1, 4), (0.0, 0, 5)]
+    ("beta", "frozen", "sampled"), [(1.0, 1, 0), (0.99, 1, 0), (0.5, 1, 2), (0.1, 1, 4), (0.0, 0, 5)]
 )
-def test_a_step_evaluates_no_network_in_vain(beta: float, anchored: int, sampled: int) -> None:
+def test_a_step_evaluates_no_network_in_vain(beta: float, frozen: int, sampled: int) -> None:
     module = surf("remixit")
     module.beta = beta
     calls: list[tuple[str, bool]] = []
@@ -104,7 +104,7 @@ def test_a_step_evaluates_no_network_in_vain(beta: float, anchored: int, sampled
         network = getattr(module, name).network
         network.register_forward_hook(lambda *_, name=name: calls.append((name, torch.is_grad_enabled())))
     module.loss({"mixtures": mixtures()}, random()).backward()
-    expected = [("frozen_teacher", False)] * anchored + [("separator", False)] * sampled
+    expected = [("frozen_teacher", False)] * frozen + [("separator", False)] * sampled
     assert calls == [*expected, ("student", False), ("student", True)]
 
 
@@ -239,13 +239,13 @@ def test_the_teacher_starts_as_the_student_and_follows_it_alone(tmp_path: Path) 
     teacher = {name: value.double() for name, value in module.separator.state_dict().items()}
     for name, value in module.student.state_dict().items():
         assert torch.equal(teacher[name].float(), value)
-    anchor: dict[str, Tensor] = {}
+    frozen_teacher: dict[str, Tensor] = {}
     modes: list[bool] = []
 
     class Watch(SURF):
         def on_train_start(self) -> None:
             super().on_train_start()
-            anchor.update({name: value.clone() for name, value in self.frozen_teacher.state_dict().items()})
+            frozen_teacher.update({name: value.clone() for name, value in self.frozen_teacher.state_dict().items()})
 
         def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
             super().optimizer_step(*args, **kwargs)
@@ -261,12 +261,12 @@ def test_the_teacher_starts_as_the_student_and_follows_it_alone(tmp_path: Path) 
     for name, value in module.separator.state_dict().items():
         torch.testing.assert_close(value.double(), teacher[name], rtol=1e-5, atol=1e-6)
     for name, value in module.frozen_teacher.state_dict().items():
-        assert torch.equal(value, anchor[name])
+        assert torch.equal(value, frozen_teacher[name])
     assert modes
     assert not any(modes)
 
 
-def test_a_bare_train_leaves_teacher_and_anchor_in_evaluation_mode_without_gradients() -> None:
+def test_a_bare_train_leaves_both_teachers_in_evaluation_mode_without_gradients() -> None:
     module = surf("remixit")
     for mode in (True, False, True):
         module.train(mode)
@@ -276,7 +276,7 @@ def test_a_bare_train_leaves_teacher_and_anchor_in_evaluation_mode_without_gradi
             assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
-def test_the_teachers_sample_is_consistent_and_the_anchor_at_beta_one() -> None:
+def test_the_teachers_sample_is_consistent_and_the_frozen_teachers_at_beta_one() -> None:
     module, m = surf("remixit"), mixtures()
     for beta in (1.0, 0.6, 0.0):
         module.beta = beta

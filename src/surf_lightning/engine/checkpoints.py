@@ -1,12 +1,14 @@
 """When checkpoints are written: after validations, when time has passed, when the cluster takes the machine back.
 
-Private names of Lightning in this file, for whoever raises the version in pyproject.toml:
+Private names of Lightning that this folder uses, to look at before its version in pyproject.toml is raised:
 
 - ``ModelCheckpoint``: ``_should_skip_saving_checkpoint``, ``_save_none_monitor_checkpoint``, ``_monitor_candidates``,
   ``_save_checkpoint``, ``_last_global_step_saved``
 - ``trainer.fit_loop``: ``_should_accumulate``, ``_data_fetcher``, ``epoch_loop._should_check_val_fx``
 - ``trainer._logger_connector.update_train_step_metrics``
 - ``.temp.ckpt``, the file in which processes that Lightning has spawned return their weights
+- in the other files: ``LightningCLI._parse_ckpt_path``, ``_set_seed``, ``_get`` and ``_parser``;
+  ``TQDMProgressBar._should_update``; ``WandbLogger._wandb_init`` and ``_log_model``
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove one checkpoint file, and nothing else: another callback may have its path from a checkpoint."""
+        """Remove a checkpoint file, never a folder or another file: the path may come from a stranger's checkpoint."""
         if Path(path).suffix == ".ckpt" and Path(path).is_file():
             Path(path).unlink()
 
@@ -68,11 +70,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(ModelCheckpoint):
     """``last.ckpt`` after every validation, when time has passed, at the end, and on SIGTERM, SIGUSR1 or Ctrl-C.
 
-    After a validation amid accumulated gradients, which are in no checkpoint, it waits for the next step.
-    A signal only sets a flag: the checkpoint is written between two optimizer steps, after the EMA, so that
-    ``--ckpt_path last`` continues bit for bit. The process then ends with status 143 and a SLURM job requeues itself;
-    after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once. Where a validation was next, the run that
-    goes on begins with it.
+    Accumulated gradients are in no checkpoint: after a validation in the middle of an accumulation, it waits for the
+    next step. A signal only sets a flag: the checkpoint is written between two optimizer steps, after the EMA, so that
+    ``--ckpt_path last`` continues bit for bit. The process then ends with status 143, and a SLURM job requeues itself;
+    after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once. If a validation was due, the resumed run
+    begins with it.
 
     Args:
         folder: the run's.
@@ -150,7 +152,7 @@ class LastCheckpoint(ModelCheckpoint):
         return {"validation_owed": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take no path from a checkpoint: Lightning would remove the file or folder that it names as the last one."""
+        """Restore no path: Lightning would remove the file or folder that a checkpoint names as the one before it."""
         self._validation_due = state_dict.get("validation_owed") is True
 
     def _stop(self, trainer: L.Trainer) -> None:
@@ -179,7 +181,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 def _validate(trainer: L.Trainer) -> None:
-    """The validation that Lightning leaves out of a run resumed from an epoch's last batch; it counts to the next."""
+    """Run the validation that Lightning skips where a run is resumed from the last batch of an epoch."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop.restarting = False
     trainer.validating = True
@@ -212,7 +214,8 @@ def _requeue() -> None:
 class BestCheckpoint(ModelCheckpoint):
     """``best.ckpt`` by the DataModule's ``monitor``: PSNR or SI-SDR where truth exists.
 
-    Where none does, by the loss, or the newest where the loss cannot tell (``loss_tells_the_best`` of the method).
+    Without truth it is chosen by the loss, or is the newest where losses do not compare (``loss_tells_the_best`` of the
+    method).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -230,7 +233,7 @@ class BestCheckpoint(ModelCheckpoint):
         return {"best_model_score": self.best_model_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Know the best score so far, of the file in this run's folder; take no path from a checkpoint."""
+        """Restore the best score so far, for the file in this run's folder; no path is taken from a checkpoint."""
         score = state_dict.get("best_model_score")
         if isinstance(score, Tensor):
             best = os.path.join(str(self.dirpath), "best.ckpt")

@@ -25,7 +25,7 @@ def config_folder() -> Path:
     package = Path(str(files("surf_lightning")))
     for folder in (package / "configs", package.parents[1] / "configs"):
         if folder.is_dir():
-            return folder
+            return folder.resolve()
     raise UserError("this installation of surf-lightning has no configurations: give the path of one")
 
 

@@ -179,7 +179,8 @@ def train(
             header = "".join(f"# {name}: {value}\n" for name, value in made_with.items() if value)
             with replacing(folder / "config.yaml", "w") as file:
                 file.write(header + config)
-        start_loggers(trainer.loggers, folder, yaml.safe_load(config) if config else None)
+        wanted = config is not None and undeclared(trainer).enable_autolog_hparams
+        start_loggers(trainer.loggers, folder, yaml.safe_load(config) if wanted else None)
         trainer.fit(module, datamodule=data, ckpt_path=continued)
 
 

@@ -35,7 +35,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional import losses
 from surf_lightning.methods.base import SeparationModule
 
-TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}
+TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}  # by default
 
 
 class SurfCLI(LightningCLI):

@@ -91,7 +91,7 @@ def resolve_loggers(trainer: Namespace, folder: Path, subcommand: str, is_new: b
     if subcommand == "test":
         trainer.logger = [logger for logger in trainer.logger if logger.class_path != csv_path]
     for logger in trainer.logger:
-        if logger.class_path.endswith(".WandbLogger"):
+        if logger.class_path.rpartition(".")[2] == "WandbLogger":
             _resolve_wandb(logger.init_args, folder, is_new)
         elif "save_dir" in (given := logger.get("init_args") or {}) and given["save_dir"] in (None, "."):
             given["save_dir"] = str(folder)

@@ -1,4 +1,4 @@
-"""Where a run lies on disk, and which of its checkpoints a command means."""
+"""Where a run lies on disk, and which of its checkpoints a command takes."""
 
 from __future__ import annotations
 
