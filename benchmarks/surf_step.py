@@ -22,9 +22,8 @@ from torch import Tensor
 
 from surf_lightning.callbacks.ema_teacher import ema_update
 from surf_lightning.functional.randomness import BatchRandomness
-from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.inference.separator import RegressionSeparator, compile_networks
 from surf_lightning.methods import SURF
-from surf_lightning.methods.base import compile_networks
 from surf_lightning.networks import RegressionNCSNpp, SharedNCSNpp
 
 STEPS, ALPHA = 5, 0.999

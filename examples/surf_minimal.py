@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
-K, M, NOISE, STEPS = 2, 4, 2.0, 3  # sources, MixIT's outputs, deviation of the prior, Euler steps
+K, M, STEPS = 2, 4, 3  # sources of a mixture, MixIT's outputs, Euler steps
+TRAINING_NOISE, SAMPLING_NOISE = 2.0, 1.0  # deviations of the prior
 
 
 def reorder(rows, permutation):  # out[b, i] = rows[b, permutation[b, i]]
@@ -79,18 +80,22 @@ def sr_loss(residual, permutation, order):
 class ResNet(nn.Module):
     """Images [B,inputs,8,8] at times t [B] -> [B,outputs,8,8]."""
 
-    def __init__(self, inputs, outputs, width=32, blocks=4):
+    def __init__(self, inputs, outputs, width=48, blocks=4):
         super().__init__()
         self.first, self.last = nn.Conv2d(inputs, width, 3, padding=1), nn.Conv2d(width, outputs, 3, padding=1)
         self.time = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
         half = lambda: [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)]  # noqa: E731
+        self.norm, self.attention = nn.LayerNorm(width), nn.MultiheadAttention(width, 4, batch_first=True)
         self.blocks = nn.ModuleList(nn.Sequential(*half(), *half()) for _ in range(blocks))
 
     def forward(self, x, t):
         angles = t[:, None] * 2.0 ** torch.arange(8)
         time, x = self.time(torch.cat([angles.sin(), angles.cos()], 1))[:, :, None, None], self.first(x)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             x = x + block(x + time)
+            if number == len(self.blocks) // 2:
+                pixels = self.norm(x.flatten(2).mT)
+                x = x + self.attention(pixels, pixels, pixels, need_weights=False)[0].mT.view_as(x)
         return self.last(x)
 
 
@@ -125,15 +130,16 @@ def psnr(separate, sources):
 
 
 def train(parameters, steps, loss_of_step, after=lambda step: None):
-    optimizer = torch.optim.Adam(parameters, 2e-3)
+    optimizer = torch.optim.Adam(parameters := list(parameters), 1e-3)
     for step in range(steps):
         optimizer.zero_grad()
         loss_of_step(step).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         after(step)
 
 
-def main(mixit_steps=1000, surf_steps=1500, batch=64, decay=0.995):
+def main(mixit_steps=1000, surf_steps=3000, batch=32, decay=0.998):
     from sklearn.datasets import load_digits
 
     torch.manual_seed(0)
@@ -141,23 +147,26 @@ def main(mixit_steps=1000, surf_steps=1500, batch=64, decay=0.995):
     images, test = images[torch.randperm(len(images))].split([1497, 300])
     test = test.view(-1, K, 1, 8, 8)
 
-    def noise(count):
-        return NOISE * torch.randn(count, K, 1, 8, 8)
+    def start(mixtures, deviation):
+        return prior(mixtures, deviation * torch.randn(len(mixtures), K, 1, 8, 8))
 
-    def mixtures(single=0.0):  # sums of K images; a share holds one alone
-        sources = images[torch.randint(len(images), (batch, K))]
-        sources[torch.rand(batch) < single, 1:] = 0
+    def separate(mixtures, beta=0.0):
+        return teacher_sample(teacher, mixit, mixtures, start(mixtures, SAMPLING_NOISE), beta, STEPS)
+
+    def mixtures(count, single=0.0):  # sums of K images; a share holds one alone
+        sources = images[torch.randint(len(images), (count, K))]
+        sources[torch.rand(count) < single, 1:] = 0
         return sources.sum(1)
 
     def mixit_step(step):
-        pairs = mixtures(single=0.5).view(-1, 2, 1, 8, 8)
+        pairs = mixtures(2 * batch, single=0.5).view(-1, 2, 1, 8, 8)
         return mixit_loss(mixit.outputs(pairs.sum(1)), pairs)
 
     def surf_step(step):  # Algorithm 1, beta falling from 1 to 0 over 40% of the steps
-        m, order, t = mixtures(), torch.randperm(batch * K), torch.rand(batch)
+        m, order, t = mixtures(batch), torch.randperm(batch * K), torch.rand(batch)
         beta = max(0.0, 1 - step / (0.4 * surf_steps))
-        sources = remix(teacher_sample(teacher, mixit, m, prior(m, noise(batch)), beta, STEPS), order)
-        x0 = prior(sources.sum(1), noise(batch))
+        sources = remix(separate(m, beta), order)
+        x0 = start(sources.sum(1), TRAINING_NOISE)
         residual, _ = flow_residual(student, x0, sources, sources.sum(1), t)
         return rm_loss((1 - t).view(-1, 1, 1, 1, 1) * residual)  # or sr_loss(residual, permutation, order)
 
@@ -173,7 +182,7 @@ def main(mixit_steps=1000, surf_steps=1500, batch=64, decay=0.995):
     print("mean of the sources", psnr(lambda m: (m / K)[:, None].expand(-1, K, -1, -1, -1), test))
     print("MixIT", psnr(mixit, test))
     train(student.parameters(), surf_steps, surf_step, follow)
-    print("SURF", psnr(lambda m: teacher_sample(teacher, mixit, m, prior(m, noise(len(m))), 0.0, STEPS), test))
+    print("SURF", psnr(separate, test))
 
 
 if __name__ == "__main__":

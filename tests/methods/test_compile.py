@@ -15,9 +15,8 @@ from torch._dynamo.utils import counters
 
 from surf_lightning.cli import main
 from surf_lightning.functional.randomness import BatchRandomness
-from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.inference.separator import RegressionSeparator, compile_networks
 from surf_lightning.methods import SURF
-from surf_lightning.methods.base import compile_networks
 from surf_lightning.networks import ConvTasNet, MBLocoformer, RegressionNetwork, VelocityNetwork
 from tests.test_configs import arguments
 from tests.tiny import adam, perturbed, regression, velocity

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from surf_lightning.functional.losses import Objective, Reduction, log_energy, mean_square
 from surf_lightning.functional.randomness import BatchRandomness
-from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.inference.separator import RegressionSeparator, compile_networks
 from surf_lightning.methods import SURF
-from surf_lightning.methods.base import compile_networks
 from surf_lightning.networks import GlobalRMSNoise, RegressionNetwork, ScoreNetwork, VelocityNetwork
 from tests.test_configs import ROOT
 from tests.tiny import adam, regression, velocity

@@ -149,6 +149,17 @@ class FlowSeparator(Separator):
         return self.sample(mixtures, noise)
 
 
+def compile_networks(module: nn.Module) -> None:
+    """Compile the network of every separator in ``module``, in place: the names of parameters stay as they are."""
+    # DDP would cut the graphs at the bounds of its buckets, to send gradients early, and refuses checkpointing in them.
+    torch._dynamo.config.optimize_ddp = False
+    # One class may be frozen teacher, teacher and student, with and without gradients, of two or three batch sizes.
+    torch._dynamo.config.recompile_limit = 32
+    for part in module.modules():
+        if isinstance(part, Separator):
+            part.network.compile()
+
+
 def load_separator(
     checkpoint: str | PathLike[str], device: str | torch.device = "cpu", trust: bool = False
 ) -> Separator:

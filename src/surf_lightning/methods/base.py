@@ -26,7 +26,7 @@ from surf_lightning.data.base import SeparationData, batches_done, undeclared
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
 from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_metadata, class_path
-from surf_lightning.inference.separator import Separator
+from surf_lightning.inference.separator import Separator, compile_networks
 from surf_lightning.inference.streaming import posterior
 
 Batch = dict[str, Tensor]
@@ -320,17 +320,6 @@ def in_micro_batches(function: Callable[..., Tensor], size: int | None, *batches
     if torch.is_grad_enabled():
         return torch.cat([recompute(function, *part, use_reentrant=False) for part in parts])
     return torch.cat([function(*part) for part in parts])
-
-
-def compile_networks(module: nn.Module) -> None:
-    """Compile the network of every separator in ``module``, in place: the names of parameters stay as they are."""
-    # DDP would cut the graphs at the bounds of its buckets, to send gradients early, and refuses checkpointing in them.
-    torch._dynamo.config.optimize_ddp = False
-    # One class may be frozen teacher, teacher and student, with and without gradients, of two or three batch sizes.
-    torch._dynamo.config.recompile_limit = 32
-    for part in module.modules():
-        if isinstance(part, Separator):
-            part.network.compile()
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
