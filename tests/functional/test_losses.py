@@ -22,6 +22,7 @@ from surf_lightning.functional.flow import (
 from surf_lightning.functional.losses import (
     EnergyLoss,
     best_assignment,
+    enhancement_assignments,
     log_energy,
     log_mse,
     mean_square,
@@ -165,6 +166,28 @@ def test_pit_has_the_gradient_of_the_best_order_alone() -> None:
         assert torch.allclose(gradient[b, i], 2 * slope * residual, rtol=1e-7)
 
 
+def test_pit_of_silent_sources_is_the_zero_source_loss_by_brute_force() -> None:
+    """10 log10(|y - s|^2 + 1e-3 |y|^2) of the active sources, 10 log10(|s|^2 + 1e-2 |x|^2) of the silent ones."""
+    estimates, sources = normal(6, 4, 5), normal(6, 4, 5)
+    estimates[1, :2] *= 1e-9
+    sources[0, 1], sources[1, 2:], sources[2, 1:] = 0, 0, 0
+    mixtures = sources.sum(1)
+
+    def of(source: Tensor, estimate: Tensor, mixture: Tensor) -> float:
+        silent = not source.any()
+        floor = 1e-2 * squared_of(mixture, 0 * mixture) if silent else 1e-3 * squared_of(source, 0 * source)
+        return 10 * math.log10(squared_of(source, estimate) + floor)
+
+    loss, order = pit(estimates, sources, thresholded_snr, mixtures)
+    for b in range(6):
+        totals = {
+            sigma: sum(of(sources[b, j], estimates[b, i], mixtures[b]) for i, j in enumerate(sigma)) / 4
+            for sigma in itertools.permutations(range(4))
+        }
+        assert loss[b].item() == pytest.approx(min(totals.values()), rel=1e-6)
+        assert totals[tuple(order[b].tolist())] == pytest.approx(min(totals.values()), rel=1e-12)
+
+
 def test_pit_refuses_different_shapes() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         pit(normal(2, 3, 4), normal(2, 2, 4), squared_error)
@@ -229,6 +252,31 @@ def test_mixit_with_one_reference_and_with_four(count: int) -> None:
         totals = brute_force(estimates[b], references[b], thresholded_of)
         assert dealt(assignment[b]) == min(totals, key=totals.__getitem__)
         assert loss[b].item() == pytest.approx(min(totals.values()), rel=1e-7, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_mixit_chooses_the_best_of_the_allowed_assignments_by_brute_force(count: int) -> None:
+    estimates, references = normal(8, 4, 6), normal(8, count, 6)
+    allowed = [to for to in itertools.product(range(count), repeat=4) if to[0] == 0 and to[3] != 0]
+    masks = torch.tensor([[[to[m] == n for m in range(4)] for n in range(count)] for to in allowed])
+    loss, assignment = mixit(estimates, references, allowed=masks)
+    for b in range(8):
+        totals = {to: deal(to, estimates[b], references[b], thresholded_of) for to in allowed}
+        assert dealt(assignment[b]) == min(totals, key=totals.__getitem__)
+        assert loss[b].item() == pytest.approx(min(totals.values()), rel=1e-7)
+    assert not torch.equal(assignment, mixit(estimates, references)[1])
+
+
+def test_the_constraint_of_enhancement_is_the_papers_two_assignments() -> None:
+    expected = [[[1, 1, 0], [0, 0, 1]], [[1, 0, 1], [0, 1, 0]]]
+    assert enhancement_assignments().long().tolist() == expected
+    for assignment in enhancement_assignments(5):
+        speech_and_noise, noise = assignment.tolist()
+        assert speech_and_noise[0]
+        assert any(speech_and_noise[1:])
+        assert any(noise)
+        assert [a ^ b for a, b in zip(speech_and_noise, noise, strict=True)] == [True] * 5
+    assert len(enhancement_assignments(5)) == 2**4 - 2
 
 
 @pytest.mark.parametrize("snr_max", [0.0, 20.0, 60.0])
