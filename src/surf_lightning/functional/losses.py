@@ -257,17 +257,17 @@ def self_remixing(
 
 
 def remixing_loss(
-    objective: Objective,
+    objective: Objective | float,
     residual: Tensor,
     pit_permutation: Tensor,
     remix_order: Tensor,
     ranks: Ranks,
     reduction: Reduction = mean_square,
 ) -> Tensor:
-    """``remixit`` or ``self_remixing`` of this rank's part of a batch that ``ranks`` remixed as one.
+    """``remixit``, ``self_remixing`` or a sum of both, of this rank's part of a batch that ``ranks`` remixed as one.
 
     Args:
-        objective: which of them.
+        objective: which of them, or the weight of ``remixit``, that of ``self_remixing`` being the rest of 1.
         residual: this rank's ``[B,K,*S]``.
         pit_permutation: this rank's ``[B,K]``.
         remix_order: of all ranks, ``[world*B*K]``.
@@ -279,7 +279,10 @@ def remixing_loss(
     """
     if objective == "remixit":
         return remixit(residual, reduction)
-    return ranks.local(self_remixing(ranks.gather(residual), ranks.gather(pit_permutation), remix_order, reduction))
+    put_back = self_remixing(ranks.gather(residual), ranks.gather(pit_permutation), remix_order, reduction)
+    if objective == "self_remixing":
+        return ranks.local(put_back)
+    return objective * remixit(residual, reduction) + (1 - objective) * ranks.local(put_back)
 
 
 def regrouped(residual: Tensor, pit_permutation: Tensor, remix_order: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class SeparationModule(L.LightningModule, ABC):
         optimizer: makes the optimizer from the parameters.
         ema_decay: alpha of an exponential moving average of the trained weights, which separates in their place, see
             ``callbacks.EMATeacher``; None keeps none.
+        ema_every: optimizer steps between two moves of that average.
         warmup_steps: optimizer steps in which the learning rate rises linearly to its value.
         decay_steps: optimizer step at which the learning rate has fallen to zero along half a cosine; None keeps it.
         micro_batch: examples that a network sees at once; None: all. It bounds the memory, the result is the same, at
@@ -67,6 +68,7 @@ class SeparationModule(L.LightningModule, ABC):
         separator: Separator,
         optimizer: OptimizerCallable,
         ema_decay: float | None = None,
+        ema_every: int = 1,
         warmup_steps: int = 1,
         decay_steps: int | None = None,
         micro_batch: int | None = None,
@@ -79,7 +81,7 @@ class SeparationModule(L.LightningModule, ABC):
             raise ValueError("decay_steps must be at least 1, or null for a learning rate that does not decay")
         self.separator, self.make_optimizer, self.follower = separator, optimizer, None
         if ema_decay is not None:
-            self.student, self.follower = separator, EMATeacher(ema_decay)
+            self.student, self.follower = separator, EMATeacher(ema_decay, ema_every)
             self.separator = copy.deepcopy(separator).requires_grad_(False).eval()
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.micro_batch, self.compiled, self.seed = micro_batch, compile, seed
