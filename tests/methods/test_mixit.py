@@ -13,8 +13,6 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import squared_error
 from surf_lightning.functional.randomness import BatchRandomness, mix_seed
 from surf_lightning.methods import MixIT, SemiSupervisedMixIT
-from surf_lightning.metrics.audio import MoMi
-from tests.methods.test_bfloat16 import conv_tasnet
 from tests.tiny import adam, regression
 
 
@@ -87,20 +85,6 @@ def test_the_perfect_separation_of_a_pair_has_the_loss_of_its_threshold() -> Non
     module.separator.network.forward = lambda _: m.unsqueeze(0)
     expected = [10 * math.log10(1e-3 * float(mixture.square().sum()) + 1e-8) for mixture in m]
     assert module.loss({"mixtures": m}, random()).item() == pytest.approx(sum(expected) / 2)
-
-
-def test_recordings_without_truth_are_measured_by_momi(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, logged = MixIT(conv_tasnet(4), optimizer=adam), {}
-    module.signal = {"kind": "audio", "sample_rate": 8000}
-    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
-    monkeypatch.setattr(MixIT, "_position", lambda self, batch_idx: batch_idx)
-    m = torch.randn(6, 1600, generator=torch.Generator().manual_seed(2))
-    module.validation_step({"mixtures": m}, 0)
-    pairs = torch.stack([m[::2], m[1::2]], 1)
-    expected = MoMi()
-    expected.update(module.separator.network(pairs.sum(1)), pairs)
-    assert logged.keys() == {"val/loss", "val/momi"}
-    torch.testing.assert_close(logged["val/momi"].compute(), expected.compute())
 
 
 # -- semi-supervised --

@@ -118,14 +118,14 @@ def pit(estimates: Tensor, sources: Tensor, error: EnergyLoss, mixtures: Tensor 
 
 
 @functools.lru_cache(maxsize=64)
-def _subsets(num_outputs: int, device: torch.device) -> Tensor:
+def subsets(num_outputs: int, device: torch.device) -> Tensor:
     """All subsets of the outputs as 0/1 rows ``[2^M,M]``: bit m of the row's number is output m."""
     numbers = torch.arange(2**num_outputs, device=device)
     return (numbers.unsqueeze(1) >> torch.arange(num_outputs, device=device) & 1).double()
 
 
 @functools.lru_cache(maxsize=64)
-def _partitions(num_outputs: int, num_references: int, device: torch.device) -> Tensor:
+def partitions(num_outputs: int, num_references: int, device: torch.device) -> Tensor:
     """Every way to deal the outputs to N references, ``[N^M,N]``: for each reference its subset's number."""
     if num_references == 2:
         numbers = torch.arange(2**num_outputs, device=device)
@@ -161,15 +161,15 @@ def best_assignment(estimates: Tensor, references: Tensor, error: EnergyLoss, al
     ``pairwise_error_energy``.
     """
     s, y = (x.detach().flatten(2).double() for x in (estimates, references))
-    subsets = _subsets(s.shape[1], s.device)
+    all_subsets = subsets(s.shape[1], s.device)
     gram, correlation = s @ s.mT, s @ y.mT
-    subset_energy = ((subsets @ gram) * subsets).sum(-1)
-    reference_energy = squared_norm(y, 2)
-    error_energy = subset_energy.unsqueeze(2) - 2 * subsets @ correlation + reference_energy.unsqueeze(1)
-    errors = error(error_energy.clamp_min_(0), reference_energy.unsqueeze(1).expand_as(error_energy))
-    partitions = _partitions(s.shape[1], y.shape[1], s.device) if allowed is None else _subset_numbers(allowed)
-    total = torch.stack([errors[:, subset, n] for n, subset in enumerate(partitions.T)]).sum(0)
-    return subsets[partitions[total.argmin(1)]].to(estimates.dtype)
+    subset_energy = ((all_subsets @ gram) * all_subsets).sum(-1)
+    y_energy = squared_norm(y, 2)
+    error_energy = subset_energy.unsqueeze(2) - 2 * all_subsets @ correlation + y_energy.unsqueeze(1)
+    errors = error(error_energy.clamp_min_(0), y_energy.unsqueeze(1).expand_as(error_energy))
+    deals = partitions(s.shape[1], y.shape[1], s.device) if allowed is None else _subset_numbers(allowed)
+    total = torch.stack([errors[:, subset, n] for n, subset in enumerate(deals.T)]).sum(0)
+    return all_subsets[deals[total.argmin(1)]].to(estimates.dtype)
 
 
 def mixit(
@@ -288,44 +288,3 @@ def remixing_loss(
 def regrouped(residual: Tensor, pit_permutation: Tensor, remix_order: Tensor) -> Tensor:
     """(I ⊗ 1ᵀ) Π⁻¹ Υ⁻¹ R of Eq. (17) and (30): ``R [B,K,*S]`` in the original places, summed to ``[B,*S]``."""
     return unremix(reorder(residual, invert(pit_permutation)), remix_order).sum(1)
-
-
-def merge_outputs(estimates: Tensor, count: int) -> Tensor:
-    """K sums of all M outputs, the weakest of which is as energetic as it can be.
-
-    A separator that over-separates splits a source into several outputs; the K loudest of them then leave the rest to
-    be shared out. Of all K^M ways to sum the outputs to K, this takes the one whose weakest sum has the most energy.
-    Our choice: the papers do not say how M outputs become K. No true source is looked at.
-
-    Args:
-        estimates: ``[B,M,*S]``.
-        count: K, at most M; at most 2^20 ways.
-
-    Returns:
-        ``[B,K,*S]``, with the same sum as the estimates.
-
-    Raises:
-        ValueError: there are more than 2^20 ways.
-    """
-    outputs = estimates.shape[1]
-    if count == outputs:
-        return estimates
-    if count**outputs > 2**20:
-        raise ValueError(f"{outputs} outputs are too many to be merged into {count} sums: keep the most energetic")
-    with full_precision(estimates):
-        rows = at_least_float32(estimates.detach().flatten(2))
-        gram = (rows @ rows.mT).double()
-        subsets = _subsets(outputs, rows.device)
-        energies = ((subsets @ gram) * subsets).sum(-1)  # [B,2^M]
-        partitions = _partitions(outputs, count, rows.device)
-        chosen = partitions[energies[:, partitions].amin(-1).argmax(1)]  # [B,K]
-        rows = at_least_float32(estimates.flatten(2))
-        return torch.unflatten(subsets[chosen].to(rows.dtype) @ rows, 2, estimates.shape[2:])
-
-
-def most_energetic(estimates: Tensor, count: int) -> Tensor:
-    """The ``count`` rows of ``estimates [B,M,*S]`` of the highest mean square, in their original order."""
-    if count == estimates.shape[1]:
-        return estimates
-    kept = squared_norm(estimates, 2).topk(count, dim=1).indices.sort(1).values
-    return reorder(estimates, kept)

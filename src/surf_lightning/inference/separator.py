@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import euler, mixture_consistent, prior_from_noise, sample_prior
-from surf_lightning.functional.losses import merge_outputs, most_energetic
+from surf_lightning.functional.selection import merge_outputs, most_energetic
 from surf_lightning.inference.checkpoint import load_separator_checkpoint, rebuild
 from surf_lightning.inference.export import read_export
 from surf_lightning.inference.hub import local_path
@@ -72,7 +72,7 @@ class RegressionSeparator(Separator):
         network: of M outputs.
         num_sources: K, at most M.
         selection: how M outputs become K: the ``loudest`` K, or all of them merged into K sums, see
-            ``functional.losses.merge_outputs``.
+            ``functional.selection.merge_outputs``.
 
     Raises:
         ValueError: the network has fewer outputs, or is for mixtures of another number of sources.

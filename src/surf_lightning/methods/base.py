@@ -22,6 +22,7 @@ from torchmetrics import Metric
 
 from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.callbacks.finite_steps import FiniteSteps
+from surf_lightning.callbacks.momi import MeasureMoMi
 from surf_lightning.data.base import SeparationData, batches_done, undeclared
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
@@ -113,8 +114,8 @@ class SeparationModule(L.LightningModule, ABC):
         return self
 
     def configure_callbacks(self) -> list[Callback]:
-        guard = FiniteSteps(self.max_skipped_steps)
-        return [guard, self.follower] if self.follower else [guard]
+        callbacks = [FiniteSteps(self.max_skipped_steps), MeasureMoMi()]
+        return [*callbacks, self.follower] if self.follower else callbacks
 
     @property
     def steps_made(self) -> int:
@@ -207,6 +208,10 @@ class SeparationModule(L.LightningModule, ABC):
         """Estimates ``[B,K,*S]`` of held-out batch ``batch``, from noise that does not depend on the run."""
         generator = torch.Generator(self.device).manual_seed(mix_seed(HELD_OUT_SEED, batch))
         return self.separator.separate(mixtures, generator)
+
+    def outputs(self, mixtures: Tensor, batch_idx: int) -> Tensor:
+        """All that is estimated of ``mixtures [B,*S]``, sums of held-out ones, ``[B,M,*S]``, for ``metrics.MoMi``."""
+        return self.separate(mixtures, self._position(batch_idx))
 
     def mean_of_samples(self, mixtures: Tensor, first: Tensor, batch_idx: int, count: int) -> Tensor:
         """The mean ``[B,K,*S]`` of ``count`` samples of test batch ``batch_idx``, aligned; ``first`` is one of them."""

@@ -14,7 +14,6 @@ from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator, Selection
 from surf_lightning.methods.base import Batch, SeparationModule
 from surf_lightning.methods.supervised import true_sources, with_silence
-from surf_lightning.metrics.audio import MoMi
 from surf_lightning.networks.base import RegressionNetwork
 
 
@@ -53,15 +52,10 @@ class MixIT(SeparationModule):
     ) -> None:
         super().__init__(RegressionSeparator(network, num_sources, selection), **options)
         self.error = error
-        self.momi = MoMi()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Recordings without truth are measured by MoMi, for which mixtures of mixtures are enough."""
-        if "sources" not in batch and self.signal["kind"] == "audio":
-            pairs = in_pairs(batch["mixtures"])
-            self.momi.update(self.micro_batched(self.trained.network)(pairs.sum(1)), pairs)
-            self.log("val/momi", self.momi, prog_bar=True)
-        return super().validation_step(batch, batch_idx)
+    def outputs(self, mixtures: Tensor, batch_idx: int) -> Tensor:
+        """The network's M outputs ``[B,M,*S]``, not yet reduced to K."""
+        return self.micro_batched(self.separator.network)(mixtures)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         pairs = in_pairs(batch["mixtures"])
