@@ -70,7 +70,7 @@ def without_data() -> Iterator[None]:
             return mel_band_bins(n_fft, sample_rate, mel_bands)
 
     patches = mock.patch.object(STFT, "inverse", inverse), mock.patch.object(locoformer, "mel_band_bins", bands)
-    tables = (permutation._all_permutations, losses._subsets, losses._partitions)  # made once, with contents or without
+    tables = (permutation._all_permutations, losses.subsets, losses.partitions)  # made once, with contents or without
     try:
         for table in tables:
             table.cache_clear()

@@ -25,7 +25,7 @@ REMIXED = ["remixit", "self_remixing", "surf_rm", "surf_sr"]
 SUPERVISED = ["supervised_regression", "supervised_flow"]
 IMAGES = ["mixit", "mixpit", "mixcycle", *REMIXED, *SUPERVISED, "basis"]
 METHODS = {
-    "digits": [*IMAGES, "one_step"],
+    "digits": [*IMAGES, "semisupervised", "scratch", "one_step"],
     "mnist": IMAGES,
     "cifar": IMAGES,
     "mnist-small": ["mixit", "remixit", "self_remixing", "surf_rm", *SUPERVISED],

@@ -46,11 +46,11 @@ def loader(batches: int) -> DataLoader[Tensor]:
     return DataLoader(rows, batch_size=2)
 
 
-def fit(module: Toy, steps: int, accumulate: int = 3, **options: Any) -> L.Trainer:
+def fit(module: Toy, steps: int, accumulate: int = 3, follower: EMATeacher | None = None, **options: Any) -> L.Trainer:
     trainer = L.Trainer(
         max_steps=steps,
         accumulate_grad_batches=accumulate,
-        callbacks=[EMATeacher(0.9)],
+        callbacks=[follower or EMATeacher(0.9)],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -76,6 +76,19 @@ def test_the_teacher_follows_once_per_step_of_several_batches() -> None:
     torch.testing.assert_close(Toy.weights(module.teacher), closed_form(module.history, 0.9), rtol=1e-13, atol=1e-15)
     changes = [not torch.equal(*pair) for pair in zip(module.teacher_seen, module.teacher_seen[1:], strict=False)]
     assert [index + 1 for index, change in enumerate(changes) if change] == [3, 6, 7, 10, 13, 14, 17]
+
+
+@pytest.mark.parametrize(("decay", "every"), [(0.0, 3), (0.5, 2)])
+def test_the_teacher_moves_every_few_steps_or_is_replaced(decay: float, every: int) -> None:
+    module = Toy()
+    fit(module, steps=8, follower=EMATeacher(decay, every))
+    teacher = module.history[0]
+    for move, step in enumerate(range(every, 9, every), start=1):
+        alpha = min(decay, move / (9 + move))
+        teacher = alpha * teacher + (1 - alpha) * module.history[step]
+    torch.testing.assert_close(Toy.weights(module.teacher), teacher, rtol=1e-13, atol=1e-15)
+    with pytest.raises(ValueError, match="every"):
+        EMATeacher(0.9, 0)
 
 
 def test_a_resumed_fit_does_not_follow_before_its_first_step() -> None:

@@ -22,12 +22,11 @@ from surf_lightning.functional.flow import (
 from surf_lightning.functional.losses import (
     EnergyLoss,
     best_assignment,
+    enhancement_assignments,
     log_energy,
     log_mse,
     mean_square,
-    merge_outputs,
     mixit,
-    most_energetic,
     pairwise_error_energy,
     pit,
     pit_permutation,
@@ -165,6 +164,28 @@ def test_pit_has_the_gradient_of_the_best_order_alone() -> None:
         assert torch.allclose(gradient[b, i], 2 * slope * residual, rtol=1e-7)
 
 
+def test_pit_of_silent_sources_is_the_zero_source_loss_by_brute_force() -> None:
+    """10 log10(|y - s|^2 + 1e-3 |y|^2) of the active sources, 10 log10(|s|^2 + 1e-2 |x|^2) of the silent ones."""
+    estimates, sources = normal(6, 4, 5), normal(6, 4, 5)
+    estimates[1, :2] *= 1e-9
+    sources[0, 1], sources[1, 2:], sources[2, 1:] = 0, 0, 0
+    mixtures = sources.sum(1)
+
+    def of(source: Tensor, estimate: Tensor, mixture: Tensor) -> float:
+        silent = not source.any()
+        floor = 1e-2 * squared_of(mixture, 0 * mixture) if silent else 1e-3 * squared_of(source, 0 * source)
+        return 10 * math.log10(squared_of(source, estimate) + floor)
+
+    loss, order = pit(estimates, sources, thresholded_snr, mixtures)
+    for b in range(6):
+        totals = {
+            sigma: sum(of(sources[b, j], estimates[b, i], mixtures[b]) for i, j in enumerate(sigma)) / 4
+            for sigma in itertools.permutations(range(4))
+        }
+        assert loss[b].item() == pytest.approx(min(totals.values()), rel=1e-6)
+        assert totals[tuple(order[b].tolist())] == pytest.approx(min(totals.values()), rel=1e-12)
+
+
 def test_pit_refuses_different_shapes() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         pit(normal(2, 3, 4), normal(2, 2, 4), squared_error)
@@ -229,6 +250,31 @@ def test_mixit_with_one_reference_and_with_four(count: int) -> None:
         totals = brute_force(estimates[b], references[b], thresholded_of)
         assert dealt(assignment[b]) == min(totals, key=totals.__getitem__)
         assert loss[b].item() == pytest.approx(min(totals.values()), rel=1e-7, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_mixit_chooses_the_best_of_the_allowed_assignments_by_brute_force(count: int) -> None:
+    estimates, references = normal(8, 4, 6), normal(8, count, 6)
+    allowed = [to for to in itertools.product(range(count), repeat=4) if to[0] == 0 and to[3] != 0]
+    masks = torch.tensor([[[to[m] == n for m in range(4)] for n in range(count)] for to in allowed])
+    loss, assignment = mixit(estimates, references, allowed=masks)
+    for b in range(8):
+        totals = {to: deal(to, estimates[b], references[b], thresholded_of) for to in allowed}
+        assert dealt(assignment[b]) == min(totals, key=totals.__getitem__)
+        assert loss[b].item() == pytest.approx(min(totals.values()), rel=1e-7)
+    assert not torch.equal(assignment, mixit(estimates, references)[1])
+
+
+def test_the_constraint_of_enhancement_is_the_papers_two_assignments() -> None:
+    expected = [[[1, 1, 0], [0, 0, 1]], [[1, 0, 1], [0, 1, 0]]]
+    assert enhancement_assignments().long().tolist() == expected
+    for assignment in enhancement_assignments(5):
+        speech_and_noise, noise = assignment.tolist()
+        assert speech_and_noise[0]
+        assert any(speech_and_noise[1:])
+        assert any(noise)
+        assert [a ^ b for a, b in zip(speech_and_noise, noise, strict=True)] == [True] * 5
+    assert len(enhancement_assignments(5)) == 2**4 - 2
 
 
 @pytest.mark.parametrize("snr_max", [0.0, 20.0, 60.0])
@@ -404,8 +450,8 @@ def test_mixit_computes_in_float32_at_least(dtype: torch.dtype, autocast: bool) 
 
 def test_mixit_in_training_after_validation() -> None:
     """What a first call in inference mode leaves in the caches is usable with gradients."""
-    losses._subsets.cache_clear()
-    losses._partitions.cache_clear()
+    losses.subsets.cache_clear()
+    losses.partitions.cache_clear()
     estimates, references = separated(2, 3, 3, 0.1, 5)
     with torch.inference_mode():
         expected, _ = mixit(estimates, references)
@@ -673,45 +719,3 @@ def test_log_energy_of_regrouped_residuals_is_the_log_of_eq_30() -> None:
     original = collapse(4, 2) @ matrix(order).T @ blkdiag(sigma).T @ residual.reshape(8, 6)
     expected = [10 * math.log10(6 * square) for square in squares(original, 4)]
     assert log_energy(regrouped(residual, sigma, order)).tolist() == pytest.approx(expected, rel=1e-8)
-
-
-def test_most_energetic_keeps_the_original_order() -> None:
-    loud = torch.tensor([[0.1, 3.0, 2.0, 0.5], [4.0, 0.1, 0.2, 5.0]], dtype=torch.float64)
-    estimates = loud.view(2, 4, 1) * torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
-    assert torch.equal(most_energetic(estimates, 2), torch.stack([estimates[0, [1, 2]], estimates[1, [0, 3]]]))
-    assert torch.equal(most_energetic(estimates, 3), torch.stack([estimates[0, [1, 2, 3]], estimates[1, [0, 2, 3]]]))
-    assert torch.equal(most_energetic(estimates, 1), torch.stack([estimates[0, [1]], estimates[1, [3]]]))
-    assert torch.equal(most_energetic(estimates, 4), estimates)
-
-
-def test_most_energetic_ranks_by_mean_square_and_passes_gradients() -> None:
-    estimates = torch.tensor([[[1.0, 1.0, 1.0], [0.0, 0.0, 1.6], [0.0, 2.0, 0.0]]]).requires_grad_()
-    kept = most_energetic(estimates.view(1, 3, 1, 3), 2)
-    assert kept.flatten().tolist() == [1, 1, 1, 0, 2, 0]
-    kept.sum().backward()
-    assert estimates.grad is not None
-    assert estimates.grad.tolist() == [[[1.0] * 3, [0.0] * 3, [1.0] * 3]]
-
-
-@pytest.mark.parametrize(("outputs", "count"), [(4, 2), (5, 3), (3, 3), (8, 2)])
-def test_merged_outputs_are_the_sums_whose_weakest_is_loudest(outputs: int, count: int) -> None:
-    estimates = normal(6, outputs, 7)
-    merged = merge_outputs(estimates, count)
-    assert merged.shape == (6, count, 7)
-    torch.testing.assert_close(merged.sum(1), estimates.sum(1))
-    for rows, found in zip(estimates, merged, strict=True):
-        best = -1.0
-        for owners in itertools.product(range(count), repeat=outputs):
-            sums = [sum((rows[m] for m in range(outputs) if owners[m] == k), torch.zeros(7)) for k in range(count)]
-            best = max(best, min(float(one.square().sum()) for one in sums))
-        weakest = float(found.square().sum(1).min())
-        assert weakest == pytest.approx(best, rel=1e-5) or count == outputs
-
-
-def test_merging_passes_gradients_and_refuses_what_is_too_much() -> None:
-    estimates = normal(2, 4, 5).requires_grad_()
-    merge_outputs(estimates, 2).sum().backward()
-    assert estimates.grad is not None
-    assert torch.equal(estimates.grad, torch.ones_like(estimates))
-    with pytest.raises(ValueError, match="16 outputs are too many"):
-        merge_outputs(normal(1, 16, 5), 4)

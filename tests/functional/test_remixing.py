@@ -16,7 +16,7 @@ from torch import Tensor
 
 from surf_lightning.functional.flow import expand_like, interpolate, prior_from_noise, project_zero_sum
 from surf_lightning.functional.losses import pit_permutation, remixit, self_remixing
-from surf_lightning.functional.permutation import reorder
+from surf_lightning.functional.permutation import order_without_mates, reorder
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
 from surf_lightning.functional.remixing import remix, unremix
 
@@ -65,6 +65,41 @@ def test_remix_is_reproducible() -> None:
     default = remix(x).order
     torch.manual_seed(5)
     assert torch.equal(remix(x).order, default)
+
+
+@pytest.mark.parametrize(("batch", "count"), [(2, 2), (3, 2), (3, 3), (5, 3), (7, 4)])
+def test_the_constrained_order_is_a_permutation_that_parts_all_mates(batch: int, count: int) -> None:
+    for seed in range(30):
+        order = order_without_mates(batch, count, generator(seed)).tolist()
+        assert sorted(order) == list(range(batch * count))
+        for new in range(batch):
+            assert len({row // count for row in order[new * count : (new + 1) * count]}) == count
+    assert not torch.equal(*(order_without_mates(batch, count, generator(seed)) for seed in (0, 2)))
+
+
+def test_any_sources_of_different_mixtures_are_equally_likely_to_meet() -> None:
+    """As under permutations of the columns drawn until no mates are left, here by rejection."""
+    g, draws = generator(), 6000
+    found: Counter[tuple[int, ...]] = Counter()
+    for _ in range(draws):
+        found.update(tuple(new) for new in order_without_mates(4, 2, g).view(4, 2).sort(1).values.tolist())
+    pairs = [pair for pair in itertools.combinations(range(8), 2) if pair[0] // 2 != pair[1] // 2]
+    assert set(found) == set(pairs)
+    expected = 4 * draws / len(pairs)
+    assert sum((found[pair] - expected) ** 2 / expected for pair in pairs) < 44.31 * 2  # pairs of a draw are correlated
+    with pytest.raises(ValueError, match="cannot be kept apart"):
+        order_without_mates(2, 3)
+
+
+def test_ranks_share_a_constrained_order_or_draw_one_each() -> None:
+    whole = order_without_mates(6, 2, BatchRandomness(1, 2, CPU).generator)
+    generator_of_all = BatchRandomness(1, 2, CPU).generator
+    each = [order_without_mates(3, 2, generator_of_all) for _ in range(2)]
+    for rank in range(2):
+        random = BatchRandomness(1, 2, CPU, Ranks(rank, 2))
+        assert torch.equal(random.constrained_order(3, 2, random.ranks), whole)
+        random = BatchRandomness(1, 2, CPU, Ranks(rank, 2))
+        assert torch.equal(random.constrained_order(3, 2, Ranks()), each[rank])
 
 
 def test_remix_is_uniform_and_mates_may_stay_together() -> None:

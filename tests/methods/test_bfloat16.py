@@ -20,6 +20,7 @@ from surf_lightning.methods import (
     MixIT,
     MixPIT,
     Remixing,
+    SemiSupervisedMixIT,
     SupervisedFlow,
     SupervisedRegression,
 )
@@ -66,6 +67,7 @@ CASES: dict[str, Callable[[], SeparationModule]] = {
     "mixit ncsnpp": lambda: MixIT(regression(4), optimizer=adam),
     "mixit conv_tasnet": lambda: MixIT(conv_tasnet(4), optimizer=adam),
     "mixit locoformer": lambda: MixIT(locoformer(4), optimizer=adam),
+    "semisupervised ncsnpp": lambda: SemiSupervisedMixIT(regression(4), supervised_share=0.5, optimizer=adam),
     "mixpit ncsnpp": lambda: MixPIT(regression(), optimizer=adam),
     "mixcycle ncsnpp": lambda: MixCycle(regression(), mixpit_steps=0, optimizer=adam),
     "basis ncsnpp": lambda: BASIS(perturbed(ScoreNCSNpp(**IMAGE)), optimizer=adam),

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import squared_error
-from surf_lightning.functional.randomness import BatchRandomness
-from surf_lightning.methods import MixIT
-from surf_lightning.metrics.audio import MoMi
-from tests.methods.test_bfloat16 import conv_tasnet
+from surf_lightning.functional.randomness import BatchRandomness, mix_seed
+from surf_lightning.methods import MixIT, SemiSupervisedMixIT
 from tests.tiny import adam, regression
 
 
@@ -89,15 +87,83 @@ def test_the_perfect_separation_of_a_pair_has_the_loss_of_its_threshold() -> Non
     assert module.loss({"mixtures": m}, random()).item() == pytest.approx(sum(expected) / 2)
 
 
-def test_recordings_without_truth_are_measured_by_momi(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, logged = MixIT(conv_tasnet(4), optimizer=adam), {}
-    module.signal = {"kind": "audio", "sample_rate": 8000}
-    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
-    monkeypatch.setattr(MixIT, "_position", lambda self, batch_idx: batch_idx)
-    m = torch.randn(6, 1600, generator=torch.Generator().manual_seed(2))
-    module.validation_step({"mixtures": m}, 0)
-    pairs = torch.stack([m[::2], m[1::2]], 1)
-    expected = MoMi()
-    expected.update(module.separator.network(pairs.sum(1)), pairs)
-    assert logged.keys() == {"val/loss", "val/momi"}
-    torch.testing.assert_close(logged["val/momi"].compute(), expected.compute())
+# -- semi-supervised --
+
+
+def drawn(count: int) -> tuple[list[float], list[float]]:
+    """The numbers of batch 0 that decide which pairs are supervised, and which of them are single mixtures."""
+    generator = torch.Generator().manual_seed(mix_seed(0, 0))
+    first, second = (torch.rand(count, generator=generator).tolist() for _ in range(2))
+    return first, second
+
+
+def in_decibels(found: Tensor, floor: Tensor) -> Tensor:
+    return 10 * torch.log10(found.square().sum() + floor + 1e-8)
+
+
+def supervised_error(outputs: Tensor, sources: list[Tensor], mixture: Tensor) -> Tensor:
+    """The least mean error over all orders of the sources, one of silence measured against the mixture."""
+    truth = [*sources, *[torch.zeros_like(mixture)] * (len(outputs) - len(sources))]
+    floors = [1e-3 * s.square().sum() if s.any() else 1e-2 * mixture.square().sum() for s in truth]
+    orders = itertools.permutations(range(len(truth)))
+    ways = [
+        torch.stack([in_decibels(out - truth[j], floors[j]) for out, j in zip(outputs, order, strict=True)]).mean()
+        for order in orders
+    ]
+    return min(ways, key=lambda way: way.item())
+
+
+@pytest.mark.parametrize(("share", "zeroed"), [(0.0, 0.5), (0.5, 0.5), (1.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("num_outputs", [4, 5])
+def test_supervised_pairs_have_the_error_of_their_sources_and_the_others_mixits(
+    num_outputs: int, share: float, zeroed: float
+) -> None:
+    options = {"supervised_share": share, "zeroed_share": zeroed}
+    module = SemiSupervisedMixIT(regression(num_outputs), optimizer=adam, **options).double()
+    sources = torch.randn(16, 2, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    sources[5, 1] = 0  # a mixture of one source
+    m = sources.sum(1)
+    losses, kinds = [], set()
+    for pair, (draw, second_draw) in enumerate(zip(*drawn(8), strict=True)):
+        one, other = m[2 * pair], m[2 * pair + 1]
+        supervised, alone = draw < share, draw < share and second_draw < zeroed
+        kinds.add((supervised, alone))
+        if not supervised:
+            plain = MixIT(module.separator.network, optimizer=adam)
+            losses.append(plain.loss({"mixtures": torch.stack([one, other])}, random()))
+            continue
+        truth = [*sources[2 * pair], *([] if alone else sources[2 * pair + 1])]
+        mixture = one if alone else one + other
+        losses.append(supervised_error(module.separator.network(mixture.unsqueeze(0))[0], truth, mixture))
+    assert len(kinds) == (3 if share == 0.5 else 1)
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    wanted = [parameter.grad for parameter in module.parameters()]
+    module.zero_grad()
+    loss = module.loss({"mixtures": m, "sources": sources}, random())
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-7, atol=0)
+    for parameter, gradient in zip(module.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-8)
+
+
+def test_the_sources_of_pairs_without_supervision_are_not_looked_at() -> None:
+    module = SemiSupervisedMixIT(regression(4), optimizer=adam, supervised_share=0.5).double()
+    m, garbage = mixtures(16), mixtures(32).view(16, 2, 1, 8, 8)
+    losses = [module.loss({"mixtures": m, "sources": garbage}, random())]
+    for pair, draw in enumerate(drawn(8)[0]):
+        if draw >= 0.5:
+            garbage[2 * pair : 2 * pair + 2] = float("nan")
+    losses.append(module.loss({"mixtures": m, "sources": garbage}, random()))
+    losses[1].backward()
+    assert torch.equal(*losses)
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+
+def test_impossible_supervision_is_refused() -> None:
+    with pytest.raises(ValueError, match="need 4 outputs"):
+        SemiSupervisedMixIT(regression(3), optimizer=adam)
+    with pytest.raises(ValueError, match="must lie in"):
+        SemiSupervisedMixIT(regression(4), supervised_share=1.1, optimizer=adam)
+    with pytest.raises(UserError, match="needs true sources"):
+        SemiSupervisedMixIT(regression(4), optimizer=adam).loss({"mixtures": mixtures(4)}, random())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,19 +10,24 @@ import surf_minimal
 import torch
 from torch import Tensor
 
+from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import Objective
+from surf_lightning.functional.permutation import order_without_mates
 from surf_lightning.functional.randomness import BatchRandomness, mix_seed
 from surf_lightning.inference.separator import RegressionSeparator
-from surf_lightning.methods import Remixing
-from tests.tiny import adam, perturbed, regression
+from surf_lightning.methods import SURF, Remixing
+from surf_lightning.methods.remixing import TeacherStudentModule
+from tests.tiny import adam, digits, mixit_checkpoint, perturbed, regression, trainer, velocity
 
 SEED, BATCH = 3, 11
 
 
-def remixing(objective: Objective, num_outputs: int = 2, num_sources: int = 2, teacher_steps: int = 10) -> Remixing:
+def remixing(
+    objective: Objective | float, num_outputs: int = 2, num_sources: int = 2, teacher_steps: int = 10, **more: Any
+) -> Remixing:
     student = regression(num_outputs, num_sources)
     options: dict[str, Any] = {"num_sources": num_sources, "teacher_steps": teacher_steps, "mixit_checkpoint": ""}
-    module = Remixing(student, objective, optimizer=adam, **options)
+    module = Remixing(student, objective, optimizer=adam, **{**options, **more})
     perturbed(module.separator, seed=5)
     module._freeze(RegressionSeparator(perturbed(regression(4, num_sources), seed=6), num_sources))
     return module.double()
@@ -39,20 +45,25 @@ def listed(module: Remixing, teacher: RegressionSeparator, m: Tensor) -> Tensor:
     """Eq. (16) or (17) by ``examples/surf_minimal.py``."""
     pseudo = teacher.separate(m)
     generator = torch.Generator().manual_seed(mix_seed(SEED, BATCH))
-    order = torch.randperm(pseudo.shape[0] * pseudo.shape[1], generator=generator)
+    if module.shuffle == "constrained":
+        order = order_without_mates(*pseudo.shape[:2], generator)
+    else:
+        order = torch.randperm(pseudo.shape[0] * pseudo.shape[1], generator=generator)
     sources = surf_minimal.remix(pseudo, order)
     estimates = module.student(sources.sum(1))
     pit = surf_minimal.optimal_pit(estimates, sources)
     residual = estimates - surf_minimal.reorder(sources, pit)
-    if module.objective == "self_remixing":
-        return surf_minimal.sr_loss(residual, pit, order)
-    return surf_minimal.rm_loss(residual)
+    weight = {"remixit": 1.0, "self_remixing": 0.0}.get(module.objective, module.objective)
+    return weight * surf_minimal.rm_loss(residual) + (1 - weight) * surf_minimal.sr_loss(residual, pit, order)
 
 
-@pytest.mark.parametrize("objective", ["remixit", "self_remixing"])
+@pytest.mark.parametrize("objective", ["remixit", "self_remixing", 0.3])
+@pytest.mark.parametrize("shuffle", ["uniform", "constrained"])
 @pytest.mark.parametrize(("num_outputs", "num_sources"), [(2, 2), (4, 2), (3, 3)])
-def test_the_loss_is_that_of_the_paper(objective: Objective, num_outputs: int, num_sources: int) -> None:
-    module = remixing(objective, num_outputs, num_sources)
+def test_the_loss_is_that_of_the_paper(
+    objective: Objective | float, shuffle: str, num_outputs: int, num_sources: int
+) -> None:
+    module = remixing(objective, num_outputs, num_sources, shuffle=shuffle)
     expected = listed(module, module.frozen_teacher, mixtures())
     expected.backward()
     wanted = [parameter.grad for parameter in module.student.parameters()]
@@ -103,3 +114,48 @@ def test_the_sources_of_a_batch_are_not_looked_at() -> None:
     garbage = torch.full((6, 2, 1, 8, 8), float("nan"))
     alone = module.loss({"mixtures": m}, random())
     assert torch.equal(module.loss({"mixtures": m, "sources": garbage}, random()), alone)
+
+
+# -- from scratch, without an earlier stage --
+
+
+def from_scratch(flow: bool, **options: Any) -> TeacherStudentModule:
+    options = {"mixit_checkpoint": None, "optimizer": adam, **options}
+    return SURF(velocity(), "remixit", **options) if flow else Remixing(regression(), "remixit", **options)
+
+
+def test_from_scratch_the_untrained_average_teaches_from_the_first_step() -> None:
+    module: Any = from_scratch(flow=False).double()
+    perturbed(module.separator, seed=5)
+    assert module.steps_made < module.teacher_steps
+    torch.testing.assert_close(
+        module.loss({"mixtures": mixtures()}, random()), listed(module, module.separator, mixtures())
+    )
+    flow: Any = from_scratch(flow=True)
+    assert flow.beta == 0
+    assert flow.schedule.beta(0) == flow.schedule.beta(10) == 0
+    assert flow.loss({"mixtures": mixtures().float()}, random()).item() > 1e-3
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_run_from_scratch_trains_resumes_and_keeps_no_frozen_teacher(flow: bool, tmp_path: Path) -> None:
+    module = from_scratch(flow)
+    trainer(tmp_path).fit(module, digits())
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    names = torch.load(last, weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in names} == {"separator", "student"}
+    resumed = from_scratch(flow)
+    trainer(tmp_path, max_steps=3).fit(resumed, digits(), ckpt_path=str(last))
+    assert resumed.global_step == 3
+    with pytest.raises(UserError, match="written without an earlier stage"):
+        trainer(tmp_path, max_steps=4).fit(from_scratch(flow, mixit_checkpoint="x"), digits(), ckpt_path=str(last))
+
+
+def test_impossible_teachers_objectives_and_batches_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="with a mixit_checkpoint"):
+        from_scratch(flow=False, initialize_from_mixit=True)
+    with pytest.raises(ValueError, match="weight of ReMixIT"):
+        remixing(1.5)
+    module = Remixing(regression(), mixit_checkpoint=mixit_checkpoint(tmp_path), shuffle="constrained", optimizer=adam)
+    with pytest.raises(UserError, match=r"raise data\.batch_size"):
+        trainer(tmp_path / "remixing").fit(module, digits(batch_size=1))

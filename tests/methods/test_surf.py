@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surf_lightning.functional.losses import Objective
+from surf_lightning.functional.permutation import order_without_mates
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import SURF
@@ -284,6 +285,34 @@ def test_the_teachers_sample_is_consistent_and_the_frozen_teachers_at_beta_one()
         torch.testing.assert_close(sample.sum(1), m, rtol=0, atol=1e-6)
         assert torch.allclose(sample, module.frozen_teacher.separate(m)) == (beta == 1)
         assert not sample.requires_grad
+
+
+def test_one_time_is_that_of_the_whole_batch_on_all_ranks() -> None:
+    seen: list[Tensor] = []
+    module = surf("remixit", one_time=True, remix_over_ranks=False)
+    module.student.network.register_forward_hook(lambda _, args, output: seen.append(args[1]))
+    for rank in range(2):
+        module.loss({"mixtures": mixtures()}, BatchRandomness(SEED, BATCH, CPU, Ranks(rank, 2)))
+    assert torch.equal(seen[1], seen[3])
+    assert seen[1].unique().numel() == 1
+    assert len(seen[1]) == 6
+    module.loss({"mixtures": mixtures()}, random(SEED + 1))
+    assert not torch.equal(seen[5], seen[1])
+
+
+@pytest.mark.parametrize("objective", ["self_remixing", 0.25])
+def test_the_constrained_shuffle_and_the_weighted_sum_are_those_of_every_remixing_method(
+    objective: Objective | float,
+) -> None:
+    module, m = surf("remixit", shuffle="constrained"), mixtures()
+    module.objective, module.beta = objective, 0.5
+    losses = [
+        listed(module, m, part, lambda size, generator: order_without_mates(size // 2, 2, generator))
+        for part in (False, True)
+    ]
+    weight = objective if isinstance(objective, float) else 0.0
+    expected = weight * losses[0] + (1 - weight) * losses[1]
+    torch.testing.assert_close(module.loss({"mixtures": m}, random()), expected, rtol=1e-5, atol=0)
 
 
 def test_early_times_and_sampling_noise_are_powers_and_factors_of_what_is_drawn() -> None:

@@ -3,5 +3,6 @@
 from surf_lightning.callbacks.beta_schedule import BetaSchedule
 from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.callbacks.finite_steps import FiniteSteps
+from surf_lightning.callbacks.momi import MeasureMoMi
 
-__all__ = ["BetaSchedule", "EMATeacher", "FiniteSteps"]
+__all__ = ["BetaSchedule", "EMATeacher", "FiniteSteps", "MeasureMoMi"]

@@ -28,22 +28,30 @@ class EMATeacher(L.Callback):
 
     Args:
         decay: alpha, the share of itself that the teacher keeps at each step.
+        every: optimizer steps between two moves, which the warm-up counts then. ReMixIT and Self-Remixing move the
+            teacher once an epoch; at a decay of 0 the student replaces the teacher.
+
+    Raises:
+        ValueError: the decay is not between 0 and 1, or there is not even a step between two moves.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: float = 0.999, every: int = 1) -> None:
         if not 0 <= decay <= 1:
             raise ValueError(f"the EMA decay must lie in [0, 1], not {decay}")
-        self.decay = decay
+        if every < 1:
+            raise ValueError(f"the EMA must move every step or every few steps, not every {every}")
+        self.decay, self.every = decay, every
         self._followed = 0
 
     def decay_at(self, step: int) -> float:
-        """The decay at optimizer step ``step``, counted from 1; ``decay`` = 1 holds the teacher."""
+        """The decay at move ``step``, counted from 1; ``decay`` = 1 holds the teacher."""
         return self.decay if self.decay == 1 else min(self.decay, step / (9 + step))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._followed = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step > self._followed:
-            ema_update(pl_module.teacher, pl_module.student, self.decay_at(trainer.global_step))
-            self._followed = trainer.global_step
+        step = trainer.global_step
+        if step > self._followed and step % self.every == 0:
+            ema_update(pl_module.teacher, pl_module.student, self.decay_at(step // self.every))
+        self._followed = step

@@ -64,70 +64,112 @@ def pairwise_error_energy(estimates: Tensor, references: Tensor) -> Tensor:
     return (squared_norm(e, 2).unsqueeze(2) + squared_norm(r, 2).unsqueeze(1) - 2 * e @ r.mT).clamp_min_(0)
 
 
-def pit_permutation(estimates: Tensor, sources: Tensor, error: EnergyLoss = squared_error) -> Tensor:
-    """The order [B,K] of ``sources [B,K,*S]`` that fits ``estimates [B,K,*S]`` best, Eq. (3), (21) and (22)."""
+def reference_energy(sources: Tensor, mixtures: Tensor | None = None) -> Tensor:
+    """|y|^2 of ``sources [B,K,*S]`` as an error is told it, ``[B,K]``; the zero-source loss where y is silence.
+
+    An error relative to silence has no floor: it would reward the last bit of an estimate of nothing. Where the
+    ``mixtures [B,*S]`` are given, silence counts as 10 |x|^2 of its mixture x, so that ``thresholded_snr`` becomes
+    10 log10(|y^|^2 + tau |x|^2) with a tau 10 dB above that of the other sources: 20 dB below the mixture, as in the
+    FUSS baseline of the MixIT paper's authors.
+    """
+    energies = squared_norm(sources, 2)
+    if mixtures is None:
+        return energies
+    return torch.where(energies > 0, energies, 10 * squared_norm(mixtures, 1).unsqueeze(1))
+
+
+def pit_permutation(
+    estimates: Tensor, sources: Tensor, error: EnergyLoss = squared_error, mixtures: Tensor | None = None
+) -> Tensor:
+    """The order [B,K] of ``sources [B,K,*S]`` that fits ``estimates [B,K,*S]`` best, Eq. (3), (21) and (22).
+
+    ``mixtures [B,*S]`` as of ``reference_energy``.
+    """
     if error is squared_error:  # the energies are the same in every order: only the correlations decide
         dtype = torch.promote_types(torch.promote_types(estimates.dtype, sources.dtype), torch.float32)
         e, r = (x.detach().flatten(2).to(dtype) for x in (estimates, sources))
         with full_precision(e):
             return best_permutation(-(e @ r.mT))
     energies = pairwise_error_energy(estimates, sources)
-    return best_permutation(
-        error(energies, squared_norm(sources.detach().double(), 2).unsqueeze(1).expand_as(energies))
-    )
+    references = reference_energy(sources.detach().double(), mixtures)
+    return best_permutation(error(energies, references.unsqueeze(1).expand_as(energies)))
 
 
-def pit(estimates: Tensor, sources: Tensor, error: EnergyLoss) -> tuple[Tensor, Tensor]:
+def pit(estimates: Tensor, sources: Tensor, error: EnergyLoss, mixtures: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Permutation-invariant error, Eq. (3), averaged over the sources: ``loss [B]`` and the order [B,K] of ``sources``.
+
+    Args:
+        estimates: ``[B,K,*S]``.
+        sources: ``[B,K,*S]``.
+        error: of the energies.
+        mixtures: ``[B,*S]`` where some sources are silent, see ``reference_energy``.
 
     Raises:
         ValueError: estimates and sources differ in shape.
     """
     if estimates.shape != sources.shape:
         raise ValueError(f"estimates {list(estimates.shape)} and sources {list(sources.shape)} differ in shape")
-    order = pit_permutation(estimates, sources, error)
+    order = pit_permutation(estimates, sources, error, mixtures)
     aligned = reorder(sources, order)
-    return error(squared_norm(estimates - aligned, 2), squared_norm(aligned, 2)).mean(1), order
+    return error(squared_norm(estimates - aligned, 2), reference_energy(aligned, mixtures)).mean(1), order
 
 
 # -- MixIT --
 
 
 @functools.lru_cache(maxsize=64)
-def _subsets(num_outputs: int, device: torch.device) -> Tensor:
+def subsets(num_outputs: int, device: torch.device) -> Tensor:
     """All subsets of the outputs as 0/1 rows ``[2^M,M]``: bit m of the row's number is output m."""
     numbers = torch.arange(2**num_outputs, device=device)
     return (numbers.unsqueeze(1) >> torch.arange(num_outputs, device=device) & 1).double()
 
 
 @functools.lru_cache(maxsize=64)
-def _partitions(num_outputs: int, num_references: int, device: torch.device) -> Tensor:
+def partitions(num_outputs: int, num_references: int, device: torch.device) -> Tensor:
     """Every way to deal the outputs to N references, ``[N^M,N]``: for each reference its subset's number."""
     if num_references == 2:
         numbers = torch.arange(2**num_outputs, device=device)
         return torch.stack([numbers, 2**num_outputs - 1 - numbers], 1)
     deals = torch.tensor(list(itertools.product(range(num_references), repeat=num_outputs)), device=device)
-    bits = 2 ** torch.arange(num_outputs, device=device)
-    return torch.stack([((deals == n) * bits).sum(1) for n in range(num_references)], 1)
+    return _subset_numbers(torch.stack([deals == n for n in range(num_references)], 1))
 
 
-def best_assignment(estimates: Tensor, references: Tensor, error: EnergyLoss) -> Tensor:
+def _subset_numbers(assignments: Tensor) -> Tensor:
+    """For each reference of ``assignments [...,N,M]`` its subset's number, ``[...,N]``."""
+    return (assignments * 2 ** torch.arange(assignments.shape[-1], device=assignments.device)).sum(-1)
+
+
+def enhancement_assignments(num_outputs: int = 3) -> Tensor:
+    """MixIT's constraint for speech enhancement (MixIT paper, Section 4.2), ``[A,2,M]`` of bool.
+
+    The first reference is speech and noise, the second is noise. The first output, speech, goes to the first; of the
+    others each reference gets at least one. Three outputs have the paper's two assignments: 1 and 2 to the first
+    reference and 3 to the second, or 1 and 3 to the first and 2 to the second.
+    """
+    second = torch.tensor(list(itertools.product([False, True], repeat=num_outputs - 1))[1:-1])
+    second = torch.cat([torch.zeros(len(second), 1, dtype=torch.bool), second], 1)
+    return torch.stack([~second, second], 1)
+
+
+def best_assignment(estimates: Tensor, references: Tensor, error: EnergyLoss, allowed: Tensor | None = None) -> Tensor:
     """MixIT's search: which estimates to sum for which reference, ``[B,N,M]`` of 0 and 1, each column with a single 1.
+
+    It is among ``allowed [A,N,M]`` of 0 and 1 (such as ``enhancement_assignments``); among all N^M where that is None.
 
     |y - A s|^2 = |y|^2 - 2 A (S y) + A (S S^T) A^T is a quadratic form in the Gram matrix of the estimates, so the
     signals are read once, O(M^2 T), and each of the 2^M subsets costs O(M^2). In float64, see
     ``pairwise_error_energy``.
     """
     s, y = (x.detach().flatten(2).double() for x in (estimates, references))
-    subsets = _subsets(s.shape[1], s.device)
+    all_subsets = subsets(s.shape[1], s.device)
     gram, correlation = s @ s.mT, s @ y.mT
-    subset_energy = ((subsets @ gram) * subsets).sum(-1)
-    reference_energy = squared_norm(y, 2)
-    error_energy = subset_energy.unsqueeze(2) - 2 * subsets @ correlation + reference_energy.unsqueeze(1)
-    errors = error(error_energy.clamp_min_(0), reference_energy.unsqueeze(1).expand_as(error_energy))
-    partitions = _partitions(s.shape[1], y.shape[1], s.device)
-    total = torch.stack([errors[:, subset, n] for n, subset in enumerate(partitions.T)]).sum(0)
-    return subsets[partitions[total.argmin(1)]].to(estimates.dtype)
+    subset_energy = ((all_subsets @ gram) * all_subsets).sum(-1)
+    y_energy = squared_norm(y, 2)
+    error_energy = subset_energy.unsqueeze(2) - 2 * all_subsets @ correlation + y_energy.unsqueeze(1)
+    errors = error(error_energy.clamp_min_(0), y_energy.unsqueeze(1).expand_as(error_energy))
+    deals = partitions(s.shape[1], y.shape[1], s.device) if allowed is None else _subset_numbers(allowed)
+    total = torch.stack([errors[:, subset, n] for n, subset in enumerate(deals.T)]).sum(0)
+    return all_subsets[deals[total.argmin(1)]].to(estimates.dtype)
 
 
 def mixit(
@@ -135,6 +177,7 @@ def mixit(
     references: Tensor,
     snr_max: float = 30.0,
     error: EnergyLoss | None = None,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mixture-invariant training (MixIT paper, Eq. (3)): the error of the best sums of estimates.
 
@@ -143,6 +186,7 @@ def mixit(
         references: ``[B,N,*S]``, the mixtures that were summed to the mixture of mixtures.
         snr_max: the loss is 10 log10(|y - y^|^2 + tau |y|^2) with tau = 10^(-snr_max/10).
         error: another error of the energies in its place, e.g. ``squared_error``.
+        allowed: the assignments ``[A,N,M]`` to choose from, as of ``best_assignment``.
 
     Returns:
         ``loss [B]`` averaged over the N references, with the gradient of the best assignment alone, and that
@@ -156,7 +200,7 @@ def mixit(
     if max(references.shape[1], 2) ** estimates.shape[1] > 2**20:
         raise ValueError(f"{estimates.shape[1]} outputs are too many to deal to {references.shape[1]} references")
     error = error or functools.partial(thresholded_snr, snr_max=snr_max)
-    assignment = best_assignment(estimates, references, error)
+    assignment = best_assignment(estimates, references, error, allowed)
     with full_precision(estimates):  # an error of -30 dB is below bfloat16's resolution
         rows = at_least_float32(estimates.flatten(2))
         remixed = (assignment.to(rows.dtype) @ rows).view_as(references)
@@ -213,17 +257,17 @@ def self_remixing(
 
 
 def remixing_loss(
-    objective: Objective,
+    objective: Objective | float,
     residual: Tensor,
     pit_permutation: Tensor,
     remix_order: Tensor,
     ranks: Ranks,
     reduction: Reduction = mean_square,
 ) -> Tensor:
-    """``remixit`` or ``self_remixing`` of this rank's part of a batch that ``ranks`` remixed as one.
+    """``remixit``, ``self_remixing`` or a sum of both, of this rank's part of a batch that ``ranks`` remixed as one.
 
     Args:
-        objective: which of them.
+        objective: which of them, or the weight of ``remixit``, that of ``self_remixing`` being the rest of 1.
         residual: this rank's ``[B,K,*S]``.
         pit_permutation: this rank's ``[B,K]``.
         remix_order: of all ranks, ``[world*B*K]``.
@@ -235,50 +279,12 @@ def remixing_loss(
     """
     if objective == "remixit":
         return remixit(residual, reduction)
-    return ranks.local(self_remixing(ranks.gather(residual), ranks.gather(pit_permutation), remix_order, reduction))
+    put_back = self_remixing(ranks.gather(residual), ranks.gather(pit_permutation), remix_order, reduction)
+    if objective == "self_remixing":
+        return ranks.local(put_back)
+    return objective * remixit(residual, reduction) + (1 - objective) * ranks.local(put_back)
 
 
 def regrouped(residual: Tensor, pit_permutation: Tensor, remix_order: Tensor) -> Tensor:
     """(I ⊗ 1ᵀ) Π⁻¹ Υ⁻¹ R of Eq. (17) and (30): ``R [B,K,*S]`` in the original places, summed to ``[B,*S]``."""
     return unremix(reorder(residual, invert(pit_permutation)), remix_order).sum(1)
-
-
-def merge_outputs(estimates: Tensor, count: int) -> Tensor:
-    """K sums of all M outputs, the weakest of which is as energetic as it can be.
-
-    A separator that over-separates splits a source into several outputs; the K loudest of them then leave the rest to
-    be shared out. Of all K^M ways to sum the outputs to K, this takes the one whose weakest sum has the most energy.
-    Our choice: the papers do not say how M outputs become K. No true source is looked at.
-
-    Args:
-        estimates: ``[B,M,*S]``.
-        count: K, at most M; at most 2^20 ways.
-
-    Returns:
-        ``[B,K,*S]``, with the same sum as the estimates.
-
-    Raises:
-        ValueError: there are more than 2^20 ways.
-    """
-    outputs = estimates.shape[1]
-    if count == outputs:
-        return estimates
-    if count**outputs > 2**20:
-        raise ValueError(f"{outputs} outputs are too many to be merged into {count} sums: keep the most energetic")
-    with full_precision(estimates):
-        rows = at_least_float32(estimates.detach().flatten(2))
-        gram = (rows @ rows.mT).double()
-        subsets = _subsets(outputs, rows.device)
-        energies = ((subsets @ gram) * subsets).sum(-1)  # [B,2^M]
-        partitions = _partitions(outputs, count, rows.device)
-        chosen = partitions[energies[:, partitions].amin(-1).argmax(1)]  # [B,K]
-        rows = at_least_float32(estimates.flatten(2))
-        return torch.unflatten(subsets[chosen].to(rows.dtype) @ rows, 2, estimates.shape[2:])
-
-
-def most_energetic(estimates: Tensor, count: int) -> Tensor:
-    """The ``count`` rows of ``estimates [B,M,*S]`` of the highest mean square, in their original order."""
-    if count == estimates.shape[1]:
-        return estimates
-    kept = squared_norm(estimates, 2).topk(count, dim=1).indices.sort(1).values
-    return reorder(estimates, kept)

@@ -56,6 +56,36 @@ def reorder(rows: Tensor, permutation: Tensor) -> Tensor:
     return torch.take_along_dim(rows, permutation.view(*permutation.shape, *[1] * (rows.ndim - 2)), dim=1)
 
 
+def order_without_mates(
+    count: int, num_sources: int, generator: torch.Generator | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Self-Remixing's constrained shuffle (Saijo and Ogawa, 2023): no two sources of a mixture meet again.
+
+    The sources of each mixture are dealt to K columns at random, and each column is moved on by a shift of its own
+    along one random circle of the mixtures. So any K different mixtures are equally likely to meet in a new one, as
+    where a permutation for each column is drawn again and again until none has a mate, but nothing is drawn in vain.
+
+    Args:
+        count: B, mixtures.
+        num_sources: K.
+        generator: of the random numbers.
+        device: to draw on.
+
+    Returns:
+        ``order [B*K]`` (long), as of ``remixing.Remix``.
+
+    Raises:
+        ValueError: B is less than K.
+    """
+    if count < num_sources:
+        raise ValueError(f"{num_sources} sources of a mixture cannot be kept apart in {count} mixtures")
+    circle = torch.randperm(count, generator=generator, device=device)
+    shifts = torch.randperm(count, generator=generator, device=device)[:num_sources]
+    columns = torch.rand(count, num_sources, generator=generator, device=device).argsort(1)
+    mixture = circle[(torch.arange(count, device=device).unsqueeze(1) + shifts) % count]  # [B,K]
+    return (mixture * num_sources + columns.gather(0, mixture)).flatten()
+
+
 def invert(permutation: Tensor) -> Tensor:
     """Give the inverse of ``permutation [B,K]``: reordering by one and then the other changes nothing."""
     return permutation.argsort(dim=1)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_fn
 from torch import Tensor
+
+from surf_lightning.functional.permutation import order_without_mates
+
+Shuffle = Literal["uniform", "constrained"]
 
 
 @dataclass(frozen=True)
@@ -59,14 +65,27 @@ class BatchRandomness:
         """This rank's ``[count]`` of the numbers drawn uniformly from [0, 1)."""
         return self.ranks.local(torch.rand(count * self.ranks.world_size, generator=self.generator, device=self.device))
 
+    def shared_uniform(self, count: int) -> Tensor:
+        """One number drawn uniformly from [0, 1) for all rows of all ranks, ``[count]`` times."""
+        return torch.rand((), generator=self.generator, device=self.device).expand(count)
+
     def remix_order(self, rows: int, ranks: Ranks) -> Tensor:
         """Π of Eq. (14): a permutation of the ``rows`` of each of ``ranks``, ``[rows * world]``.
 
         Where ``ranks`` is this process alone, the processes draw a permutation of their own each.
         """
-        rounds = self.ranks.world_size // ranks.world_size
         size = rows * ranks.world_size
-        draws = [torch.randperm(size, generator=self.generator, device=self.device) for _ in range(rounds)]
+        return self._order(ranks, lambda: torch.randperm(size, generator=self.generator, device=self.device))
+
+    def constrained_order(self, mixtures: int, num_sources: int, ranks: Ranks) -> Tensor:
+        """As ``remix_order`` of ``mixtures * num_sources`` rows, but no two sources of a mixture meet again."""
+        count = mixtures * ranks.world_size
+        return self._order(ranks, lambda: order_without_mates(count, num_sources, self.generator, self.device))
+
+    def _order(self, ranks: Ranks, draw: Callable[[], Tensor]) -> Tensor:
+        """What ``draw`` gives: once for all ``ranks``, or for each process in turn where they are this one alone."""
+        rounds = self.ranks.world_size // ranks.world_size
+        draws = [draw() for _ in range(rounds)]
         return draws[self.ranks.rank if rounds > 1 else 0]
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from os import PathLike
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import euler, mixture_consistent, prior_from_noise, sample_prior
-from surf_lightning.functional.losses import merge_outputs, most_energetic
+from surf_lightning.functional.selection import merge_outputs, most_energetic
 from surf_lightning.inference.checkpoint import load_separator_checkpoint, rebuild
 from surf_lightning.inference.export import read_export
 from surf_lightning.inference.hub import local_path
@@ -72,7 +74,7 @@ class RegressionSeparator(Separator):
         network: of M outputs.
         num_sources: K, at most M.
         selection: how M outputs become K: the ``loudest`` K, or all of them merged into K sums, see
-            ``functional.losses.merge_outputs``.
+            ``functional.selection.merge_outputs``.
 
     Raises:
         ValueError: the network has fewer outputs, or is for mixtures of another number of sources.
@@ -147,6 +149,21 @@ class FlowSeparator(Separator):
     @torch.no_grad()
     def separate_from(self, mixtures: Tensor, noise: Tensor) -> Tensor:
         return self.sample(mixtures, noise)
+
+
+def in_micro_batches(function: Callable[..., Tensor], size: int | None, *batches: Tensor) -> Tensor:
+    """``function(*batches)``, evaluated on ``size`` examples at a time; ``batches`` are alike in their first axis.
+
+    ``function`` must treat examples independently. Where gradients are wanted, each part is evaluated again in the
+    backward pass instead of keeping its activations, from the same random numbers, so that the peak of memory is a
+    part's, while the loss may couple all rows of the batch, as Self-Remixing's does.
+    """
+    if size is None or len(batches[0]) <= size:
+        return function(*batches)
+    parts = zip(*(batch.split(size) for batch in batches), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([recompute(function, *part, use_reentrant=False) for part in parts])
+    return torch.cat([function(*part) for part in parts])
 
 
 def compile_networks(module: nn.Module) -> None:

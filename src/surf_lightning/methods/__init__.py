@@ -2,7 +2,7 @@
 
 from surf_lightning.methods.basis import BASIS, SequentialUpdate, SimultaneousUpdate
 from surf_lightning.methods.mixcycle import MixCycle, MixPIT
-from surf_lightning.methods.mixit import MixIT
+from surf_lightning.methods.mixit import MixIT, SemiSupervisedMixIT
 from surf_lightning.methods.one_step import OneStep
 from surf_lightning.methods.remixing import Remixing
 from surf_lightning.methods.supervised import SupervisedFlow, SupervisedRegression
@@ -16,6 +16,7 @@ __all__ = [
     "MixPIT",
     "OneStep",
     "Remixing",
+    "SemiSupervisedMixIT",
     "SequentialUpdate",
     "SimultaneousUpdate",
     "SupervisedFlow",

@@ -17,16 +17,16 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric
 
 from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.callbacks.finite_steps import FiniteSteps
+from surf_lightning.callbacks.momi import MeasureMoMi
 from surf_lightning.data.base import SeparationData, batches_done, undeclared
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
 from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_metadata, class_path
-from surf_lightning.inference.separator import Separator, compile_networks
+from surf_lightning.inference.separator import Separator, compile_networks, in_micro_batches
 from surf_lightning.inference.streaming import posterior
 
 Batch = dict[str, Tensor]
@@ -41,6 +41,7 @@ class SeparationModule(L.LightningModule, ABC):
         optimizer: makes the optimizer from the parameters.
         ema_decay: alpha of an exponential moving average of the trained weights, which separates in their place, see
             ``callbacks.EMATeacher``; None keeps none.
+        ema_every: optimizer steps between two moves of that average.
         warmup_steps: optimizer steps in which the learning rate rises linearly to its value.
         decay_steps: optimizer step at which the learning rate has fallen to zero along half a cosine; None keeps it.
         micro_batch: examples that a network sees at once; None: all. It bounds the memory, the result is the same, at
@@ -67,6 +68,7 @@ class SeparationModule(L.LightningModule, ABC):
         separator: Separator,
         optimizer: OptimizerCallable,
         ema_decay: float | None = None,
+        ema_every: int = 1,
         warmup_steps: int = 1,
         decay_steps: int | None = None,
         micro_batch: int | None = None,
@@ -79,7 +81,7 @@ class SeparationModule(L.LightningModule, ABC):
             raise ValueError("decay_steps must be at least 1, or null for a learning rate that does not decay")
         self.separator, self.make_optimizer, self.follower = separator, optimizer, None
         if ema_decay is not None:
-            self.student, self.follower = separator, EMATeacher(ema_decay)
+            self.student, self.follower = separator, EMATeacher(ema_decay, ema_every)
             self.separator = copy.deepcopy(separator).requires_grad_(False).eval()
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.micro_batch, self.compiled, self.seed = micro_batch, compile, seed
@@ -111,8 +113,8 @@ class SeparationModule(L.LightningModule, ABC):
         return self
 
     def configure_callbacks(self) -> list[Callback]:
-        guard = FiniteSteps(self.max_skipped_steps)
-        return [guard, self.follower] if self.follower else [guard]
+        callbacks = [FiniteSteps(self.max_skipped_steps), MeasureMoMi()]
+        return [*callbacks, self.follower] if self.follower else callbacks
 
     @property
     def steps_made(self) -> int:
@@ -205,6 +207,10 @@ class SeparationModule(L.LightningModule, ABC):
         """Estimates ``[B,K,*S]`` of held-out batch ``batch``, from noise that does not depend on the run."""
         generator = torch.Generator(self.device).manual_seed(mix_seed(HELD_OUT_SEED, batch))
         return self.separator.separate(mixtures, generator)
+
+    def outputs(self, mixtures: Tensor, batch_idx: int) -> Tensor:
+        """All that is estimated of ``mixtures [B,*S]``, sums of held-out ones, ``[B,M,*S]``, for ``metrics.MoMi``."""
+        return self.separate(mixtures, self._position(batch_idx))
 
     def mean_of_samples(self, mixtures: Tensor, first: Tensor, batch_idx: int, count: int) -> Tensor:
         """The mean ``[B,K,*S]`` of ``count`` samples of test batch ``batch_idx``, aligned; ``first`` is one of them."""
@@ -305,21 +311,6 @@ class SeparationModule(L.LightningModule, ABC):
         """The trainer's DataModule."""
         data: SeparationData = undeclared(self.trainer).datamodule
         return data
-
-
-def in_micro_batches(function: Callable[..., Tensor], size: int | None, *batches: Tensor) -> Tensor:
-    """``function(*batches)``, evaluated on ``size`` examples at a time; ``batches`` are alike in their first axis.
-
-    ``function`` must treat examples independently. Where gradients are wanted, each part is evaluated again in the
-    backward pass instead of keeping its activations, from the same random numbers, so that the peak of memory is a
-    part's, while the loss may couple all rows of the batch, as Self-Remixing's does.
-    """
-    if size is None or len(batches[0]) <= size:
-        return function(*batches)
-    parts = zip(*(batch.split(size) for batch in batches), strict=True)
-    if torch.is_grad_enabled():
-        return torch.cat([recompute(function, *part, use_reentrant=False) for part in parts])
-    return torch.cat([function(*part) for part in parts])
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

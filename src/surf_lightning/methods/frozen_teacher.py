@@ -19,7 +19,7 @@ class FrozenTeacherModule(SeparationModule):
 
     Args:
         separator: what is trained.
-        earlier_checkpoint: of the earlier stage; read only when a fit starts from the beginning.
+        earlier_checkpoint: of the earlier stage; read only when a fit starts from the beginning. None: there is none.
         initialize: begin with those of its weights that have a namesake of the same shape in the separator's network.
         trust_checkpoint: allow networks from outside this package, imported by the checkpoint, such as your own.
 
@@ -32,9 +32,15 @@ class FrozenTeacherModule(SeparationModule):
     earlier_stage, checkpoint_argument = "MixIT", "mixit_checkpoint"
 
     def __init__(
-        self, separator: Separator, earlier_checkpoint: str, initialize: bool, trust_checkpoint: bool, **options: Any
+        self,
+        separator: Separator,
+        earlier_checkpoint: str | None,
+        initialize: bool,
+        trust_checkpoint: bool,
+        **options: Any,
     ) -> None:
         super().__init__(separator, **options)
+        self.frozen_teacher = None
         self.earlier_checkpoint, self.initialize, self.trust_checkpoint = (
             earlier_checkpoint,
             initialize,
@@ -42,19 +48,21 @@ class FrozenTeacherModule(SeparationModule):
         )
 
     def on_fit_start(self) -> None:
-        if not hasattr(self, "frozen_teacher"):  # a resumed fit has that of its checkpoint
-            self._take_over(self._read_earlier_stage())
+        if self.frozen_teacher is None and self.earlier_checkpoint is not None:  # a resumed fit has its checkpoint's
+            self._take_over(self._read_earlier_stage(self.earlier_checkpoint))
+        if self.frozen_teacher is not None:
             self.frozen_teacher.to(self.device, self.dtype)
-        self.lay_out(self.frozen_teacher)
+            self.lay_out(self.frozen_teacher)
         super().on_fit_start()
 
     def check_earlier_stage(self) -> None:
-        frozen_teacher = self._read_earlier_stage()
-        if self.initialize:
-            self._shared_weights(frozen_teacher)
+        if self.earlier_checkpoint is not None:
+            frozen_teacher = self._read_earlier_stage(self.earlier_checkpoint)
+            if self.initialize:
+                self._shared_weights(frozen_teacher)
 
-    def _read_earlier_stage(self) -> Separator:
-        path, stage = self.earlier_checkpoint, self.earlier_stage
+    def _read_earlier_stage(self, path: str) -> Separator:
+        stage = self.earlier_stage
         if not os.path.isfile(path):
             raise UserError(
                 f"there is no checkpoint {path} of the earlier stage, {stage}. Train it first (surf fit --config "
@@ -97,14 +105,22 @@ class FrozenTeacherModule(SeparationModule):
     def train(self, mode: bool = True) -> FrozenTeacherModule:
         """The frozen teacher stays in evaluation mode: its dropout is off."""
         super().train(mode)
-        if hasattr(self, "frozen_teacher"):
+        if self.frozen_teacher is not None:
             self.frozen_teacher.eval()
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY]["frozen_teacher"] = describe(self.frozen_teacher)
+        if self.frozen_teacher is not None:
+            checkpoint[KEY]["frozen_teacher"] = describe(self.frozen_teacher)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._freeze(rebuild(checkpoint[KEY]["frozen_teacher"], self.trust_checkpoint))
+        record = checkpoint[KEY].get("frozen_teacher")
+        if (record is None) != (self.earlier_checkpoint is None):
+            raise UserError(
+                f"the checkpoint was written with{'out' if record is None else ''} an earlier stage, this run has "
+                f"{self.earlier_checkpoint or 'none'} (model.{self.checkpoint_argument})"
+            )
+        if record is not None:
+            self._freeze(rebuild(record, self.trust_checkpoint))

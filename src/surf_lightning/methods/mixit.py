@@ -1,4 +1,4 @@
-"""Mixture-invariant training. Axes: B batch, P = B/2 pairs of mixtures, M outputs, *S the signal."""
+"""Mixture-invariant training. Axes: B batch, P = B/2 pairs of mixtures, K sources, M outputs, *S the signal."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.functional.losses import EnergyLoss, mixit, thresholded_snr
+from surf_lightning.functional.flow import expand_like
+from surf_lightning.functional.losses import EnergyLoss, mixit, pit, thresholded_snr
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator, Selection
 from surf_lightning.methods.base import Batch, SeparationModule
-from surf_lightning.metrics.audio import MoMi
+from surf_lightning.methods.supervised import true_sources, with_silence
 from surf_lightning.networks.base import RegressionNetwork
 
 
@@ -51,18 +52,71 @@ class MixIT(SeparationModule):
     ) -> None:
         super().__init__(RegressionSeparator(network, num_sources, selection), **options)
         self.error = error
-        self.momi = MoMi()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Recordings without truth are measured by MoMi, for which mixtures of mixtures are enough."""
-        if "sources" not in batch and self.signal["kind"] == "audio":
-            pairs = in_pairs(batch["mixtures"])
-            self.momi.update(self.micro_batched(self.trained.network)(pairs.sum(1)), pairs)
-            self.log("val/momi", self.momi, prog_bar=True)
-        return super().validation_step(batch, batch_idx)
+    def outputs(self, mixtures: Tensor, batch_idx: int) -> Tensor:
+        """The network's M outputs ``[B,M,*S]``, not yet reduced to K."""
+        return self.micro_batched(self.separator.network)(mixtures)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         pairs = in_pairs(batch["mixtures"])
         estimates = self.micro_batched(self.trained.network)(pairs.sum(1))
         losses, _ = mixit(estimates, pairs, error=self.error)
         return losses.mean()
+
+
+def without_second(pairs: Tensor, zeroed: Tensor) -> Tensor:
+    """``pairs [P,2,...]``, the second set to 0 where ``zeroed [P]``; both are drawn alike, so either would do."""
+    first, second = pairs.unbind(1)
+    return torch.stack([first, torch.where(expand_like(zeroed, second), 0, second)], 1)
+
+
+class SemiSupervisedMixIT(MixIT):
+    """MixIT, but some mixtures of mixtures are trained on their true sources (MixIT paper, Section 3.3).
+
+    A supervised pair of mixtures has the permutation-invariant error, Eq. (1), of all M outputs against the true
+    sources of both, padded with silence to M; see ``functional.losses.reference_energy`` for what silence costs. With
+    ``supervised_share`` 1 this is the paper's supervised training on mixtures of mixtures. Training batches must hold
+    true sources; those of a pair that is not supervised are not looked at.
+
+    Args:
+        network: of at least 2K outputs.
+        num_sources: sources in a mixture (K).
+        supervised_share: p, the probability that a pair is supervised.
+        zeroed_share: p0 of Table 1, the probability that of a supervised pair one mixture is zeroed, with its sources:
+            what remains teaches the network not to over-separate.
+
+    The other arguments are those of ``MixIT``.
+
+    Raises:
+        ValueError: the network has too few outputs, or a share is not between 0 and 1.
+    """
+
+    label = "Semi-supervised MixIT"
+
+    def __init__(
+        self,
+        network: RegressionNetwork,
+        num_sources: int = 2,
+        supervised_share: float = 0.1,
+        zeroed_share: float = 0.2,
+        **options: Any,
+    ) -> None:
+        if network.num_outputs < 2 * num_sources:
+            raise ValueError(f"two mixtures of {num_sources} sources need {2 * num_sources} outputs or more")
+        if not 0 <= min(supervised_share, zeroed_share) <= max(supervised_share, zeroed_share) <= 1:
+            raise ValueError("supervised_share and zeroed_share must lie in [0, 1]")
+        super().__init__(network, num_sources, **options)
+        self.supervised_share, self.zeroed_share = supervised_share, zeroed_share
+
+    def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        pairs = in_pairs(batch["mixtures"])
+        supervised = random.uniform(len(pairs)) < self.supervised_share
+        zeroed = supervised & (random.uniform(len(pairs)) < self.zeroed_share)
+
+        sources = in_pairs(true_sources(batch, self.separator.num_sources))  # [P,2,K,*S]
+        sources = torch.where(expand_like(supervised, sources), sources, 0)
+        pairs, sources = without_second(pairs, zeroed), without_second(sources, zeroed).flatten(1, 2)
+        estimates = self.micro_batched(self.trained.network)(pairs.sum(1))
+        by_mixtures, _ = mixit(estimates, pairs, error=self.error)
+        by_sources, _ = pit(estimates, with_silence(sources, estimates.shape[1]), self.error, pairs.sum(1))
+        return torch.where(supervised, by_sources, by_mixtures).mean()

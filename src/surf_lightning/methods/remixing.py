@@ -8,9 +8,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import Objective, Reduction, mean_square, pit_permutation, remixing_loss
 from surf_lightning.functional.permutation import reorder
-from surf_lightning.functional.randomness import ALONE, BatchRandomness
+from surf_lightning.functional.randomness import ALONE, BatchRandomness, Ranks, Shuffle
 from surf_lightning.functional.remixing import remix_over_ranks
 from surf_lightning.inference.separator import RegressionSeparator, Separator
 from surf_lightning.methods.base import Batch
@@ -25,10 +26,13 @@ class TeacherStudentModule(FrozenTeacherModule):
 
     Args:
         student: what is trained.
-        objective: ``remixit`` or ``self_remixing``, of ``functional.losses``.
+        objective: ``remixit`` or ``self_remixing``, of ``functional.losses``, or the weight of the former in a sum of
+            both, between 0 and 1.
         reduction: what makes one number of a residual.
-        mixit_checkpoint: a checkpoint of the MixIT stage; read only when a fit starts from the beginning.
+        mixit_checkpoint: a checkpoint of the MixIT stage; read only when a fit starts from the beginning. None: the
+            EMA copy, untrained, teaches from the beginning (Saijo and Ogawa, 2023), with no frozen phase.
         ema_decay: alpha, see ``callbacks.EMATeacher``.
+        shuffle: ``uniform``, Eq. (14), or ``constrained``: no two sources of a mixture meet again, as in Self-Remixing.
         remix_over_ranks: shuffle the teacher's estimates over the batches of all processes, as if they were one. False:
             each process shuffles its own batch, and exchanges nothing but gradients.
         initialize_from_mixit: begin with the weights of the MixIT network that have a namesake of the same shape in the
@@ -44,15 +48,20 @@ class TeacherStudentModule(FrozenTeacherModule):
     def __init__(
         self,
         student: Separator,
-        objective: Objective,
+        objective: Objective | float,
         reduction: Reduction,
-        mixit_checkpoint: str,
+        mixit_checkpoint: str | None,
         ema_decay: float = 0.999,
+        shuffle: Shuffle = "uniform",
         remix_over_ranks: bool = True,
         initialize_from_mixit: bool = False,
         trust_checkpoint: bool = False,
         **options: Any,
     ) -> None:
+        if not isinstance(objective, str) and not 0 <= objective <= 1:
+            raise ValueError(f"the weight of ReMixIT in the objective must lie in [0, 1], not {objective}")
+        if initialize_from_mixit and mixit_checkpoint is None:
+            raise ValueError("initialize_from_mixit must come with a mixit_checkpoint")
         super().__init__(
             student,
             earlier_checkpoint=mixit_checkpoint,
@@ -62,13 +71,27 @@ class TeacherStudentModule(FrozenTeacherModule):
             **options,
         )
         self.remix_over_ranks, self.objective, self.reduction = remix_over_ranks, objective, reduction
-        self.label = f"{self.family} ({LABELS[objective]})"
+        self.shuffle = shuffle
+        name = LABELS[objective] if isinstance(objective, str) else f"{objective:.0%} ReMixIT"
+        self.label = f"{self.family} ({name})"
 
     def on_fit_start(self) -> None:
         together = self.whole_batch() if self.remix_over_ranks else self.data.batch_size
         if self.objective == "self_remixing" and together == 1:
             rank_zero_warn("Self-Remixing of one mixture has a loss of 0: use a batch_size of at least 2")
+        if self.shuffle == "constrained" and together < self.student.num_sources:
+            raise UserError(
+                f"the constrained shuffle of {self.student.num_sources} sources needs as many mixtures: raise "
+                "data.batch_size"
+            )
         super().on_fit_start()
+
+    def draw_order(self, mixtures: int, random: BatchRandomness, ranks: Ranks) -> Tensor:
+        """The order of the rows of all ``ranks``, each with so many ``mixtures``, by the ``shuffle``."""
+        num_sources = self.student.num_sources
+        if self.shuffle == "uniform":
+            return random.remix_order(mixtures * num_sources, ranks)
+        return random.constrained_order(mixtures, num_sources, ranks)
 
 
 class Remixing(TeacherStudentModule):
@@ -76,7 +99,7 @@ class Remixing(TeacherStudentModule):
 
     Args:
         network: the student; where it has more than K outputs, the K most energetic count.
-        objective: ``remixit``, Eq. (16), or ``self_remixing``, Eq. (17).
+        objective: ``remixit``, Eq. (16), ``self_remixing``, Eq. (17), or the weight of the former in a sum of both.
         reduction: ``mean_square`` (images) or ``log_energy`` (audio) of ``functional.losses``.
         num_sources: sources in a mixture (K).
         teacher_steps: optimizer steps in which the frozen MixIT is the teacher; from then on the student's EMA is.
@@ -89,7 +112,7 @@ class Remixing(TeacherStudentModule):
     def __init__(
         self,
         network: RegressionNetwork,
-        objective: Objective = "remixit",
+        objective: Objective | float = "remixit",
         reduction: Reduction = mean_square,
         num_sources: int = 2,
         teacher_steps: int = 200_000,
@@ -101,8 +124,9 @@ class Remixing(TeacherStudentModule):
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         mixtures = batch["mixtures"]
         ranks = random.ranks if self.remix_over_ranks else ALONE
-        order = random.remix_order(len(mixtures) * self.student.num_sources, ranks)
-        teacher = self.frozen_teacher if self.steps_made < self.teacher_steps else self.teacher
+        order = self.draw_order(len(mixtures), random, ranks)
+        frozen = self.frozen_teacher is not None and self.steps_made < self.teacher_steps
+        teacher = self.frozen_teacher if frozen else self.teacher
         with torch.no_grad():
             estimates = self.micro_batched(teacher)(mixtures)
         remixed = remix_over_ranks(estimates, order, ranks)

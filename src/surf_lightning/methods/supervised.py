@@ -27,6 +27,11 @@ def true_sources(batch: Batch, count: int) -> Tensor:
     sources = batch["sources"]
     if sources.shape[1] > count:
         raise UserError(f"the mixtures have {sources.shape[1]} sources, the network separates {count}")
+    return with_silence(sources, count)
+
+
+def with_silence(sources: Tensor, count: int) -> Tensor:
+    """``sources [B,K,*S]`` and slots of silence behind them, ``[B,count,*S]``."""
     silent = sources.new_zeros(len(sources), count - sources.shape[1], *sources.shape[2:])
     return torch.cat([sources, silent], 1)
 

@@ -24,13 +24,14 @@ class SURF(TeacherStudentModule):
 
     Args:
         network: of K sources, for student and teacher.
-        objective: ``remixit``, Eq. (24), or ``self_remixing``, Eq. (30).
+        objective: ``remixit``, Eq. (24), ``self_remixing``, Eq. (30), or the weight of the former in a sum of both.
         reduction: ``mean_square`` (images) or ``log_energy`` (audio) of ``functional.losses``.
         noise: standard deviation of the prior.
         num_steps: Euler steps of the sampler, in training and after.
         sampling_noise: factor on the prior's deviation where the teacher samples, see ``FlowSeparator``.
         early_times: t = u^early_times for u uniform in [0,1): above 1, the early, hard times are drawn more often. The
             paper's density of t, λ, is open.
+        one_time: draw one t for the whole batch, as Code Listing 1 does, not one for each mixture.
         frozen_steps: optimizer steps before beta begins to fall.
         beta_start: beta in the frozen phase; the share of the teacher's path that leads straight to the MixIT estimate.
         beta_end: beta in the end.
@@ -45,12 +46,13 @@ class SURF(TeacherStudentModule):
     def __init__(
         self,
         network: VelocityNetwork,
-        objective: Objective = "remixit",
+        objective: Objective | float = "remixit",
         reduction: Reduction = mean_square,
         noise: PriorNoise | None = None,
         num_steps: int = 5,
         sampling_noise: float = 1.0,
         early_times: float = 1.0,
+        one_time: bool = False,
         frozen_steps: int = 0,
         beta_start: float = 1.0,
         beta_end: float = 0.0,
@@ -58,7 +60,9 @@ class SURF(TeacherStudentModule):
         **options: Any,
     ) -> None:
         super().__init__(FlowSeparator(network, num_steps, noise, sampling_noise), objective, reduction, **options)
-        self.early_times, self.beta = early_times, beta_start
+        if self.earlier_checkpoint is None:  # there is no frozen teacher to lean on
+            beta_start = beta_end = 0.0
+        self.early_times, self.one_time, self.beta = early_times, one_time, beta_start
         self.schedule = BetaSchedule(beta_start, beta_end, beta_steps, frozen_steps)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
@@ -67,8 +71,8 @@ class SURF(TeacherStudentModule):
         # All random numbers of lines 4 to 8.
         ranks = random.ranks if self.remix_over_ranks else ALONE
         teacher_noise = random.normal(shape)
-        order = random.remix_order(shape[0] * shape[1], ranks)
-        t = random.uniform(len(mixtures)) ** self.early_times
+        order = self.draw_order(len(mixtures), random, ranks)
+        t = (random.shared_uniform if self.one_time else random.uniform)(len(mixtures)) ** self.early_times
         noise = random.normal(shape)
 
         estimates = self.teacher_estimates(mixtures, teacher_noise)  # line 4

@@ -1,0 +1,70 @@
+"""MoMi of recordings, with or without truth. Axes: B batch, P pairs of mixtures, M outputs, T samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from surf_lightning.metrics.audio import MoMi
+
+
+class MeasureMoMi(L.Callback):
+    """Logs how well held-out recordings are rebuilt from separated mixtures of two of them, see ``metrics.MoMi``.
+
+    ``val/momi`` is of the neighbours in a batch, where there is no truth that says more; ``test/momi`` stands beside
+    the other metrics, and is of one recording and the next, the longer cut. A process with one recording has none.
+
+    Works for any LightningModule with a ``signal`` and ``outputs(mixtures [P,T], batch_idx) -> [P,M,T]``.
+    """
+
+    def __init__(self) -> None:
+        self.momi = MoMi()
+        self.waiting: Tensor | None = None
+        self.in_test = False
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        mixtures = batch["mixtures"]
+        if "sources" not in batch and pl_module.signal["kind"] == "audio" and len(mixtures) > 1:
+            self._update(trainer, pl_module, mixtures, batch_idx)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._log(pl_module, "val/momi")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.waiting = None
+        batches = torch.tensor(trainer.num_test_batches[0], device=pl_module.device)
+        least = trainer.strategy.reduce(batches, reduce_op="min")  # or some processes would wait for one without pairs
+        self.in_test = pl_module.signal["kind"] == "audio" and int(least) > 1
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not self.in_test:
+            return
+        if self.waiting is None:
+            self.waiting = batch["mixtures"]
+            return
+        rows, samples = (min(sizes) for sizes in zip(self.waiting.shape, batch["mixtures"].shape, strict=True))
+        pairs = torch.stack([self.waiting[:rows, :samples], batch["mixtures"][:rows, :samples]], 1)
+        self.waiting = None
+        self._update(trainer, pl_module, pairs.flatten(0, 1), batch_idx)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._log(pl_module, "test/momi")
+
+    def _update(self, trainer: L.Trainer, pl_module: Any, mixtures: Tensor, batch_idx: int) -> None:
+        """Separate the sums of neighbours among ``mixtures [2P,T]``; an odd last is left out."""
+        pairs = torch.unflatten(mixtures[: len(mixtures) // 2 * 2], 0, (-1, 2))
+        with trainer.precision_plugin.forward_context():
+            outputs = pl_module.outputs(pairs.sum(1), batch_idx)
+        self.momi.to(pl_module.device).update(outputs, pairs)
+
+    def _log(self, pl_module: Any, name: str) -> None:
+        if self.momi.update_called:
+            pl_module.log(name, self.momi.compute(), prog_bar=True)
+            self.momi.reset()
