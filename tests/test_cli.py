@@ -128,7 +128,7 @@ def test_a_message_of_jsonargparse_is_shown_without_its_internals(
 ) -> None:
     mistake, shown = ["--data.batch_size", "x"], "--data.batch_size: Expected a <class 'int'>. Got value: x"
     if noise == "Given value: Namespace(":
-        mistake, shown = ["--model", "SURF"], "--model: the following arguments are required: network, mixit_checkpoint"
+        mistake, shown = ["--model", "SURF"], "--model: the following arguments are required: network"
     said: list[str] = []
     monkeypatch.setattr(lightning_cli, "readable", lambda message: said.append(message) or readable(message))
     assert main(["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml"), *mistake]) == 2

@@ -48,6 +48,8 @@ class FrozenTeacherModule(SeparationModule):
         )
 
     def on_fit_start(self) -> None:
+        if self.earlier_checkpoint is None:
+            rank_zero_info(f"No {self.checkpoint_argument} is given: the untrained EMA teaches from the beginning.")
         if self.frozen_teacher is None and self.earlier_checkpoint is not None:  # a resumed fit has its checkpoint's
             self._take_over(self._read_earlier_stage(self.earlier_checkpoint))
         if self.frozen_teacher is not None:
