@@ -82,6 +82,12 @@ class BatchRandomness:
         count = mixtures * ranks.world_size
         return self._order(ranks, lambda: order_without_mates(count, num_sources, self.generator, self.device))
 
+    def shuffled_order(self, mixtures: int, num_sources: int, ranks: Ranks, shuffle: Shuffle) -> Tensor:
+        """``remix_order`` or ``constrained_order`` of the ``num_sources`` rows of each of ``mixtures``."""
+        if shuffle == "uniform":
+            return self.remix_order(mixtures * num_sources, ranks)
+        return self.constrained_order(mixtures, num_sources, ranks)
+
     def _order(self, ranks: Ranks, draw: Callable[[], Tensor]) -> Tensor:
         """What ``draw`` gives: once for all ``ranks``, or for each process in turn where they are this one alone."""
         rounds = self.ranks.world_size // ranks.world_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from surf_lightning.functional.losses import partitions, squared_norm, subsets
+from surf_lightning.functional.losses import partitions, subsets
 from surf_lightning.functional.permutation import reorder
 from surf_lightning.functional.precision import at_least_float32, full_precision
 
@@ -47,5 +47,6 @@ def most_energetic(estimates: Tensor, count: int) -> Tensor:
     """The ``count`` rows of ``estimates [B,M,*S]`` of the highest mean square, in their original order."""
     if count == estimates.shape[1]:
         return estimates
-    kept = squared_norm(estimates, 2).topk(count, dim=1).indices.sort(1).values
+    energies = at_least_float32(estimates).flatten(2).square().sum(-1)
+    kept = energies.topk(count, dim=1).indices.sort(1).values
     return reorder(estimates, kept)

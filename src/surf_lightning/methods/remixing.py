@@ -11,7 +11,7 @@ from torch import Tensor
 from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import Objective, Reduction, mean_square, pit_permutation, remixing_loss
 from surf_lightning.functional.permutation import reorder
-from surf_lightning.functional.randomness import ALONE, BatchRandomness, Ranks, Shuffle
+from surf_lightning.functional.randomness import ALONE, BatchRandomness, Shuffle
 from surf_lightning.functional.remixing import remix_over_ranks
 from surf_lightning.inference.separator import RegressionSeparator, Separator
 from surf_lightning.methods.base import Batch
@@ -86,13 +86,6 @@ class TeacherStudentModule(FrozenTeacherModule):
             )
         super().on_fit_start()
 
-    def draw_order(self, mixtures: int, random: BatchRandomness, ranks: Ranks) -> Tensor:
-        """The order of the rows of all ``ranks``, each with so many ``mixtures``, by the ``shuffle``."""
-        num_sources = self.student.num_sources
-        if self.shuffle == "uniform":
-            return random.remix_order(mixtures * num_sources, ranks)
-        return random.constrained_order(mixtures, num_sources, ranks)
-
 
 class Remixing(TeacherStudentModule):
     """A regression student separates remixed estimates of its teacher (Section 2.3).
@@ -124,7 +117,7 @@ class Remixing(TeacherStudentModule):
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         mixtures = batch["mixtures"]
         ranks = random.ranks if self.remix_over_ranks else ALONE
-        order = self.draw_order(len(mixtures), random, ranks)
+        order = random.shuffled_order(len(mixtures), self.student.num_sources, ranks, self.shuffle)
         frozen = self.frozen_teacher is not None and self.steps_made < self.teacher_steps
         teacher = self.frozen_teacher if frozen else self.teacher
         with torch.no_grad():

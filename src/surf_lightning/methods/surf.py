@@ -71,7 +71,7 @@ class SURF(TeacherStudentModule):
         # All random numbers of lines 4 to 8.
         ranks = random.ranks if self.remix_over_ranks else ALONE
         teacher_noise = random.normal(shape)
-        order = self.draw_order(len(mixtures), random, ranks)
+        order = random.shuffled_order(shape[0], shape[1], ranks, self.shuffle)
         t = (random.shared_uniform if self.one_time else random.uniform)(len(mixtures)) ** self.early_times
         noise = random.normal(shape)
 
