@@ -164,6 +164,3 @@ class SeparationData(L.LightningDataModule, ABC):
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._held_out(self.test_batches())
-
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self.test_dataloader()

@@ -240,9 +240,6 @@ class SeparationModule(L.LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test", self.test_metrics)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.separate(batch["mixtures"], self._position(batch_idx))
-
     def _measure(self, metrics: Metric | None, batch: Batch, batch_idx: int) -> Tensor:
         assert metrics is not None
         estimates = self.separate(batch["mixtures"], self._position(batch_idx))
