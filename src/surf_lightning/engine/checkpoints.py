@@ -32,7 +32,7 @@ from torch import Tensor
 
 from surf_lightning.data.base import undeclared
 from surf_lightning.engine.run_folder import CHECKPOINTS
-from surf_lightning.files import replacing
+from surf_lightning.files import replacing, seal
 from surf_lightning.inference.checkpoint import read_checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -44,15 +44,16 @@ SPAWNED = ".temp.ckpt"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs, and renames: a kill leaves the old checkpoint or the new one, whole.
 
-    Reads with ``weights_only=True`` alone.
+    The file's hash lies in it, so that a changed byte is noticed. Reads with ``weights_only=True`` alone.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as file:
+        with replacing(target, "w+b") as file:
             try:
                 torch.save(checkpoint, file)
+                seal(file)
             except RuntimeError as error:  # raised while it closed a file that could not be written
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 

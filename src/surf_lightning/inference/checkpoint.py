@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
+from surf_lightning.files import is_damaged
 
 KEY = "surf_lightning"  # our part of a Lightning checkpoint
 PREFIX = "separator."  # of the separator's weights in its state_dict
@@ -100,21 +101,26 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     """A checkpoint of this package as a dict of plain values and tensors on the CPU; no code in it is run.
 
     Raises:
-        UserError: there is no such file, or it is no checkpoint of this package.
+        UserError: there is no such file, or it is no checkpoint of this package, or its weights are not finite.
     """
     if not os.path.isfile(path):
         hint = f": it is a folder, give {path}/checkpoints/best.ckpt" if os.path.isdir(path) else ""
         raise UserError(f"there is no checkpoint {path}{hint}")
     try:
+        if is_damaged(path):
+            raise ValueError("its bytes are not those that were written")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # of any type: the unpickler stumbles over damaged bytes in every way
         if code := re.search(r"Unsupported \w+: GLOBAL ([\w.]+)", str(error)):
             raise UserError(f"{path} holds code ({code[1]}), which is not run: {PACKAGE} has not written it") from error
         raise UserError(f"{path} is no checkpoint, or a damaged one") from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"{path} was not written by {PACKAGE}")
+    weights = (value for value in checkpoint.get("state_dict", {}).values() if torch.is_tensor(value))
+    if not all(value.isfinite().all() for value in weights):
+        raise UserError(f"the weights in {path} hold NaN or infinity: its training had diverged")
     return _with_current_names(checkpoint)
 
 
