@@ -121,7 +121,7 @@ def replacing(path: Path, mode: str = "wb", shared: bool = False, **options: Any
 
 
 def seal(file: Any) -> None:
-    """Put the SHA-256 of all bytes of a zip file, open and just written, into its comment, where readers pass over it."""
+    """Put the SHA-256 of a zip file, open and just written, into its comment, which readers pass over."""
     file.seek(0)
     comment = SEAL + hashlib.file_digest(file, "sha256").hexdigest().encode()
     file.seek(-2, os.SEEK_END)

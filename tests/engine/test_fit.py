@@ -30,6 +30,7 @@ from surf_lightning.engine.fit import (
     standard_callbacks,
     train,
 )
+from surf_lightning.engine.signals import StopAtSignal
 from surf_lightning.errors import UserError
 from surf_lightning.methods import SURF, MixIT
 from surf_lightning.provenance import hardware
@@ -113,8 +114,8 @@ def test_each_command_has_its_callbacks() -> None:
 
     assert types("fit", True) == [LearningRateMonitor, Media, BestCheckpoint, LastCheckpoint]
     assert types("fit", False) == [Media, BestCheckpoint, LastCheckpoint]
-    assert types("test", True) == [engine.TestResults, PrintedResult]
-    assert types("validate", True) == [PrintedResult]
+    assert types("test", True) == [StopAtSignal, engine.TestResults, PrintedResult]
+    assert types("validate", True) == [StopAtSignal, PrintedResult]
 
 
 class Remembering(Logger):

@@ -50,6 +50,7 @@ class PlainIO(AtomicCheckpointIO):
     """For a module that is none of ours."""
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = True) -> Any:
+        self._is_ours = Path(path).resolve().is_relative_to(self._folder.resolve())
         return torch.load(path, map_location, weights_only=True)
 
 
@@ -83,7 +84,7 @@ def fit(
         accelerator="cpu",
         num_sanity_val_steps=0,
         callbacks=[BestCheckpoint(folder), LastCheckpoint(folder), *(further or [])],
-        plugins=[PlainIO()],
+        plugins=[PlainIO(folder)],
         **{"max_steps": 2 * len(scores), **quiet, **options},
     )
     fitter.fit(module, datamodule=Rows(mode), ckpt_path=ckpt_path)
@@ -155,6 +156,29 @@ def test_a_foreign_checkpoint_removes_no_file_or_folder(name: str, callback: str
     assert torch.load("run/checkpoints/best.ckpt", weights_only=True)["global_step"] == 4
 
 
+@pytest.mark.parametrize("victim", ["theirs.ckpt", "best.ckpt", "mine.ckpt"])
+def test_a_foreign_checkpoint_removes_no_other_checkpoint(victim: str) -> None:
+    """Neither through a ``ModelCheckpoint`` of the user's, in whose folder the others lie."""
+    fit([1], further=[ModelCheckpoint("run/checkpoints", "mine")])
+    Path("run/checkpoints/theirs.ckpt").write_bytes(Path("run/checkpoints/last.ckpt").read_bytes())
+    path = Path("run/checkpoints", victim).absolute()
+    before = path.stat().st_ino
+    fit([1], ckpt_path=foreign(str(path), "ModelCheckpoint"), further=[ModelCheckpoint("run/checkpoints", "new")])
+    fit([1, 3], ckpt_path=foreign(str(path), "ModelCheckpoint"), further=[ModelCheckpoint("run/checkpoints", "new")])
+    assert path.exists()
+    assert path.stat().st_ino == before or victim == "best.ckpt"
+
+
+def test_a_resumed_run_of_the_users_own_keeps_no_more_than_its_best() -> None:
+    def mine() -> ModelCheckpoint:
+        return ModelCheckpoint("run/checkpoints", "mine-{step}", monitor="val/score", mode="max")
+
+    fit([1], further=[mine()])
+    fit([1, 2, 3], further=[mine()], ckpt_path="run/checkpoints/last.ckpt")
+    kept = sorted(path.name for path in Path("run/checkpoints").iterdir())
+    assert kept == ["best.ckpt", "last.ckpt", "mine-step=6.ckpt"]
+
+
 @pytest.mark.parametrize("state", [{}, {"best_model_score": "high", "validation_owed": [1]}])
 def test_a_checkpoint_without_our_state_is_continued(state: dict[str, Any]) -> None:
     fit([1])
@@ -168,7 +192,7 @@ def test_a_checkpoint_without_our_state_is_continued(state: dict[str, Any]) -> N
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    io, path = AtomicCheckpointIO(), Path("run/checkpoints/last.ckpt")
+    io, path = AtomicCheckpointIO(Path()), Path("run/checkpoints/last.ckpt")
     io.save_checkpoint({KEY: {}, "global_step": 1}, path)
     complete = torch.save
 
@@ -191,7 +215,7 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyP
 
 
 def test_a_disk_that_is_full_is_named_and_keeps_the_old_checkpoint() -> None:
-    io, path = AtomicCheckpointIO(), Path("last.ckpt")
+    io, path = AtomicCheckpointIO(Path()), Path("last.ckpt")
     io.save_checkpoint({KEY: {}, "global_step": 1}, path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
@@ -219,6 +243,6 @@ def test_the_bytes_are_on_disk_before_the_name_is(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
-    AtomicCheckpointIO().save_checkpoint({KEY: {}, "x": torch.zeros(100)}, "a.ckpt")
+    AtomicCheckpointIO(Path()).save_checkpoint({KEY: {}, "x": torch.zeros(100)}, "a.ckpt")
     size = Path("a.ckpt").stat().st_size
     assert done == [("sync", size), ("rename", size)]

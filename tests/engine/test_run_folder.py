@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from surf_lightning.engine import run_folder
+from surf_lightning.engine.checkpoints import AtomicCheckpointIO
 from surf_lightning.engine.run_folder import (
     checkpoint,
     checkpoint_to_continue,
@@ -23,7 +24,6 @@ from surf_lightning.engine.run_folder import (
     move_aside,
     trained_checkpoint,
 )
-from surf_lightning.engine.checkpoints import AtomicCheckpointIO
 from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import KEY
 
@@ -175,7 +175,7 @@ def test_what_is_no_run_stays() -> None:
 def written(folder: Path, *names: str) -> Path:
     """Checkpoints, each a second newer than the one before."""
     for age, name in enumerate(names):
-        AtomicCheckpointIO().save_checkpoint({KEY: {}, "state_dict": {"weight": torch.ones(300)}}, folder / name)
+        AtomicCheckpointIO(Path()).save_checkpoint({KEY: {}, "state_dict": {"weight": torch.ones(300)}}, folder / name)
         os.utime(folder / name, (age, age))
     return folder
 
@@ -199,7 +199,8 @@ def test_in_place_of_an_unreadable_checkpoint_the_newest_readable_is_taken_and_s
     for name in reversed(names[2:]):
         path = folder / name
         path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning, match=r"last\.ckpt is no .*step_0000030\.ckpt is no .*goes on from .*step_0000020\.ckpt"):
+    said = r"last\.ckpt is no .*step_0000030\.ckpt is no .*goes on from .*step_0000020\.ckpt"
+    with pytest.warns(UserWarning, match=said):
         assert checkpoint_to_continue(folder, "last") == str(folder / names[1])
     for name in names[:2]:
         (folder / name).write_bytes(damage((folder / name).read_bytes()))
@@ -220,7 +221,7 @@ def test_a_run_without_its_last_checkpoint_does_not_begin_anew() -> None:
 def test_a_diverged_checkpoint_is_passed_over() -> None:
     folder = written(Path("runs/a"), BEST)
     broken = {KEY: {}, "state_dict": {"weight": torch.tensor([1.0, float("nan")])}}
-    AtomicCheckpointIO().save_checkpoint(broken, folder / LAST)
+    AtomicCheckpointIO(Path()).save_checkpoint(broken, folder / LAST)
     with pytest.warns(UserWarning, match=r"last\.ckpt hold NaN or infinity.* goes on from"):
         assert checkpoint_to_continue(folder, "last") == str(folder / BEST)
 

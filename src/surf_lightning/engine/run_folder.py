@@ -67,7 +67,7 @@ def _readable(candidates: list[Path]) -> Path:
             reasons.append(str(error))
             continue
         if reasons:
-            rank_zero_warn(f"{'; '.join(reasons)}. The run goes on from {path}, the newest checkpoint that can be read.")
+            rank_zero_warn(f"{'; '.join(reasons)}. The run goes on from {path}, the newest that can be read.")
         return path
     raise UserError(f"no checkpoint can be read: {'; '.join(reasons)}. To begin anew, leave out --ckpt_path")
 
