@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,3 +156,22 @@ def test_where_all_mixtures_are_finite_the_loudest_is_named() -> None:
     module.on_before_batch_transfer = loud  # type: ignore[method-assign]
     with pytest.warns(UserWarning, match=r"all mixtures are finite; the loudest, 3 of batch 0, training .*e\+25"):
         trainer(Path("run"), max_steps=1, limit_val_batches=0).fit(module, digits())
+
+
+@pytest.mark.parametrize("name", methods(""))
+def test_silence_and_identical_and_opposite_sources_have_finite_gradients(name: str, tmp_path: Path) -> None:
+    module = methods(mixit_checkpoint(tmp_path / "mixit"))[name]
+    image = torch.rand(1, 1, 1, 8, 8)
+    pairs = [torch.cat([image, factor * image], 1) for factor in (0.0, 1.0, -1.0)]
+    silence = torch.zeros(4, 2, 1, 8, 8)
+
+    def replaced(batch: Any, index: int) -> Any:
+        if not module.trainer.training:
+            return batch
+        sources = silence if index == 0 else torch.cat([silence[:1], *pairs])
+        return {"sources": sources, "mixtures": sources.sum(1)}
+
+    module.on_before_batch_transfer = replaced  # type: ignore[method-assign]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not finite.*")
+        trainer(tmp_path / "run", max_steps=2, limit_val_batches=0).fit(module, digits())

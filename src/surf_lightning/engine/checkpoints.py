@@ -4,7 +4,9 @@ Private names of Lightning that this folder uses, to look at before its version 
 
 - ``ModelCheckpoint``: ``_should_skip_saving_checkpoint``, ``_save_none_monitor_checkpoint``, ``_monitor_candidates``,
   ``_save_checkpoint``, ``_last_global_step_saved``
-- ``trainer.fit_loop``: ``_should_accumulate``, ``_data_fetcher``, ``epoch_loop._should_check_val_fx``
+- ``trainer.fit_loop``: ``_should_accumulate``, ``_data_fetcher``, ``epoch_loop._should_check_val_fx``,
+  ``epoch_loop.restarted_on_last``, ``epoch_loop.val_loop._has_run``
+- ``DDPStrategy._timeout``, ``strategy.launcher.procs``
 - ``trainer._logger_connector.update_train_step_metrics``
 - ``.temp.ckpt``, the file in which processes that Lightning has spawned return their weights
 - in the other files: ``LightningCLI._parse_ckpt_path``, ``_set_seed``, ``_get`` and ``_parser``;
@@ -225,11 +227,14 @@ class LastCheckpoint(ModelCheckpoint):
 
 def _validate(trainer: L.Trainer) -> None:
     """Run the validation that Lightning skips where a run is resumed from the last batch of an epoch."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
+    epoch = trainer.fit_loop.epoch_loop
+    loop = epoch.val_loop
     loop.restarting = False
     trainer.validating = True
     loop.run()
     trainer.training = True
+    if epoch.restarted_on_last:  # stopped amid a validation: the epoch is at an end once it has passed over it
+        loop._has_run = False
 
 
 def keep_newest(last: Path, step: int, keep: int) -> None:
