@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from surf_lightning.engine import run_folder
-from surf_lightning.engine.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
+from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.inference.checkpoint import KEY
 
 NAN = float("nan")

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from surf_lightning.engine import run_folder
-from surf_lightning.engine.checkpoints import AtomicCheckpointIO
+from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.engine.run_folder import (
     checkpoint,
     checkpoint_to_continue,

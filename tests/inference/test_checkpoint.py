@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from surf_lightning.engine.checkpoints import AtomicCheckpointIO
+from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import (
     KEY,

@@ -22,7 +22,8 @@ from surf_lightning.callbacks.media import Media
 from surf_lightning.callbacks.results import PrintedResult, TestResults
 from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import run_folder
-from surf_lightning.engine.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
+from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.engine.loggers import MetricsCSV, filter_lightning_tips, go_on_without, start_loggers
 from surf_lightning.engine.ranks import RANKS_WAIT, LostProcesses
 from surf_lightning.engine.signals import StopAtSignal
