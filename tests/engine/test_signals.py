@@ -75,7 +75,7 @@ def test_signals_wait_until_a_checkpoint_is_written(number: signal.Signals, monk
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints.torch, "save", save)
         with pytest.raises(SystemExit, match=str(STATUS[number])):
-            surf("run")
+            surf("run", "--trainer.max_steps", "6")
     files = sorted(path.name for path in Path("run/checkpoints").iterdir())
     assert files in (["best.ckpt"], ["best.ckpt", "last.ckpt"])
     assert weights("run/checkpoints/best.ckpt")["step"] == 2
