@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait must not spin: two trainings on two cores would slow each other down a hundredfold.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo digits table2-cifar test lint suite slow bench clean
+.PHONY: install demo digits table2-cifar test lint suite slow torture bench clean
 
 install: $(INSTALLED)
 
@@ -49,6 +49,8 @@ suite: install
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 slow: install
 	OMP_NUM_THREADS=1 python -m pytest -m "slow and not gpu"
+torture: install  # kills, full disks and damaged files for MINUTES (10); TORTURE_SEED repeats a run
+	OMP_NUM_THREADS=1 TORTURE_MINUTES=$(or $(MINUTES),10) python -m pytest -m slow tests/torture
 
 bench: install  # our steps beside plain implementations
 	@$(PIP) -e '.[bench]' 2>/dev/null || echo "asteroid cannot be installed here: its rows will say so."
