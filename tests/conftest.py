@@ -25,6 +25,14 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
 
+@pytest.fixture(scope="session")
+def mixit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checkpoint of a tiny MixIT run on digits, for later stages."""
+    from tests.tiny import mixit_checkpoint
+
+    return mixit_checkpoint(tmp_path_factory.mktemp("mixit"))
+
+
 @pytest.fixture
 def audio_sets(tmp_path: Path) -> Path:
     """A root with little audio sets of noise in every layout."""

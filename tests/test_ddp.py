@@ -36,12 +36,11 @@ def fit(name: str, folder: str, processes: int, *more: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", ["mixit", "surf_sr", "remixit"])
-def test_two_ranks_compute_what_one_does(method: str) -> None:
-    if method != "mixit":
-        fit("digits_mixit", "runs/digits_mixit", 1)
+def test_two_ranks_compute_what_one_does(method: str, mixit: str) -> None:
     # Adam would blow up the rounding of gradients that are zero, as those of biases that the projection cancels.
     options = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"]
     options += {"surf_sr": ["--model.beta_steps", "2"], "remixit": ["--model.teacher_steps", "1"]}.get(method, [])
+    options += ["--model.mixit_checkpoint", mixit] if method != "mixit" else []
     one, two = (fit(f"digits_{method}", f"ranks{ranks}", ranks, *options) for ranks in (1, 2))
     assert one["global_step"] == two["global_step"] == 2
     assert one["state_dict"].keys() == two["state_dict"].keys()
@@ -63,9 +62,9 @@ def one_process_as_two_ranks(module: Any, batch: dict[str, Tensor], batch_idx: i
     return (losses[0] + losses[1]) / 2
 
 
-def test_remixing_within_the_ranks_is_reproducible_on_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    fit("digits_mixit", "runs/digits_mixit", 1)
+def test_remixing_within_the_ranks_is_reproducible_on_one_process(mixit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1", "--model.beta_steps", "2"]
+    options += ["--model.mixit_checkpoint", mixit]
     two = fit("digits_surf_sr", "two", 2, *options, "--model.remix_over_ranks", "false")
     over = fit("digits_surf_sr", "over", 1, *options)
     monkeypatch.setattr(SeparationModule, "training_step", one_process_as_two_ranks)

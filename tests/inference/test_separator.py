@@ -16,7 +16,7 @@ from surf_lightning.inference.separator import FlowSeparator, RegressionSeparato
 from surf_lightning.methods import SURF, MixIT, SupervisedFlow, SupervisedRegression
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.networks import ConstantNoise, SourceHead
-from tests.tiny import adam, digits, mixit_checkpoint, mixtures, regression, trainer, velocity
+from tests.tiny import adam, digits, mixtures, regression, trainer, velocity
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -95,11 +95,6 @@ def test_the_prior_of_training_has_the_mixture_for_its_sum_and_the_noise_given()
 
 
 # -- checkpoints --
-
-
-@pytest.fixture(scope="module")
-def mixit(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return mixit_checkpoint(tmp_path_factory.mktemp("mixit"))
 
 
 def trained(module: SeparationModule, **options: Any) -> Path:

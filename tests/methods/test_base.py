@@ -20,12 +20,7 @@ from surf_lightning.methods import SURF, MixIT, Remixing, SupervisedFlow, Superv
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.metrics.images import ImageMetrics
 from tests.methods.test_bfloat16 import CASES, batch
-from tests.tiny import adam, digits, mixit_checkpoint, mixtures, random, regression, trainer, velocity
-
-
-@pytest.fixture(scope="module")
-def mixit(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return mixit_checkpoint(tmp_path_factory.mktemp("mixit"))
+from tests.tiny import adam, digits, mixtures, random, regression, trainer, velocity
 
 
 def build(method: str, mixit: str, **options: Any) -> SeparationModule:

@@ -21,7 +21,6 @@ from tests.tiny import (
     assert_loss,
     digits,
     draws,
-    mixit_checkpoint,
     mixtures,
     perturbed,
     random,
@@ -133,11 +132,11 @@ def test_a_run_from_scratch_trains_resumes_and_keeps_no_frozen_teacher(flow: boo
         trainer(tmp_path, max_steps=4).fit(from_scratch(flow, mixit_checkpoint="x"), digits(), ckpt_path=str(last))
 
 
-def test_impossible_teachers_objectives_and_batches_are_refused(tmp_path: Path) -> None:
+def test_impossible_teachers_objectives_and_batches_are_refused(mixit: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="with a mixit_checkpoint"):
         from_scratch(flow=False, initialize_from_mixit=True)
     with pytest.raises(ValueError, match="weight of ReMixIT"):
         remixing(1.5)
-    module = Remixing(regression(), mixit_checkpoint=mixit_checkpoint(tmp_path), shuffle="constrained", optimizer=adam)
+    module = Remixing(regression(), mixit_checkpoint=mixit, shuffle="constrained", optimizer=adam)
     with pytest.raises(UserError, match=r"raise data\.batch_size"):
         trainer(tmp_path / "remixing").fit(module, digits(batch_size=1))

@@ -47,13 +47,13 @@ def curves(folder: str) -> dict[str, dict[int, float]]:
     return read_curves(Path(folder, "metrics.csv"))
 
 
-@pytest.mark.parametrize("method", ["surf_sr", "surf_rm", "self_remixing", "mixit", "supervised_flow"])
-def test_resuming_in_mid_epoch_continues_bit_for_bit(method: str) -> None:
-    if method in ("surf_sr", "surf_rm", "self_remixing"):
-        fit("digits_mixit", "runs/digits_mixit")
+@pytest.mark.parametrize("method", ["surf_sr", "self_remixing", "mixit", "supervised_flow"])
+def test_resuming_in_mid_epoch_continues_bit_for_bit(method: str, mixit: str) -> None:
     options = ["--model.network.init_args.dropout", "0.3", "--data.num_workers", "2"]
-    if method.startswith("surf"):
-        options += ["--model.beta_steps", "8", "--model.frozen_steps", "2"]
+    options += {
+        "surf_sr": ["--model.mixit_checkpoint", mixit, "--model.beta_steps", "8", "--model.frozen_steps", "2"],
+        "self_remixing": ["--model.mixit_checkpoint", mixit],
+    }.get(method, [])
     name = f"digits_{method}"
     whole = fit(name, "whole", *options, "--trainer.max_steps", str(STEPS))
     fit(name, "parts", *options, "--trainer.max_steps", str(STOP))

@@ -28,7 +28,6 @@ from tests.tiny import (
     digits,
     draws,
     gradients,
-    mixit_checkpoint,
     mixtures,
     perturbed,
     random,
@@ -133,10 +132,10 @@ def test_the_loss_is_a_function_of_the_mixtures_the_seed_and_the_batch_number() 
     assert not torch.equal(module.loss({"mixtures": m}, random(seed=SEED + 1)), loss)
 
 
-def test_one_mixture_alone_teaches_remixit_but_not_self_remixing(tmp_path: Path) -> None:
+def test_one_mixture_alone_teaches_remixit_but_not_self_remixing(mixit: str, tmp_path: Path) -> None:
     m = mixtures(1)
     assert surf("self_remixing").loss({"mixtures": m}, random()).item() < 1e-12
-    alone = SURF(velocity(), "self_remixing", mixit_checkpoint=mixit_checkpoint(tmp_path / "mixit"), optimizer=adam)
+    alone = SURF(velocity(), "self_remixing", mixit_checkpoint=mixit, optimizer=adam)
     with pytest.warns(UserWarning, match="batch_size of at least 2"):
         trainer(tmp_path / "surf").fit(alone, digits(batch_size=1))
     assert surf("remixit").loss({"mixtures": m}, random()).item() > 1e-2
@@ -216,9 +215,8 @@ def test_on_one_process_it_makes_no_difference_where_remixing_ends(objective: Ob
     assert torch.equal(*losses)
 
 
-def test_the_teacher_starts_as_the_student_and_follows_it_alone(tmp_path: Path) -> None:
-    checkpoint = mixit_checkpoint(tmp_path / "mixit")
-    module = SURF(velocity(dropout=0.3), "self_remixing", mixit_checkpoint=checkpoint, ema_decay=0.9, optimizer=adam)
+def test_the_teacher_starts_as_the_student_and_follows_it_alone(mixit: str, tmp_path: Path) -> None:
+    module = SURF(velocity(dropout=0.3), "self_remixing", mixit_checkpoint=mixit, ema_decay=0.9, optimizer=adam)
     teacher = {name: value.double() for name, value in module.separator.state_dict().items()}
     for name, value in module.student.state_dict().items():
         assert torch.equal(teacher[name].float(), value)
