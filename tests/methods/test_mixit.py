@@ -11,8 +11,17 @@ from torch import Tensor
 
 from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import squared_error
+from surf_lightning.functional.randomness import BatchRandomness, mix_seed
 from surf_lightning.methods import MixIT, SemiSupervisedMixIT
-from tests.tiny import adam, assert_loss, draws, mixtures, random, regression
+from tests.tiny import adam, regression
+
+
+def mixtures(count: int) -> Tensor:
+    return 2 * torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
+
+
+def random() -> BatchRandomness:
+    return BatchRandomness(0, 0, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("thresholded", [True, False])
@@ -35,7 +44,16 @@ def test_the_loss_is_the_least_over_all_ways_to_deal_the_outputs(num_outputs: in
             second = sum((out for out, mine in zip(outputs, deal, strict=True) if not mine), torch.zeros_like(one))
             ways.append((error(first, one) + error(second, other)) / 2)
         losses.append(min(ways, key=lambda way: way.item()))
-    assert_loss(module, {"mixtures": m}, torch.stack(losses).mean())
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    wanted = [parameter.grad for parameter in module.parameters()]
+    module.zero_grad()
+    loss = module.loss({"mixtures": m}, random())
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    for parameter, gradient in zip(module.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-9)
+    assert math.isfinite(loss.item())
 
 
 def test_the_network_sees_sums_of_pairs_of_the_batch() -> None:
@@ -46,6 +64,19 @@ def test_the_network_sees_sums_of_pairs_of_the_batch() -> None:
     (found,) = seen
     assert torch.equal(found, m[:6:2] + m[1:6:2])  # the seventh has no mate
     assert torch.equal(module.loss({"mixtures": m[:6]}, random()), loss)
+
+
+def test_the_sources_of_a_batch_are_not_looked_at() -> None:
+    module, m = MixIT(regression(4), optimizer=adam).double(), mixtures(4)
+    garbage = torch.full((4, 2, 1, 8, 8), float("nan"))
+    assert torch.equal(
+        module.loss({"mixtures": m, "sources": garbage}, random()), module.loss({"mixtures": m}, random())
+    )
+
+
+def test_a_single_mixture_cannot_be_paired() -> None:
+    with pytest.raises(UserError, match=r"data\.batch_size to at least 2"):
+        MixIT(regression(4), optimizer=adam).loss({"mixtures": mixtures(1)}, random())
 
 
 def test_the_perfect_separation_of_a_pair_has_the_loss_of_its_threshold() -> None:
@@ -60,8 +91,8 @@ def test_the_perfect_separation_of_a_pair_has_the_loss_of_its_threshold() -> Non
 
 
 def drawn(count: int) -> tuple[list[float], list[float]]:
-    """The numbers that decide which pairs are supervised, and which of them are single mixtures."""
-    generator = draws()
+    """The numbers of batch 0 that decide which pairs are supervised, and which of them are single mixtures."""
+    generator = torch.Generator().manual_seed(mix_seed(0, 0))
     first, second = (torch.rand(count, generator=generator).tolist() for _ in range(2))
     return first, second
 
@@ -105,7 +136,15 @@ def test_supervised_pairs_have_the_error_of_their_sources_and_the_others_mixits(
         mixture = one if alone else one + other
         losses.append(supervised_error(module.separator.network(mixture.unsqueeze(0))[0], truth, mixture))
     assert len(kinds) == (3 if share == 0.5 else 1)
-    assert_loss(module, {"mixtures": m, "sources": sources}, torch.stack(losses).mean(), rtol=1e-7)
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    wanted = [parameter.grad for parameter in module.parameters()]
+    module.zero_grad()
+    loss = module.loss({"mixtures": m, "sources": sources}, random())
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-7, atol=0)
+    for parameter, gradient in zip(module.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-8)
 
 
 def test_the_sources_of_pairs_without_supervision_are_not_looked_at() -> None:
