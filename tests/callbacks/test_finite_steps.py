@@ -19,9 +19,7 @@ from surf_lightning.functional.randomness import Ranks
 from surf_lightning.methods import BASIS, SURF, MixCycle, MixIT, MixPIT, Remixing, SupervisedFlow, SupervisedRegression
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.networks import ConvTasNet, ScoreNCSNpp
-from tests.tiny import adam, digits, mixit_checkpoint, regression, trainer, velocity
-
-SCORE: dict[str, Any] = {"image_channels": 1, "image_size": 8, "channels": 4, "multipliers": [1], "blocks": 1}
+from tests.tiny import NCSNPP, adam, digits, regression, trainer, velocity
 
 
 def methods(mixit: str) -> dict[str, SeparationModule]:
@@ -36,7 +34,7 @@ def methods(mixit: str) -> dict[str, SeparationModule]:
         "SURF, Self-Remixing": SURF(velocity(), "self_remixing", beta_steps=2, **earlier),
         "supervised flow": SupervisedFlow(velocity(), optimizer=adam),
         "supervised regression": SupervisedRegression(regression(), optimizer=adam, ema_decay=0.9),
-        "BASIS": BASIS(ScoreNCSNpp(**SCORE), langevin_steps=1, optimizer=adam),
+        "BASIS": BASIS(ScoreNCSNpp(1, 8, **NCSNPP), langevin_steps=1, optimizer=adam),
     }
 
 
@@ -58,8 +56,8 @@ class OneBrokenPixel:
 
 
 @pytest.mark.parametrize("name", methods(""))
-def test_a_broken_pixel_reaches_no_weight(name: str, tmp_path: Path) -> None:
-    module = methods(mixit_checkpoint(tmp_path / "mixit"))[name]
+def test_a_broken_pixel_reaches_no_weight(name: str, mixit: str, tmp_path: Path) -> None:
+    module = methods(mixit)[name]
     OneBrokenPixel(1)(module)
     seen: list[Tensor] = []
 
@@ -160,8 +158,10 @@ def test_where_all_mixtures_are_finite_the_loudest_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", methods(""))
-def test_silence_and_identical_and_opposite_sources_have_finite_gradients(name: str, tmp_path: Path) -> None:
-    module = methods(mixit_checkpoint(tmp_path / "mixit"))[name]
+def test_silence_and_identical_and_opposite_sources_have_finite_gradients(
+    name: str, mixit: str, tmp_path: Path
+) -> None:
+    module = methods(mixit)[name]
     image = torch.rand(1, 1, 1, 8, 8)
     pairs = [torch.cat([image, factor * image], 1) for factor in (0.0, 1.0, -1.0)]
     silence = torch.zeros(4, 2, 1, 8, 8)
