@@ -168,8 +168,8 @@ def test_a_foreign_checkpoint_removes_no_other_checkpoint(victim: str) -> None:
     Path("run/checkpoints/theirs.ckpt").write_bytes(Path("run/checkpoints/last.ckpt").read_bytes())
     path = Path("run/checkpoints", victim).absolute()
     before = path.stat().st_ino
-    fit([1], ckpt_path=foreign(str(path), "ModelCheckpoint"), further=[ModelCheckpoint("run/checkpoints", "new")])
-    fit([1, 3], ckpt_path=foreign(str(path), "ModelCheckpoint"), further=[ModelCheckpoint("run/checkpoints", "new")])
+    fit([1], ckpt_path=foreign(str(path)), further=[ModelCheckpoint("run/checkpoints", "new")])
+    fit([1, 3], ckpt_path=foreign(str(path)), further=[ModelCheckpoint("run/checkpoints", "new")])
     assert path.exists()
     assert path.stat().st_ino == before or victim == "best.ckpt"
 

@@ -17,7 +17,7 @@ def test_signalled_at_any_moment(trials: Trials) -> None:
     twice = 0
     for random in trials:
         before = faults.last_step()
-        process = faults.start(faults.surf(faults.RUN, faults.FOREVER, "--data.num_validation", "200"))
+        process = faults.start(faults.surf(faults.RUN, faults.FOREVER))
         while faults.last_step() == before:
             assert process.is_alive(), faults.said()
             time.sleep(0.01)
@@ -33,5 +33,4 @@ def test_signalled_at_any_moment(trials: Trials) -> None:
         ended = process.exitcode
         # A second SIGTERM may come when the run has put the handlers back, at its very end.
         assert ended == STATUS[number] or (ended == -number and number != signal.SIGINT), (ended, faults.said())
-    # The checkpoints after validations of another size are the same.
     trials.facts |= {"signals": trials.count, "sent twice": twice, "steps": faults.assert_as_if_undisturbed()}

@@ -71,8 +71,9 @@ def _lost_rank(trainer: L.Trainer, timed_out: bool) -> str:
             return f"rank {1 - trainer.global_rank if trainer.world_size == 2 else '?'} does not answer. {GO_ON}"
         return ""
     deadline = time.monotonic() + GRACE
-    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-        if not timed_out and any(process.returncode for process in processes):
+    while time.monotonic() < deadline:
+        ended = [process.poll() for process in processes]
+        if None not in ended or (any(ended) and not timed_out):
             break
         time.sleep(0.1)
     found = []
