@@ -27,7 +27,7 @@ def find_inputs(arguments: Sequence[str], extensions: tuple[str, ...], output: P
     missing = [name for name in arguments if not Path(name).exists() and not glob.has_magic(name)]
     if missing:
         raise UserError(f"there is no file or folder {', '.join(missing)}; nothing has been separated")
-    found: dict[Path, tuple[Path, Path]] = {}
+    found: dict[str, tuple[Path, Path]] = {}
     for argument in arguments:
         path, base = Path(argument), Path(argument)
         if path.is_dir():
@@ -41,7 +41,7 @@ def find_inputs(arguments: Sequence[str], extensions: tuple[str, ...], output: P
         else:
             base, files = _matches(argument, extensions, output)
         for file in files:
-            found.setdefault(file.resolve(), (file, file.relative_to(base)))
+            found.setdefault(os.path.realpath(file), (file, file.relative_to(base)))
     return dict(found.values())
 
 
@@ -52,7 +52,7 @@ def _matches(pattern: str, extensions: tuple[str, ...], output: Path) -> tuple[P
     files: list[Path] = []
     for match in map(Path, sorted(glob.glob(pattern, recursive=True))):
         files += [match / name for name in files_under(match, extensions)] if match.is_dir() else [match]
-    files = [file for file in files if output.resolve() not in file.resolve().parents]
+    files = [file for file in files if output.resolve() not in Path(os.path.realpath(file)).parents]
     if not files:
         raise UserError(f"no file matches {pattern}")
     return base, files
@@ -91,3 +91,9 @@ def check_regular(path: Path) -> None:
         raise ValueError("missing" if isinstance(error, FileNotFoundError) else str(error.strerror)) from error
     if not stat.S_ISREG(mode):
         raise ValueError("is no regular file")
+
+
+def check_length(stem: str) -> None:
+    """Raises ValueError if the names of outputs, with what is added to them, would be too long for a file system."""
+    if len(os.fsencode(Path(stem).name)) > 255 - len("._uncertainty.csv.integers.partial"):
+        raise ValueError("its name is too long: its sources could not be named after it")

@@ -63,7 +63,8 @@ class Pipeline:
     Args:
         task: separates.
         observer: is told.
-        batch: whole windows of a batch, or as many samples of shorter files; by the device's memory if None.
+        batch: windows of a batch, or as many samples of shorter files; with 1 each window is alone, and its samples do
+            not depend on what comes with it. By the device's memory if None: 1 on a CPU.
         autocast: the context in which the network is evaluated.
     """
 
@@ -155,7 +156,7 @@ class Pipeline:
             group = self._waiting.setdefault(tuple(window[1].shape[1:]), [])
             group.append((course, course.sent, window))
             course.sent += 1
-            if self._size(group) >= self.batch * self.task.window:
+            if self.batch == 1 or self._size(group) >= self.batch * self.task.window:
                 self._separate(group)
             elif sum(map(self._size, self._waiting.values())) >= 2 * self.batch * self.task.window:
                 self._separate(max(self._waiting.values(), key=self._size))

@@ -20,7 +20,7 @@ from surf_lightning.files import make_writable
 from surf_lightning.inference.crew import Crew, command_line
 from surf_lightning.inference.events import event_formats
 from surf_lightning.inference.hub import local_path
-from surf_lightning.inference.inputs import find_inputs, output_stems
+from surf_lightning.inference.inputs import find_inputs, output_stems, shown
 from surf_lightning.inference.jobs import Container, Precision, Samples, Settings, Task
 from surf_lightning.inference.journal import checkpoint_fingerprint
 from surf_lightning.inference.separation_run import SeparationRun
@@ -149,6 +149,8 @@ def separate_inputs(
         raise
     if run.skipped:
         print(f"{run.skipped} files are done already.")
+    for path in run.gone() if resume else ():
+        print(f"{shown(Path(path))} is not there any more; its sources are left as they are.")
     if compile:
         compile_networks(separator)
     count = min(max(workers, len(devices)), len(run.jobs)) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ import torch
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
 from surf_lightning.files import partial_path
-from surf_lightning.inference.inputs import check_regular, shown
+from surf_lightning.inference.inputs import check_length, check_regular, shown
 from surf_lightning.inference.jobs import Done, Job, Task
 from surf_lightning.inference.journal import MANIFESTS, SUMMARY, Entry, Journal, input_fingerprint
 from surf_lightning.inference.pipeline import Course, Observer, Pipeline
@@ -74,6 +75,7 @@ class SeparationRun(Observer):
         for stem, path in stems.items():
             try:
                 check_regular(path)
+                check_length(stem)
                 self.prints[stem] = {"input": input_fingerprint(path), **self.identity}
                 if self._is_done(stem):
                     self.skipped += 1
@@ -83,6 +85,12 @@ class SeparationRun(Observer):
                 self.broken[stem] = path, reason_of(error)
         # Long files first: at the end no worker waits long for another. Those of one length share batches.
         self.jobs = dict(sorted(self.jobs.items(), key=lambda item: -item[1].seconds))
+
+    def gone(self) -> list[str]:
+        """Inputs that were separated before and are not there any more."""
+        entries = self.journal.entries.items()
+        inputs = (entry["input"] for stem, entry in entries if stem not in self.prints and "input" in entry)
+        return [path for path in inputs if not os.path.exists(path)]
 
     def _is_done(self, stem: str) -> bool:
         return self.journal.is_done(stem, self.prints[stem], recently=self.redo)
@@ -102,14 +110,18 @@ class SeparationRun(Observer):
             taken |= {path: job.path for path in job.outputs if path.exists() and path not in own}
         if not (self.overwrite or self.joins):
             self._check_taken(taken)
+        self._check_room(shutil.disk_usage(self.journal.folder).free)
+
+    def _check_room(self, free: int) -> None:
+        """A file that alone needs more than there is, maybe by a header that lies, does not stop the others."""
+        there = f"but {self.journal.folder} has {in_bytes(free)} free"
+        for stem, job in [*self.jobs.items()]:
+            if job.size > free and len(self.jobs) > 1:
+                self.broken[stem] = job.path, f"its sources need {in_bytes(job.size)}, {there}"
+                del self.jobs[stem]
         needed = sum(job.size for job in self.jobs.values())
-        free = shutil.disk_usage(self.journal.folder).free
         if needed > free:
-            largest = max(self.jobs.values(), key=lambda job: job.size)
-            raise UserError(
-                f"the outputs need {in_bytes(needed)}, but {self.journal.folder} has {in_bytes(free)} free; "
-                f"{in_bytes(largest.size)} are for {shown(largest.path)}"
-            )
+            raise UserError(f"the outputs need {in_bytes(needed)}, {there}")
 
     def _check_taken(self, taken: dict[Path, Path]) -> None:
         if not self.journal.path.exists():
@@ -141,7 +153,7 @@ class SeparationRun(Observer):
 
     def _claimed(self) -> Iterator[Course | None]:
         """The files that are this worker's, as it claims them; ends when all are settled by someone."""
-        left = list(self.jobs)
+        left, numbers = list(self.jobs), itertools.count()
         while left:
             busy: list[str] = []
             for stem in left:
@@ -151,7 +163,7 @@ class SeparationRun(Observer):
                 elif taken == "settled":
                     self.progress.file_done(self.jobs[stem].seconds)
                 else:
-                    yield Course(self.jobs[stem], self.worker.work / f"{len(left)}_{left.index(stem)}")
+                    yield Course(self.jobs[stem], self.worker.work / str(next(numbers)))
             left = busy
             if busy:
                 yield None

@@ -137,6 +137,7 @@ class Worker:
 
     def _make(self, claim: Path, stem: str) -> None:
         content = {"worker": self.name, "host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
+        claim.parent.mkdir(exist_ok=True)  # one who left may have found it empty
         file = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         try:
             os.write(file, json.dumps({**content, "stem": stem}).encode())
@@ -158,7 +159,7 @@ class Worker:
     def forget(self, names: Iterable[str]) -> None:
         """Remove all traces of workers whose work is recorded elsewhere."""
         gone = {*names}
-        for claim in (self.folder / "claims").iterdir():
+        for claim in (self.folder / "claims").glob("*"):
             with suppress(FileNotFoundError):
                 if parse(claim.read_bytes()).get("worker") in gone:
                     claim.unlink()
