@@ -21,6 +21,7 @@ FLOATS = {"FLOAT": 32, "DOUBLE": 64}
 LARGEST = 4_000_000_000  # bytes; the size fields of WAV and AIFF end at 4 GiB
 UNLIMITED = ("RF64", "W64", "CAF", "FLAC")
 SAMPLES = {"int16": "PCM_16", "int24": "PCM_24", "float32": "FLOAT"}
+NO_ROOM = "its sources cannot be written: the disk is full, or the files too large for it"
 NAMES = "{stem}_source{source}"
 
 
@@ -175,7 +176,13 @@ class SourceWriter:
         return source_paths(self.stem, self.num_sources, self.format, self.names)
 
     def write(self, sources: Tensor) -> None:
-        """Append ``sources [C,K,n]``, float64."""
+        """Append ``sources [C,K,n]``, float64; raises OSError if there is no room."""
+        try:
+            self._append(sources)
+        except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that it wrote all
+            raise OSError(NO_ROOM) from error
+
+    def _append(self, sources: Tensor) -> None:
         step = self.format.step
         if step is not None:
             rounded = quantise(sources, step)
@@ -200,9 +207,19 @@ class SourceWriter:
                 file.close()
                 if complete:
                     sync(partial_path(path))
+                    self._check(partial_path(path))
             finally:
                 if not complete:
                     partial_path(path).unlink(missing_ok=True)
+
+    def _check(self, path: Path) -> None:
+        """Closing a file writes its header, and says nothing when it cannot."""
+        try:
+            whole = soundfile.info(os.fsencode(path)).frames == self.written
+        except soundfile.LibsndfileError:
+            whole = False
+        if not whole:
+            raise OSError(NO_ROOM)
 
     def _open(self) -> list[soundfile.SoundFile]:
         return [

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from surf_lightning.inference.inputs import check_regular
 from surf_lightning.inference.jobs import Done, Job, Task, Work
 from surf_lightning.inference.sampling import Window
 
@@ -131,6 +132,7 @@ class Pipeline:
     def _read_file(self, course: Course) -> None:
         try:
             course.folder.mkdir(parents=True, exist_ok=True)
+            check_regular(course.job.path)
             course.work = self.task.open(course.job, course.folder)
             for window in course.work.windows():
                 if self._stop.is_set() or course.failed:
@@ -221,9 +223,7 @@ class Pipeline:
                 if not (course.failed or self._fatal):
                     self._add(course, number, separated)
             except Exception as error:
-                course.failed = True
-                _abandon(course)
-                self.observer.failed(course, error)
+                self._fail(course, error)
             except BaseException as error:
                 self._fatal = error
                 self._stop.set()
@@ -232,6 +232,15 @@ class Pipeline:
         if self._fatal is None:
             for course in open_courses.values():
                 _abandon(course)
+
+    def _fail(self, course: Course, error: Exception) -> None:
+        course.failed = True
+        _abandon(course)
+        try:
+            self.observer.failed(course, error)
+        except BaseException as fatal:  # not even that can be recorded
+            self._fatal = fatal
+            self._stop.set()
 
     def _add(self, course: Course, number: int, separated: Separated | Exception | None) -> None:
         if isinstance(separated, Exception):

@@ -162,9 +162,16 @@ def separate_inputs(
     except KeyboardInterrupt as signalled:
         status = TERMINATED if isinstance(signalled, Terminated) else INTERRUPTED
         print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
-    finally:
-        crew.end(at_once=status != 0)
-    failed = run.report(checkpoint, chosen)
+    except BaseException:
+        crew.end(at_once=True)
+        run.end()
+        raise
+    crew.end(at_once=status != 0)
+    try:
+        failed = run.report(checkpoint, chosen)
+    except OSError:  # a full disk
+        run.end()
+        raise
     return status or int(failed > 0)
 
 

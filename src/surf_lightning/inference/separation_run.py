@@ -194,8 +194,9 @@ class SeparationRun(Observer):
 
     def _fingerprint(self, path: Path) -> Entry | None:
         try:
+            check_regular(path)
             return {"input": input_fingerprint(path), **self.identity}
-        except OSError:
+        except (OSError, ValueError):
             return None
 
     def _stem(self, course: Course) -> str:
@@ -208,20 +209,20 @@ class SeparationRun(Observer):
     # -- the end --
 
     def end(self) -> None:
-        """Leave without a word, nothing having been done."""
-        self.worker.end([])
+        """Leave without a word: nothing has been done, or what has been done cannot be written down."""
+        self.worker.end([] if not self.journal.recent else None)
 
     def report(self, checkpoint: str, device: torch.device) -> int:
         """Write the manifest and the summary, tell the user, and leave; returns how many files have failed."""
         with self.worker.alone():
             self.journal.refresh()
-            rows = self.journal.write_manifest()
-            summary = self._summary(checkpoint, device)
-            self.journal.write_summary(summary)
             others = self.worker.others()
             last = not any(map(self.worker.alive, others))
             if last:
                 self.journal.merge()
+            rows = self.journal.write_manifest()
+            summary = self._summary(checkpoint, device)
+            self.journal.write_summary(summary)
         self.worker.end(others if last else None)
         done, before, failed = summary["separated"], summary["done_before"], len(summary["failed"])
         print(f"{done} files separated, {before} done before, {failed} failed.")
@@ -262,7 +263,9 @@ def reason_of(error: Exception) -> str:
     """For the user; an error that no input should cause is given its type."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def in_bytes(count: float) -> str:

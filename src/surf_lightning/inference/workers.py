@@ -69,9 +69,12 @@ class Worker:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line to this worker's journal; it is on disk when the call returns."""
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(self.journal(self.name))) from error
 
     def read(self, name: str) -> dict[str, Any]:
         """The header of a worker; empty if it has gone."""
@@ -178,7 +181,8 @@ class Worker:
         shutil.rmtree(self.work, ignore_errors=True)
         if merged is not None:
             self.forget([*merged, self.name])
-        self._file.close()
+        with suppress(OSError):  # a full disk has been told of before
+            self._file.close()
         for path in (self.folder / "claims", self.folder / "work", self.folder):
             with suppress(OSError):  # another worker has just begun
                 path.rmdir()
