@@ -116,7 +116,7 @@ def test_no_input_of_the_page_names_a_checkpoint() -> None:
 def test_in_a_browser() -> None:
     """A wav is uploaded: two players and spectrograms appear, the sources sum to it, nothing is asked of others."""
     playwright = pytest.importorskip("playwright.sync_api")
-    _, address, _ = launch(Page(flow(), "A toy"), free_port(), prevent_thread_lock=True, quiet=True)
+    address = launch(Page(flow(), "A toy"), free_port(), block=False)
     asked: list[str] = []
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -155,12 +155,19 @@ def open_page(checkpoint: str, device: str = "auto", max_minutes: float = 10, tr
     return Page(separator, Path(checkpoint).name, max_minutes, examples)
 
 
-def launch(page: Page, port: int | None = None, **options: Any) -> Any:
-    """Serve the page on 127.0.0.1, or where GRADIO_SERVER_NAME says (a Space sets it), until Ctrl-C."""
+def launch(page: Page, port: int | None = None, block: bool = True) -> str:
+    """Serve the page on 127.0.0.1, or where GRADIO_SERVER_NAME says (a Space sets it); until Ctrl-C if ``block``.
+
+    Returns:
+        Its address.
+    """
     blocks = page.blocks()
-    return blocks.launch(
-        server_port=port, share=False, ssr_mode=False, footer_links=[], max_file_size=MAX_BYTES, **options
-    )
+    looks: Any = {"share": False, "ssr_mode": False, "footer_links": [], "quiet": True}
+    _, address, _ = blocks.launch(server_port=port, max_file_size=MAX_BYTES, prevent_thread_lock=True, **looks)
+    print(f"{page.name} at {address} (Ctrl-C ends it)", flush=True)
+    if block:
+        blocks.block_thread()
+    return str(address)
 
 
 if __name__ == "__main__":  # a Space
