@@ -54,9 +54,8 @@ class Page:
             try:
                 if self.is_audio:
                     self.check_length(Path(path))
-                    found = separate_recording(self.separator, Path(path), Path(folder), num_samples, seed, progress)
-                else:
-                    found = separate_image(self.separator, Path(path), Path(folder), num_samples, seed)
+                separate = separate_recording if self.is_audio else separate_image
+                found = separate(self.separator, Path(path), Path(folder), num_samples, seed, progress)
             except (ValueError, OSError) as error:  # UserError and BadAudio are of them
                 raise gr.Error(f"{Path(path).name}: {error}") from error
             yield self.outputs(found)
@@ -124,7 +123,7 @@ class Page:
                 sources=["upload", "microphone"], type="filepath", label=label, editable=False, **BUTTONS
             )
         else:
-            given = gr.Image(sources=["upload", "clipboard"], type="filepath", label="Mixture", **IMAGE)
+            given = gr.Image(sources=["upload", "clipboard"], type="filepath", label="Mixture", height=280, **IMAGE)
         if self.examples:
             gr.Examples([str(path) for path in self.examples], given, label="Examples")
         return given

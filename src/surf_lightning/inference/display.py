@@ -1,4 +1,4 @@
-"""One input of the page to files, and to pictures of them. Axes: K sources, N points of a curve, T samples."""
+"""One input of the page to files, and to pictures of them. Axes: T samples."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
 
 from surf_lightning.audio.spectrogram import DYNAMIC_RANGE, HOP, log_spectrogram
-from surf_lightning.audio.streams import AudioFile, SampleFormat, SourceWriter
+from surf_lightning.audio.streams import AudioFile
 from surf_lightning.files import partial_path
-from surf_lightning.inference.jobs import Settings, make_task
+from surf_lightning.inference.jobs import Container, Settings, Task
+from surf_lightning.inference.separate import make_task
 from surf_lightning.inference.separator import Separator
-from surf_lightning.inference.streaming import separate_file
 
-PLAYED = ("WAV", "FLAC")  # containers that browsers play; sources of other files are written as WAV
+PLAYED = (".wav", ".flac")  # browsers play them; sources of other files are written as WAV
 FRAMES, PIXELS = 1200, 256  # of a spectrogram, and of a picture's longer side, as shown
 
 Progress = Callable[[float], Any]
@@ -41,33 +40,39 @@ class Separated:
     remarks: list[str] = field(default_factory=list)
 
 
+def separate(task: Task, path: Path, folder: Path, progress: Progress) -> tuple[list[Path], list[str]]:
+    """Separate the file ``path`` into ``folder``: the outputs as of ``surf separate``, and remarks.
+
+    Raises:
+        ValueError: it cannot be separated; the message is the reason.
+    """
+    job = task.plan(path, folder / path.stem)
+    work, done = task.open(job, folder), 0.0
+    try:
+        for window in work.windows():
+            (planes,) = task.separate([window])
+            done += work.add(window[0], planes)
+            progress(done / job.seconds if job.seconds else 1.0)
+        found = work.finish()
+    except BaseException:
+        work.abandon()
+        raise
+    return [partial_path(output).replace(output) for output in found.paths], found.remarks
+
+
 # -- recordings --
 
 
 def separate_recording(
     separator: Separator, path: Path, folder: Path, num_samples: int, seed: int, progress: Progress
 ) -> Separated:
-    """Separate an audio file into ``folder``.
-
-    Raises:
-        BadAudio: the file cannot be decoded.
-    """
-    file = AudioFile.open(path)
-    coded = file.source_format()
-    coded = coded if coded.container in PLAYED else SampleFormat("WAV", "PCM_16", "FILE", ".wav")
-    points = []
-    size = file.frames * file.channels
-    with SourceWriter(folder / path.stem, separator.num_sources, file.rate, file.channels, size, coded) as writer:
-        for chunk in separate_file(separator, file, num_samples=num_samples, seed=seed):
-            writer.write(chunk.estimates)
-            points.append(chunk.curve)
-            progress(writer.written / file.frames)
-    published = [partial_path(source).replace(source) for source in writer.paths]
-    found = Separated(published, spectrograms([path, *published], folder), remarks=[file.remark] if file.remark else [])
-    if num_samples > 1:
-        found.curve, table = uncertainty(torch.cat(points), folder / path.stem)
-        found.files.append(table)
-    return found
+    """Separate an audio file into ``folder``, to files that browsers play; raises ValueError as of ``separate``."""
+    playable: Container = "same" if path.suffix.lower() in PLAYED else "wav"
+    task = make_task(separator, Settings(num_samples=num_samples, seed=seed, format=playable))
+    files, remarks = separate(task, path, folder, progress)
+    pictures = spectrograms([path, *files[: separator.num_sources]], folder)
+    curve = draw_curve(files[-1], folder) if num_samples > 1 else None
+    return Separated(files, pictures, curve, remarks)
 
 
 def spectrograms(paths: list[Path], folder: Path) -> list[Path]:
@@ -88,19 +93,16 @@ def spectrograms(paths: list[Path], folder: Path) -> list[Path]:
     return pictures
 
 
-def uncertainty(points: Tensor, stem: Path) -> tuple[Path, Path]:
-    """A picture and a table of the curve ``points [N,1+K]``: time, then the standard deviation of each source."""
-    names = [f"source {k + 1}" for k in range(points.shape[1] - 1)]
-    picture, table = stem.with_name("uncertainty.png"), stem.with_name(f"{stem.name}_uncertainty.csv")
-    header = ",".join(["time", *names]).replace(" ", "")
-    np.savetxt(table, points.numpy(), fmt="%.6g", delimiter=",", header=header, comments="")
+def draw_curve(table: Path, folder: Path) -> Path:
+    """A picture of the uncertainty in ``table``: time, then the standard deviation of each source."""
+    points = np.loadtxt(table, delimiter=",", skiprows=1, ndmin=2)
     figure, panel = _panel()
-    panel.plot(points[:, 0].numpy(), points[:, 1:].numpy(), label=names)
+    panel.plot(points[:, 0], points[:, 1:], label=[f"source {k}" for k in range(1, points.shape[1])])
     panel.set_ylabel("standard deviation")
     panel.set_ylim(bottom=0)
     panel.legend(frameon=False, fontsize=8)
-    figure.savefig(picture, dpi=100)
-    return picture, table
+    figure.savefig(folder / "uncertainty.png", dpi=100)
+    return folder / "uncertainty.png"
 
 
 def _panel() -> tuple[Figure, Axes]:
@@ -114,7 +116,9 @@ def _panel() -> tuple[Figure, Axes]:
 # -- images --
 
 
-def separate_image(separator: Separator, path: Path, folder: Path, num_samples: int, seed: int) -> Separated:
+def separate_image(
+    separator: Separator, path: Path, folder: Path, num_samples: int, seed: int, progress: Progress
+) -> Separated:
     """Separate the picture ``path``, the average of its sources, at the separator's own size into ``folder``."""
     channels, height, width = separator.signal["shape"]
     remarks = []
@@ -125,7 +129,7 @@ def separate_image(separator: Separator, path: Path, folder: Path, num_samples: 
     mixture = folder / f"{path.stem}.png"
     picture.save(mixture)
     task = make_task(separator, Settings(num_samples=num_samples, seed=seed))
-    files = [partial_path(file).replace(file) for file in task.run(task.plan(mixture, folder / path.stem))[0]]
+    files, _ = separate(task, mixture, folder, progress)
     if num_samples > 1:
         deviations = np.atleast_1d(np.loadtxt(files[-1], delimiter=",", skiprows=1))
         said = ", ".join(f"source {k + 1}: {value:.3f}" for k, value in enumerate(deviations))
