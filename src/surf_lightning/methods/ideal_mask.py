@@ -12,9 +12,11 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import Separator
 from surf_lightning.methods.base import Batch, SeparationModule
+from surf_lightning.networks.base import serializable
 from surf_lightning.networks.stft import STFT, ratio_masks
 
 
+@serializable
 class _Nothing(Separator):
     """Of as many sources as there are."""
 
