@@ -49,9 +49,3 @@ def test_it_cannot_be_trained(audio_sets: Path, capsys: pytest.CaptureFixture[st
     args = arguments("sc09mix_supervised_regression", audio_sets)
     assert main([*args, "--model", "IdealRatioMask"]) == 2
     assert "nothing to train: use surf test" in capsys.readouterr().err
-
-
-def SC09(root: Path):
-    from surf_lightning.data import SC09Mix
-
-    return SC09Mix(str(root / "SpeechCommands"), num_workers=0)
