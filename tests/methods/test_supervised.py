@@ -51,7 +51,7 @@ def test_regression_is_the_least_error_over_all_orders(logarithmic: bool, num_ou
 def test_dynamic_mixing_is_regression_on_mixtures_of_shuffled_sources() -> None:
     module = SupervisedRegression(regression(3, 3), 3, optimizer=adam, dynamic_mixing=True).double()
     data = batch(num_sources=3)
-    order = torch.randperm(18, generator=torch.Generator().manual_seed(mix_seed(SEED, BATCH)))
+    order = torch.randperm(18, generator=draws())
     sources = data["sources"].flatten(0, 1)[order].view(6, 3, 1, 8, 8)
     total = 0.0
     for found, truth in zip(module.separator.separate(sources.sum(1)), sources, strict=True):
