@@ -171,6 +171,12 @@ def test_weights_and_biases_tracks_every_run_unless_told_otherwise() -> None:
     assert resolved(config, "--trainer.logger", "false")["trainer"]["logger"] is False
 
 
+def test_losses_of_signals_go_by_their_names() -> None:
+    config = f"--config={ROOT}/configs/folder_remixit.yaml"
+    for name in ("signal_snr", "multi_resolution_l1"):
+        assert resolved(config, "--model.error", name)["model"]["init_args"]["error"] == name
+
+
 def test_the_package_holds_the_configs() -> None:
     shipped = Path(str(files("surf_lightning"))) / "configs"
     assert {path.stem for path in shipped.glob("*.yaml")} == set(CONFIGS)
