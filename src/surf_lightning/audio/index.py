@@ -15,7 +15,7 @@ import soundfile
 from torchmetrics.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from surf_lightning.audio.files import BadAudio, file_state, is_cut_short, open_audio, read_frames
+from surf_lightning.audio.files import FASTEST, NO_FILE, BadAudio, file_state, is_cut_short, open_audio, read_frames
 from surf_lightning.files import replacing
 
 CACHE_NAME = ".surf-audio-index.npz"
@@ -24,7 +24,7 @@ THREADS = min(32, 4 * (os.cpu_count() or 1))  # they wait for the disk, or decod
 CHUNK = 64  # files a task
 BLOCK = 1 << 16  # frames decoded at a time
 MIN_SECONDS = 0.5
-RATES = range(1000, 10_000_001)  # Hz
+RATES = range(1000, FASTEST + 1)  # Hz
 SILENCE = 1e-8
 LOUDEST = 1e6  # of full scale, 120 dB: far more is no sound, and its square soon no float32
 SILENT = "silent"
@@ -59,6 +59,8 @@ def examine(path: str | Path) -> tuple[int, int]:
     Raises:
         BadAudio: it is unreadable, truncated, empty, silent, too short, or holds NaN.
     """
+    if not os.path.isfile(path):
+        raise BadAudio(NO_FILE)
     _prefetch_ends(path)
     with open_audio(path) as file:
         frames, rate = file.frames, file.samplerate

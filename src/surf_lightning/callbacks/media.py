@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import soundfile
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from surf_lightning.data.base import undeclared
+from surf_lightning.files import replacing
 from surf_lightning.metrics.audio import align_by_si_sdr
 from surf_lightning.metrics.images import align_by_mse, to_unit_range
 
@@ -66,7 +69,8 @@ class Media(L.Callback):
     """Writes ``media/step_<n>*`` after each validation, and sends it to the loggers that take images or audio.
 
     Images: a grid of mixtures, estimates and truth. Audio: the mixture, its estimates and, where there are any, its
-    references as wav files, and their spectrograms in that order.
+    references as wav files, and their spectrograms in that order. What cannot be written, on a full disk, is said and
+    left out: the training goes on.
 
     Args:
         folder: the run's.
@@ -82,7 +86,6 @@ class Media(L.Callback):
         unseen = batch_idx or not trainer.is_global_zero or undeclared(trainer).fast_dev_run
         if unseen or (is_image and "sources" not in batch):
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         if is_image:
             grid = image_grid(*(x[:ROWS] for x in (batch["mixtures"], outputs, batch["sources"])))
             self._picture(trainer, "separated", "", grid)
@@ -95,8 +98,9 @@ class Media(L.Callback):
 
     def _audio(self, trainer: L.Trainer, number: int, signals: dict[str, Tensor], rate: int) -> None:
         for name, signal in signals.items():
-            path = self.folder / f"step_{trainer.global_step:07d}_{number + 1}_{name}.wav"
-            soundfile.write(path, signal.float().cpu().numpy(), rate, subtype="FLOAT")
+            file = io.BytesIO()
+            soundfile.write(file, signal.float().cpu().numpy(), rate, subtype="FLOAT", format="WAV")
+            self._write(f"step_{trainer.global_step:07d}_{number + 1}_{name}.wav", file.getvalue())
             for logger in trainer.loggers:
                 if hasattr(logger, "log_audio"):
                     options = {"step": trainer.global_step, "sample_rate": [rate]}
@@ -105,7 +109,17 @@ class Media(L.Callback):
         self._picture(trainer, f"spectrograms{number + 1}", f"_{number + 1}", grid)
 
     def _picture(self, trainer: L.Trainer, title: str, suffix: str, grid: Tensor) -> None:
-        save_image(grid, self.folder / f"step_{trainer.global_step:07d}{suffix}.png")
+        file = io.BytesIO()
+        save_image(grid, file, format="png")
+        self._write(f"step_{trainer.global_step:07d}{suffix}.png", file.getvalue())
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image(title, [grid], step=trainer.global_step)
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / name) as file:
+                file.write(content)
+        except OSError as error:
+            rank_zero_warn(f"{self.folder / name} is left out: {error.strerror}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+import re
 import signal
 import sys
 import warnings
@@ -97,8 +98,15 @@ class SurfCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+        except (UserError, MisconfigurationException):
+            raise
         except ValueError as error:  # an argument that its class refuses; jsonargparse may have wrapped it
             raise UserError(str(error.__cause__ or error)) from error
+        except (TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+            said = str(error.__cause__ or error).partition("\n")[0]
+            raise UserError(
+                f"an argument of the configuration cannot be used: {type(error).__name__}: {said}"
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = {**self._get(self.config_init, "trainer"), **kwargs}
@@ -163,6 +171,8 @@ def run_lightning(*args: str) -> None:
         UserError: for whatever the user can change.
     """
     filter_warnings()
+    if seeded := [argument for argument in args if re.match(r"--(model|data)\.(init_args\.)?seed\b", argument)]:
+        raise UserError(f"{seeded[0]} would be overwritten: --seed_everything sets the seed of all parts")
     if args[0] != "fit":
         warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # they are those of fit
     for loss in (losses.EnergyLoss, losses.Reduction):
