@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,17 @@ def test_no_logger_is_no_logger() -> None:
     resolve_loggers(trainer, Path("runs/a"), "fit", is_new=True)
     assert trainer.logger is False
     assert not Path("runs").exists()
+
+
+def test_without_wandb_a_run_is_recorded_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    caplog.set_level(logging.INFO)
+    assert [logger.class_path for logger in complete(None)] == [CSV]
+    assert "pip install 'surf-lightning[wandb]'" in caplog.text
+    with pytest.raises(UserError, match="WandbLogger needs W&B: pip install"):
+        complete([wandb()])
 
 
 def test_other_loggers_write_into_the_run_unless_told_otherwise() -> None:
