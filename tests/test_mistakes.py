@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surf_lightning.cli import main
@@ -148,9 +147,3 @@ def check_any_config(data: st.DataObject) -> None:
             break
     Path("any.yaml").write_text(yaml.safe_dump(config))
     mistake(["fit", "--config", "any.yaml"])
-
-
-@settings(max_examples=3, deadline=None)
-@given(st.data())
-def test_any_configuration_is_taken_or_refused_in_words(data: st.DataObject) -> None:
-    check_any_config(data)

@@ -17,13 +17,13 @@ import pytest
 import soundfile
 import torch
 import yaml
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from surf_lightning.reporting.figures import thinned
 from surf_lightning.reporting.report import html_page, make_sections, write_report
 from surf_lightning.reporting.runs import Run
+from tests.inference.test_untrusted import altered
 from tests.reporting.fabricate import audio_examples, image_examples, results, write
 
 VOID = {"meta", "img", "br"}
@@ -363,25 +363,10 @@ def altered_results(draw: st.DrawFn) -> bytes:
     return json.dumps({**content, **draw(st.dictionaries(names, VALUES, min_size=1, max_size=3))}).encode()
 
 
-@st.composite
-def altered_bytes(draw: st.DrawFn, whole: bytes) -> bytes:
-    start = draw(st.integers(0, len(whole)))
-    stop = draw(st.integers(start, min(len(whole), start + 20)))
-    return whole[:start] + draw(st.binary(max_size=9)) + whole[stop:]
-
-
-def check_any_part(data: st.DataObject) -> None:
+def check_any_run(data: st.DataObject) -> None:
     """Any bytes, altered bytes of a part, an altered structure."""
     name = data.draw(st.sampled_from(PARTS))
-    kinds = (
-        [st.binary(max_size=60), altered_bytes(Path("runs/good", name).read_bytes())] if Path("runs").exists() else []
-    )
+    kinds = [st.binary(max_size=60), altered(Path("runs/good", name).read_bytes())] if Path("runs").exists() else []
     kinds += [altered_results()] if name == "metrics.json" else []
     kinds += [VALUES.map(lambda value: yaml.safe_dump({"data": value}).encode())] if name == "config.yaml" else []
     shown_or_missing(name, data.draw(st.one_of(kinds)))
-
-
-@settings(max_examples=8, deadline=None)
-@given(st.data())
-def test_a_report_of_damaged_runs_is_made(data: st.DataObject) -> None:
-    check_any_part(data)

@@ -69,5 +69,5 @@ def _listed(metadata: Path, kinds: list[str]) -> list[list[str]]:
             raise UserError(f"{metadata} has no column {', '.join(sorted(missing))}: it is not LibriMix's metadata")
         rows = [[re.split(r"[\\/]", row[COLUMNS[kind]] or "")[-1] for kind in kinds] for row in reader]
     except csv.Error as error:
-        raise UserError(f"{metadata}, line {reader.line_num}: {error}") from error
+        raise UserError(f"{metadata}: {error}") from error
     return [[os.path.join(kind, name) for kind, name in zip(kinds, row, strict=True)] for row in rows]
