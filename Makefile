@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait must not spin: two trainings on two cores would slow each other down a hundredfold.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo digits table2-cifar test lint suite slow torture bench lock clean
+.PHONY: install demo digits table2-cifar test lint suite slow torture bench audit lock clean
 
 install: $(INSTALLED)
 
@@ -63,6 +63,8 @@ bench: install  # our steps beside plain implementations
 # The newest versions that pyproject.toml allows: make lock LOCK=--upgrade. Without it, what is locked stays.
 COMPILE = uv pip compile -q --universal --generate-hashes --no-annotate --custom-compile-command 'make lock' $(LOCK) \
 	--python-version 3.11 pyproject.toml
+audit: install  # hashes, malicious releases and known vulnerabilities of what is locked
+	.ci/audit
 lock: install
 	$(COMPILE) --extra dev -o lock/dev.txt >/dev/null
 	for extra in audio bench; do \

@@ -108,6 +108,13 @@ def bad_releases() -> set[tuple[str, str]]:
     return {(name, version) for name, _, version in (line.partition("==") for line in lines if line)}
 
 
+@pytest.mark.parametrize("lock", sorted((ROOT / "lock").glob("*.txt")), ids=lambda path: path.name)
+def test_every_locked_release_has_its_hashes(lock: Path) -> None:
+    requirements = [part for part in re.split(r"\n(?=\S)", lock.read_text()) if part[0] not in "#-"]
+    assert requirements
+    assert [part.partition(" ")[0] for part in requirements if "--hash=sha256:" not in part] == []
+
+
 def test_no_release_that_is_known_to_be_malicious_is_locked() -> None:
     bad, versions = bad_releases(), locked()
     assert ("lightning", "2.6.2") in bad
