@@ -117,11 +117,11 @@ def check_any_arguments(data: st.DataObject) -> None:
 
 
 CHECKS: list[tuple[Callable[[st.DataObject], None], int]] = [  # and how many inputs a trial has
-    (check_altered_checkpoint, 8),
+    (check_altered_checkpoint, 6),
     (check_altered_export, 8),
     (check_altered_bytes, 8),
-    (check_any_run, 3),
-    (check_any_list, 60),
+    (check_any_run, 1),
+    (check_any_list, 40),
     (check_any_config, 1),
     (check_any_recording, 20),
     (check_any_separation, 8),

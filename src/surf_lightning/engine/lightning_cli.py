@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,12 @@ def _follow_torchrun(trainer: Namespace) -> None:
             trainer[name] = count
 
 
+def _while_restoring(error: BaseException) -> bool:
+    """Whether Lightning was taking over a checkpoint, in which a stranger may have put anything."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(code.co_filename.endswith("checkpoint_connector.py") and "restore" in code.co_name for code in frames)
+
+
 def _first_config(config: Namespace) -> str | None:
     paths = config.get("config") or []
     return os.fspath(paths[0]) if paths else None
@@ -201,6 +208,9 @@ def run_lightning(*args: str) -> None:
     except Exception as error:
         if loggers.is_wandb_error(error):
             raise UserError(f"W&B: {error}") from error
+        if _while_restoring(error):
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise UserError(f"the checkpoint does not hold what this run would go on from: {said}") from error
         raise
     finally:
         sys.argv = argv
