@@ -31,6 +31,7 @@ from surf_lightning.methods import (
     OneStep,
     Remixing,
     SemiSupervisedMixIT,
+    SequentialUpdate,
     SimultaneousUpdate,
     SupervisedFlow,
     SupervisedRegression,
@@ -47,6 +48,7 @@ from surf_lightning.networks import (
     ScoreNCSNpp,
     SourceHead,
     VelocityConvTasNet,
+    VelocityHead,
 )
 from tests.audio import trees
 from tests.tiny import adam, digits, regression, trainer, velocity
@@ -78,11 +80,15 @@ MAKERS: dict[str, Callable[[], SeparationModule]] = {
         mixit_checkpoint="image_mixit.ckpt",
         optimizer=adam,
     ),
-    "image_surf_scratch": lambda: SURF(velocity(), num_steps=2, mixit_checkpoint=None, optimizer=adam),
+    "image_surf_scratch": lambda: SURF(
+        velocity(head=VelocityHead()), num_steps=2, mixit_checkpoint=None, optimizer=adam
+    ),
     "image_one_step": lambda: OneStep(velocity(), "image_surf_scratch.ckpt", optimizer=adam),
     "image_supervised_regression": lambda: SupervisedRegression(regression(), optimizer=adam),
     "image_supervised_flow": lambda: SupervisedFlow(velocity(), noise=GlobalRMSNoise(), optimizer=adam),
-    "image_basis": lambda: BASIS(ScoreNCSNpp(image_channels=1, **SCORE), **LANGEVIN, optimizer=adam),
+    "image_basis": lambda: BASIS(
+        ScoreNCSNpp(image_channels=1, **SCORE), update=SequentialUpdate(), **LANGEVIN, optimizer=adam
+    ),
     "image_basis_simultaneous": lambda: BASIS(
         ScoreNCSNpp(image_channels=1, **SCORE), update=SimultaneousUpdate(), **LANGEVIN, optimizer=adam
     ),

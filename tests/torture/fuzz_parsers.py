@@ -24,6 +24,16 @@ with atheris.instrument_imports(include=["surf_lightning"]):
     from surf_lightning.reporting.parts import read_results
     from surf_lightning.reporting.runs import read_curves
 
+SEEDS = (  # one for each parser, which its first byte names
+    b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0" + bytes(16) + b"data\x10\0\0\0" + bytes(16),
+    b'# head\n-abcdefghij, 30.000, 40.000, "/m/09x0r"\n',
+    b"eval/a.wav\teval/a_sources/background0.wav\n",
+    b"mixture_ID,mixture_path,source_1_path,source_2_path,length\n1,/x/a.wav,/x/s1/a.wav,/x/s2/a.wav,1\n",
+    b"a: &a [1, {b: c}]\nd: *a\n",
+    b"PK\5\6" + bytes(18),
+    b'{"metrics": {"psnr": 1.0}, "label": "a", "data": "b", "steps": 3}',
+    b"step,epoch,name,value\n1,0,loss,0.5\n",
+)
 FILE = Path("eval_example_list.txt")
 PARSERS = (
     lambda: is_cut_short(FILE),
@@ -48,5 +58,8 @@ def try_one(content: bytes) -> None:
 
 if __name__ == "__main__":
     os.chdir(tempfile.mkdtemp())
-    atheris.Setup(sys.argv, try_one)
+    Path("seeds").mkdir()
+    for number, content in enumerate(SEEDS):
+        Path("seeds", str(number)).write_bytes(bytes([number]) + content)
+    atheris.Setup([*sys.argv, "seeds"], try_one)
     atheris.Fuzz()
