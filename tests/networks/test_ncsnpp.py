@@ -12,15 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surf_lightning.networks.base import SourceHead, VelocityHead
-from surf_lightning.networks.image_layers import (
-    Attention,
-    FIRDown,
-    FIRUp,
-    FourierTime,
-    Frame,
-    ResBlock,
-    default_init_,
-)
+from surf_lightning.networks.image_layers import Attention, FIRDown, FIRUp, FourierTime, Frame, ResBlock, default_init_
 from surf_lightning.networks.ncsnpp import LogSigma, NCSNpp, RegressionNCSNpp, SharedNCSNpp
 
 SMALL: dict[str, Any] = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)}

@@ -8,15 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from surf_lightning.metrics.tables import (
-    Row,
-    Table,
-    columns_of,
-    measured_row,
-    paper_row,
-    paper_table,
-    ranked,
-)
+from surf_lightning.metrics.tables import Row, Table, columns_of, measured_row, paper_row, paper_table, ranked
 from surf_lightning.reporting.runs import Run
 
 FIRST_COLUMNS = ("psnr", "ssim", "lpips")  # those of Table 9
