@@ -28,6 +28,7 @@ RATES = range(1000, FASTEST + 1)  # Hz
 SILENCE = 1e-8
 LOUDEST = 1e6  # of full scale, 120 dB: far more is no sound, and its square soon no float32
 SILENT = "silent"
+UNPACKED, PACKING = 1 << 26, 200  # bytes, and times its own size, to which a cache may unfold: it may be a stranger's
 MAX_LISTED = 50
 BAR_DELAY = 2.0  # seconds: what is done sooner needs no progress bar
 
@@ -174,7 +175,8 @@ def _read_cache(root: Path) -> dict[str, Examined]:
     for path in reversed(list(_cache_files(root))):
         # Whatever is wrong with a cache, its files are examined again.
         with suppress(Exception), np.load(path, allow_pickle=False) as cache:
-            if cache["version"] != VERSION:
+            unpacked = sum(member.file_size for member in cache.zip.infolist())
+            if unpacked > max(UNPACKED, PACKING * path.stat().st_size) or cache["version"] != VERSION:
                 continue
             names, reasons = ([os.fsdecode(text) for text in cache[column].tolist()] for column in ("path", "reason"))
             numbers = cache["numbers"].tolist()
