@@ -109,6 +109,28 @@ def separate(
     return separate_inputs(inputs, checkpoint, output, **options)
 
 
+def app(
+    *, checkpoint: str, device: str = "auto", port: int = 7860, max_minutes: float = 10, trust: bool = False
+) -> None:
+    """Serve a local page that separates what is dropped on it, to listen and to look (needs the extra `app`).
+
+    Args:
+        checkpoint: As of surf separate; visitors of the page cannot choose another.
+        device: One of auto, cpu, mps, cuda:N.
+        port: Of 127.0.0.1.
+        max_minutes: The longest recording that the page accepts.
+        trust: Import classes from outside this package, if the checkpoint needs any.
+    """
+    try:
+        from surf_lightning.inference.app import launch, open_page
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError("the page needs Gradio: pip install 'surf-lightning[app]'") from error
+    _allow_own_modules(trust)
+    launch(open_page(checkpoint, device, max_minutes, trust), port)
+
+
 def export(*, checkpoint: str, output: str, trust: bool = False) -> None:
     """Write a trained separator in the Hugging Face layout: safetensors, a JSON config, a model card.
 
@@ -144,7 +166,7 @@ def configs(*names: str) -> None:
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what a library may say without the name of the file
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
-    function.__name__: function for function in (report, separate, export, configs)
+    function.__name__: function for function in (report, separate, app, export, configs)
 }
 
 
