@@ -157,7 +157,7 @@ def test_the_page_holds_its_pictures(two_runs: tuple[Page, str, Path]) -> None:
 def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(two_runs: tuple[Page, str, Path]) -> None:
     _, text, folder = two_runs
     assert text.startswith("# Separation of Digits\n")
-    assert "| SURF <R&M> | **20.12** | **0.912** | 12,000 | 1.5 |\n" in text
+    assert "| SURF &lt;R&amp;M&gt; | **20.12** | **0.912** | 12,000 | 1.5 |\n" in text
     assert "1,000 mixtures of 2 digits." in text
     pictures = re.findall(r"!\[.*\]\((.*)\)", text)
     assert pictures == ["report.png", "report_curves.png"]

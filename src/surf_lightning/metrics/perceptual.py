@@ -87,9 +87,10 @@ def alexnet(weights: str | None = None) -> Callable[[Tensor, Tensor], Tensor]:
 
     Its linear layers ship with torchmetrics.
     """
+    path = _weights(weights, ALEXNET)
     network = _LPIPS(net="alex", pnet_rand=True)
     layers = {name: layer for part in network.net.children() for name, layer in part.named_children()}
-    for key, value in torch.load(_weights(weights, ALEXNET), map_location="cpu", weights_only=True).items():
+    for key, value in torch.load(path, map_location="cpu", weights_only=True).items():
         part, layer, parameter = key.split(".")
         if part == "features":
             getattr(layers[layer], parameter).data.copy_(value)
