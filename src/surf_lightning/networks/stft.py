@@ -5,6 +5,8 @@ Axes: B batch, T samples, N frames, J frequency bins, and a last axis of 2 for t
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,8 +33,13 @@ def expand(compressed: Tensor) -> Tensor:
     return compressed * power ** ((1 / COMPRESSION - 1) / 2)
 
 
+def ratio_masks(magnitudes: Tensor) -> Tensor:
+    """Each of ``magnitudes [B,M,...]``, none negative, as its share of the sum over M; 0 where all are 0."""
+    return magnitudes / magnitudes.sum(1, keepdim=True).clamp_min(torch.finfo(magnitudes.dtype).tiny)
+
+
 class STFT(nn.Module):
-    """Short-time Fourier transform with an energy-normalized Hamming window, and its least-squares inverse.
+    """Short-time Fourier transform with an energy-normalized window, and its least-squares inverse.
 
     The window's squares sum to one: each bin of a white signal has the expected power of one sample. Works in float32,
     for float64 inputs in float64, also under autocast.
@@ -40,6 +47,7 @@ class STFT(nn.Module):
     Args:
         n_fft: samples of a frame, even.
         hop: samples between frames, at most ``n_fft // 2``.
+        window: ``hamming`` or ``hann``, both periodic.
 
     Raises:
         ValueError: ``n_fft`` is odd or ``hop`` is out of range.
@@ -47,13 +55,14 @@ class STFT(nn.Module):
 
     window: Tensor
 
-    def __init__(self, n_fft: int, hop: int) -> None:
+    def __init__(self, n_fft: int, hop: int, window: Literal["hamming", "hann"] = "hamming") -> None:
         super().__init__()
         if n_fft % 2 or not 0 < hop <= n_fft // 2:
             raise ValueError(f"n_fft must be even and hop within 1..n_fft/2, not n_fft {n_fft} and hop {hop}")
         self.n_fft, self.hop = n_fft, hop
-        window = torch.hamming_window(n_fft, dtype=torch.float64)
-        self.register_buffer("window", (window / window.norm()).float(), persistent=False)
+        kind = {"hamming": torch.hamming_window, "hann": torch.hann_window}[window]
+        taps = kind(n_fft, dtype=torch.float64)
+        self.register_buffer("window", (taps / taps.norm()).float(), persistent=False)
 
     def forward(self, signals: Tensor) -> Tensor:
         """Map ``signals [*,T]``, any T, to spectra ``[*,N,J,2]``, N = 1 + ceil(T / hop) and J = n_fft / 2 + 1."""
