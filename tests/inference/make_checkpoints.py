@@ -47,6 +47,7 @@ from surf_lightning.networks import (
     RegressionLocoformer,
     ScoreNCSNpp,
     SourceHead,
+    STFTConvTasNet,
     VelocityConvTasNet,
     VelocityHead,
 )
@@ -93,6 +94,7 @@ MAKERS: dict[str, Callable[[], SeparationModule]] = {
         ScoreNCSNpp(image_channels=1, **SCORE), update=SimultaneousUpdate(), **LANGEVIN, optimizer=adam
     ),
     "audio_mixit_locoformer": lambda: MixIT(RegressionLocoformer(4, 2, **LOCOFORMER), optimizer=adam),
+    "audio_mixit_stft": lambda: MixIT(STFTConvTasNet(4, 64, 32, 8, 8, repeats=1, blocks=1), optimizer=adam),
     "audio_mixit_tasnet": lambda: MixIT(ConvTasNet(4, 2, **TASNET), optimizer=adam),
     "audio_surf_locoformer": lambda: SURF(
         MBLocoformer(2, **LOCOFORMER), mixit_checkpoint="audio_mixit_locoformer.ckpt", optimizer=adam
@@ -132,7 +134,9 @@ def wanted() -> set[str]:
     places = (surf_lightning.methods, networks, sys.modules[load_separator.__module__])
     classes = [each for place in places for each in vars(place).values() if isinstance(each, type)]
     methods = {
-        cls for cls in classes if cls.__name__ in surf_lightning.methods.__all__ and issubclass(cls, SeparationModule)
+        cls
+        for cls in classes
+        if cls.__name__ in surf_lightning.methods.__all__ and issubclass(cls, SeparationModule) and not cls.is_oracle
     }
     return {cls.__name__ for cls in classes if "is_serializable" in vars(cls) or cls in methods}
 
