@@ -85,7 +85,7 @@ def test_a_named_pipe_and_a_folder_are_no_recordings() -> None:
     Path("folder.wav").mkdir()
     Path("loop.wav").symlink_to("loop.wav")
     reasons = [file.reason for file in index_audio(Path(), ["pipe.wav", "folder.wav", "loop.wav"])]
-    assert reasons == [*2 * ["no file, but a folder, a named pipe or a device"], "missing"]
+    assert reasons == [*2 * ["unreadable (no file, but a folder, a named pipe or a device)"], "missing"]
     for name in ("pipe.wav", "folder.wav"):
         with pytest.raises(BadAudio, match="no file"):
             open_audio(name)

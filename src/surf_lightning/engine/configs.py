@@ -78,8 +78,9 @@ def check_config(path: Path) -> None:
             str(error) if isinstance(error, UserError) else f"{path} is no configuration: {error}"
         ) from error
     for part in ("trainer", "checkpoints"):
-        if not isinstance(config.get(part, {}), dict | str):
-            raise UserError(f"{path}: {part} is {str(config[part])[:40]}, where names and their values are expected")
+        given = config.get(part, {})
+        if not (isinstance(given, dict) or str(given).endswith((".yaml", ".yml", ".json"))):
+            raise UserError(f"{path}: {part} is {str(given)[:40]}, where names and their values are expected")
 
 
 def _is_name(value: str) -> bool:

@@ -38,6 +38,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
 
+MISUSE = (TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, ImportError, RuntimeError)
 TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}  # by default, where it is installed
 
 
@@ -105,7 +106,7 @@ class SurfCLI(LightningCLI):
             raise
         except ValueError as error:  # an argument that its class refuses; jsonargparse may have wrapped it
             raise UserError(str(error.__cause__ or error)) from error
-        except (TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        except MISUSE as error:
             said = str(error.__cause__ or error).partition("\n")[0]
             raise UserError(
                 f"an argument of the configuration cannot be used: {type(error).__name__}: {said}"
