@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait must not spin: two trainings on two cores would slow each other down a hundredfold.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo digits table2-cifar test lint suite slow torture bench docs lock clean
+.PHONY: install demo digits table2-cifar test lint suite slow torture bench docs lock dist clean
 
 install: $(INSTALLED)
 
@@ -72,6 +72,9 @@ lock: install
 		$(COMPILE) --extra $$extra -c lock/dev.txt -o lock/$$extra.txt \
 			$$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' lock/dev.txt | sort -u) >/dev/null || exit; \
 	done
+
+dist: install  # wheel and source archive, tried in empty environments
+	.ci/dist
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

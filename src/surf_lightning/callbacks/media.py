@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import soundfile
 import torch
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
@@ -48,6 +49,26 @@ def named_signals(mixture: Tensor, estimates: Tensor, sources: Tensor | None) ->
     return named | {f"estimate{k + 1}": estimate for k, estimate in enumerate(estimates)}
 
 
+def send_image(logger: Logger, title: str, picture: Tensor, step: int) -> None:
+    """``picture [3,H,W]`` in [0,1] to W&B, TensorBoard or MLflow."""
+    if hasattr(logger, "log_image"):
+        logger.log_image(title, [picture], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(title, picture, step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_image(logger.run_id, picture.movedim(0, -1).numpy(), key=title, step=step)
+
+
+def send_audio(logger: Logger, title: str, signal: Tensor, rate: int, path: Path, step: int) -> None:
+    """``signal [T]``, which lies in the file ``path``, to W&B, TensorBoard or MLflow."""
+    if hasattr(logger, "log_audio"):
+        logger.log_audio(title, [signal.numpy()], step=step, sample_rate=[rate])
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_audio(title, signal[None].clamp(-1, 1), step, rate)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_artifact(logger.run_id, str(path), title.partition("/")[0])
+
+
 class Media(L.Callback):
     """Writes ``media/step_<n>*`` after each validation, and sends it to the loggers that take images or audio.
 
@@ -84,14 +105,11 @@ class Media(L.Callback):
             path = self.folder / f"step_{trainer.global_step:07d}_{number + 1}_{name}.wav"
             soundfile.write(path, signal.float().cpu().numpy(), rate, subtype="FLOAT")
             for logger in trainer.loggers:
-                if hasattr(logger, "log_audio"):
-                    options = {"step": trainer.global_step, "sample_rate": [rate]}
-                    logger.log_audio(f"audio{number + 1}/{name}", [signal.float().cpu().numpy()], **options)
+                send_audio(logger, f"audio{number + 1}/{name}", signal.float().cpu(), rate, path, trainer.global_step)
         grid = spectrogram_grid(torch.stack(list(signals.values())))
         self._picture(trainer, f"spectrograms{number + 1}", f"_{number + 1}", grid)
 
     def _picture(self, trainer: L.Trainer, title: str, suffix: str, grid: Tensor) -> None:
         save_image(grid, self.folder / f"step_{trainer.global_step:07d}{suffix}.png")
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image(title, [grid], step=trainer.global_step)
+            send_image(logger, title, grid.float().cpu(), trainer.global_step)

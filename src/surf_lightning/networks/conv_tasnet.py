@@ -15,7 +15,7 @@ from surf_lightning.functional.flow import expand_like
 from surf_lightning.functional.precision import at_least_float32, full_precision
 from surf_lightning.networks.base import RegressionNetwork, SourceHead, VelocityNetwork, serializable
 from surf_lightning.networks.locoformer_layers import TimeEmbedding
-from surf_lightning.networks.stft import rms
+from surf_lightning.networks.stft import pad_to_hops, rms
 
 
 class ScaledConv(nn.Module):
@@ -154,7 +154,7 @@ class MaskedFilterbank(nn.Module):
     def encode(self, signals: Tensor) -> Tensor:
         """``signals [B,T] -> coefficients [B,E,N]``, N = ceil(T / hop) + frame / hop - 1, in float32 or better."""
         with full_precision(signals):
-            return F.relu(self.encoder(F.pad(signals, (0, -signals.shape[-1] % self.hop))[:, None]))
+            return F.relu(self.encoder(pad_to_hops(signals, self.hop)[:, None]))
 
     def decode(self, logits: Tensor, coefficients: Tensor, length: int) -> Tensor:
         """Mask logits ``[B,M*E,N]`` and ``coefficients [B,E,N] -> estimates [B,M,length]``, in float32 or better."""

@@ -16,6 +16,12 @@ from surf_lightning.functional.precision import at_least_float32, full_precision
 COMPRESSION = 0.33  # exponent of the magnitude compression, Tables 7 and 8 of the SURF paper
 
 
+def pad_to_hops(signals: Tensor, hop: int) -> Tensor:
+    """``signals [*,T]`` with zeros up to a whole number of hops."""
+    length = signals.shape[-1]
+    return F.pad(signals, (0, (length + hop - 1) // hop * hop - length))  # torch.export does not follow -length % hop
+
+
 def rms(signals: Tensor, eps: float = 1e-8) -> Tensor:
     """Root mean square over the samples, ``[*,T] -> [*,1]``; at least ``eps``, so silence can be divided by it."""
     return (at_least_float32(signals).square().mean(-1, keepdim=True) + eps**2).sqrt()
@@ -69,7 +75,7 @@ class STFT(nn.Module):
         with full_precision(signals):
             signals = at_least_float32(signals)
             # A whole number of hops: two windows then overlap well at the last sample too.
-            rows = F.pad(signals.flatten(0, -2), (0, -signals.shape[-1] % self.hop))
+            rows = pad_to_hops(signals.flatten(0, -2), self.hop)
             spectrum = torch.stft(
                 rows,
                 self.n_fft,
