@@ -65,7 +65,7 @@ class FrozenTeacherModule(SeparationModule):
 
     def _read_earlier_stage(self, path: str) -> Separator:
         stage = self.earlier_stage
-        if not os.path.isfile(path):
+        if path.endswith(".ckpt") and not os.path.isfile(path):
             raise UserError(
                 f"there is no checkpoint {path} of the earlier stage, {stage}. Train it first (surf fit --config "
                 f"configs/<dataset>_{stage.lower()}.yaml), or name another by --model.{self.checkpoint_argument}"
