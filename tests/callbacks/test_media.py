@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,3 +150,14 @@ def test_a_tracker_that_takes_no_picture_is_told_of_and_stops_nothing() -> None:
 
     with pytest.warns(UserWarning, match=r"Gone has failed \(its server is gone\)\. The training goes on"):
         send_image(Gone(), "separated", torch.zeros(3, 2, 2), 1)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_costs_a_picture_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.warns(UserWarning, match=r"^run/media/step_0000123\.png is left out: No space left on device$"):
+        logger = validate()
+    assert logger.calls
+    assert list(Path("run/media").iterdir()) == []

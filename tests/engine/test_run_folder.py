@@ -187,10 +187,14 @@ def test_what_is_no_run_stays() -> None:
     assert {path.name for path in Path("runs").iterdir()} == {"a"}
 
 
+RECORD = {"version": "0", "method": "MixIT", "separator": {}, "signal": {"kind": "image", "shape": [1, 8, 8]}}
+
+
 def written(folder: Path, *names: str) -> Path:
     """Checkpoints, each a second newer than the one before."""
+    content = {KEY: RECORD, "state_dict": {"weight": torch.ones(300)}}
     for age, name in enumerate(names):
-        AtomicCheckpointIO(Path()).save_checkpoint({KEY: {}, "state_dict": {"weight": torch.ones(300)}}, folder / name)
+        AtomicCheckpointIO(Path()).save_checkpoint(content, folder / name)
         os.utime(folder / name, (age, age))
     return folder
 
@@ -235,9 +239,9 @@ def test_a_run_without_its_last_checkpoint_does_not_begin_anew() -> None:
 
 def test_a_diverged_checkpoint_is_passed_over() -> None:
     folder = written(Path("runs/a"), BEST)
-    broken = {KEY: {}, "state_dict": {"weight": torch.tensor([1.0, float("nan")])}}
+    broken = {KEY: RECORD, "state_dict": {"weight": torch.tensor([1.0, float("nan")])}}
     AtomicCheckpointIO(Path()).save_checkpoint(broken, folder / LAST)
-    with pytest.warns(UserWarning, match=r"last\.ckpt hold NaN or infinity.* goes on from"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt holds NaN or infinity.* goes on from"):
         assert checkpoint_to_continue(folder, "last") == str(folder / BEST)
 
 
