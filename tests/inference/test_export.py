@@ -157,7 +157,7 @@ def test_an_export_replaces_nothing_and_is_complete_or_absent(
     ("file", "content", "says"),
     [
         ("config.json", b"{", "damaged"),
-        ("config.json", b"{}", "surf export"),
+        ("config.json", b"{}", "does not say which separator"),
         ("model.safetensors", b"garbage", "damaged"),
         ("model.safetensors", None, "model.safetensors"),
         ("config.json", None, "config.json"),

@@ -1,4 +1,4 @@
-"""`surf export`: a trained separator as safetensors, a JSON config and a model card, and reading that back."""
+"""`surf export`: a trained separator as safetensors, a JSON config and a model card."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import nn
 
 from surf_lightning.errors import UserError
 from surf_lightning.files import new_folder
-from surf_lightning.inference.checkpoint import PREFIX, load_separator_checkpoint, rebuild
+from surf_lightning.inference.checkpoint import PREFIX
+from surf_lightning.inference.hub import CARD, CONFIG, METADATA, WEIGHTS
+from surf_lightning.inference.separator import read_separator
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # named as the Hugging Face Hub has them
 Beside = Callable[[nn.Module, dict[str, Any], Path], Any]
-METADATA = ("method", "separator", "signal", "version")  # of a checkpoint's metadata, what a separator needs
 
 CARD_TEMPLATE = """\
 ---
@@ -90,10 +89,8 @@ def export(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already: give the name of a new folder by --output")
-    metadata, state = load_separator_checkpoint(checkpoint)
-    separator = rebuild(metadata["separator"], trust)
-    separator.load_state_dict(state)  # raises if the weights do not fit
-    weights = {PREFIX + key: value.clone().contiguous() for key, value in state.items()}
+    metadata, separator = read_separator(checkpoint, trust)
+    weights = {PREFIX + key: value.clone().contiguous() for key, value in separator.state_dict().items()}
     config = {key: metadata[key] for key in METADATA}
     parameters = sum(parameter.numel() for parameter in separator.parameters())
     try:
@@ -105,26 +102,3 @@ def export(
                 beside(separator.eval(), metadata["signal"], folder)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error}") from error
-
-
-def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The metadata and the separator's weights of a folder written by ``surf export``; nothing in it is unpickled.
-
-    Raises:
-        UserError: it is no such folder, or is damaged.
-    """
-    config, weights = Path(folder, CONFIG), Path(folder, WEIGHTS)
-    for path in (config, weights):
-        if not path.is_file():
-            raise UserError(
-                f"{folder} holds no {path.name}: give a checkpoint (of a run {folder}/checkpoints/best.ckpt), or a "
-                "folder written by surf export"
-            )
-    try:
-        metadata = json.loads(config.read_text(encoding="utf-8"))
-        state = load_file(weights)
-    except (ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be read as an exported separator; it is damaged: {error}") from error
-    if not isinstance(metadata, dict) or not set(METADATA) <= metadata.keys():
-        raise UserError(f"{config} was not written by surf export")
-    return metadata, {key[len(PREFIX) :]: value for key, value in state.items() if key.startswith(PREFIX)}
