@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors.torch import save
 from torch import nn
 
@@ -26,7 +27,7 @@ pipeline_tag: {pipeline}
 tags:
 - source-separation
 - unsupervised-learning
----
+{index}---
 
 # {name}
 
@@ -50,8 +51,30 @@ under which licence the weights may be used.
 """
 
 
-def model_card(metadata: dict[str, Any], parameters: int) -> str:
-    """The README of an exported separator."""
+def measured(checkpoint: str | PathLike[str]) -> dict[str, Any]:
+    """What `surf test` wrote into the run of ``checkpoint``, if it was this checkpoint that was tested."""
+    path = Path(checkpoint).parent.parent / "metrics.json"
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return results if Path(str(results.get("checkpoint"))).name == Path(checkpoint).name else {}
+
+
+def model_index(results: dict[str, Any], name: str, pipeline: str) -> str:
+    """``results`` as the Hub's pages read them: YAML for the head of a model card."""
+    if not results:
+        return ""
+    metrics = [
+        {"type": key, "value": round(value, 4)} for key, value in results["metrics"].items() if value is not None
+    ]
+    tested = {
+        "task": {"type": pipeline, "name": "source separation"},
+        "dataset": {"name": results["data"], "type": results["data"].lower()},
+        "metrics": metrics,
+    }
+    return yaml.safe_dump({"model-index": [{"name": name, "results": [tested]}]}, sort_keys=False)
+
+
+def model_card(metadata: dict[str, Any], parameters: int, results: dict[str, Any] | None = None) -> str:
+    """The README of an exported separator; ``results`` are those of `surf test`."""
     signal = metadata["signal"]
     if signal["kind"] == "audio":
         words = {
@@ -69,6 +92,7 @@ def model_card(metadata: dict[str, Any], parameters: int) -> str:
         }
     method, version = metadata["method"], metadata["version"]
     name = f"{method.rpartition('.')[2]} separator"
+    words["index"] = model_index(results or {}, name, words["pipeline"])
     return CARD_TEMPLATE.format(name=name, method=method, version=version, parameters=parameters, **words)
 
 
@@ -97,7 +121,7 @@ def export(
         with new_folder(output) as folder:
             (folder / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner alone
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            (folder / CARD).write_text(model_card(metadata, parameters), encoding="utf-8")
+            (folder / CARD).write_text(model_card(metadata, parameters, measured(checkpoint)), encoding="utf-8")
             if beside is not None:
                 beside(separator.eval(), metadata["signal"], folder)
     except OSError as error:

@@ -76,7 +76,11 @@ def push(folder: str | PathLike[str], repository: str) -> str:
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
-        return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="surf export").commit_url)
+        return str(
+            api.upload_folder(
+                repo_id=repository, folder_path=os.fspath(folder), commit_message="surf export"
+            ).commit_url
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{repository} cannot be written on the Hugging Face Hub: {reason}") from error
