@@ -8,5 +8,6 @@ from surf_lightning.data.fuss import FUSS
 from surf_lightning.data.libri2mix import Libri2Mix
 from surf_lightning.data.librispeech_fuss import LibriSpeechFUSS
 from surf_lightning.data.mnist import MNIST
+from surf_lightning.data.shards import Shards
 
-__all__ = ["CIFAR10", "FUSS", "MNIST", "AudioSet", "Digits", "Folder", "Libri2Mix", "LibriSpeechFUSS"]
+__all__ = ["CIFAR10", "FUSS", "MNIST", "AudioSet", "Digits", "Folder", "Libri2Mix", "LibriSpeechFUSS", "Shards"]

@@ -10,7 +10,14 @@ from typing import Any, Literal
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops, WholeExamples, usable_examples
+from surf_lightning.data.audio_examples import (
+    Examples,
+    FixedCrops,
+    RandomCrops,
+    Readable,
+    WholeExamples,
+    usable_examples,
+)
 from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
@@ -87,6 +94,8 @@ class AudioMixtures(SeparationData):
 
     monitor = "val/si_sdri"
     monitor_mode = "max"
+    crops: type[RandomCrops] = RandomCrops
+    fixed_crops: type[FixedCrops] = FixedCrops
     num_sources: int
     """Rows of ``sources`` where there is truth, those beyond a mixture's own being 0."""
 
@@ -108,13 +117,13 @@ class AudioMixtures(SeparationData):
             raise ValueError("crop_seconds and num_validation must be positive")
         if not 0 <= max_bad_share <= 1:
             raise ValueError(f"max_bad_share is a share, between 0 and 1, not {max_bad_share}")
-        self._loaded: dict[Part, Examples] = {}
+        self._loaded: dict[Part, Readable] = {}
 
     @abstractmethod
-    def load(self, part: Part) -> Examples:
+    def load(self, part: Part) -> Readable:
         """Find and index a part of the set; raises UserError where it is not there or mostly unusable."""
 
-    def examples(self, part: Part) -> Examples:
+    def examples(self, part: Part) -> Readable:
         """A part of the set, indexed once."""
         if part not in self._loaded:
             self._loaded[part] = self.load(part)
@@ -133,14 +142,14 @@ class AudioMixtures(SeparationData):
             self.test_batches()
 
     def training_batches(self, ranks: Ranks) -> Batches:
-        return RandomCrops(self.examples("train"), self.crop, self.batch_size, self.seed, ranks)
+        return self.crops(self.examples("train"), self.crop, self.batch_size, self.seed, ranks)
 
     def validation_batches(self) -> Batches:
         examples = self.examples("validation")
         # All batches are full, for MixIT cannot use one of a single mixture, and every rank has one.
         size = min(self.batch_size, HELD_OUT_BATCH)
         num_batches = min(self.num_validation, len(examples)) // size
-        return FixedCrops(examples, self.crop, size, max(num_batches, self._ranks().world_size))
+        return self.fixed_crops(examples, self.crop, size, max(num_batches, self._ranks().world_size))
 
     def test_batches(self) -> Batches:
         return WholeExamples(self.examples("test"))

@@ -63,10 +63,13 @@ class Folder(AudioMixtures):
         if len(recordings) == 1:
             rank_zero_warn(f"{self.root} holds one recording: it is both trained and validated on")
             return recordings
-        return recordings.select(self._held_out_files() == (part == "validation"))
+        held_out = are_held_out(recordings.files[:, 0].tolist(), self.validation_share)
+        return recordings.select(held_out == (part == "validation"))
 
-    def _held_out_files(self) -> np.ndarray:
-        paths = (name.replace(os.fsencode(os.sep), b"/") for name in self.recordings.files[:, 0].tolist())
-        hashes = np.array([zlib.crc32(path) / 2**32 for path in paths])
-        held_out = hashes < self.validation_share
-        return held_out if 0 < held_out.sum() < len(held_out) else hashes == hashes.min()
+
+def are_held_out(names: list[bytes], share: float) -> np.ndarray:
+    """Which of two or more files are validated on, by a hash of their paths ``[N]``: some, but not all."""
+    paths = (name.replace(os.fsencode(os.sep), b"/") for name in names)
+    hashes = np.array([zlib.crc32(path) / 2**32 for path in paths])
+    held_out = hashes < share
+    return held_out if 0 < held_out.sum() < len(held_out) else hashes == hashes.min()

@@ -31,6 +31,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor
 
 from surf_lightning.data.base import undeclared
+from surf_lightning.engine.loggers import close_wandb
 from surf_lightning.engine.run_folder import CHECKPOINTS
 from surf_lightning.files import replacing
 from surf_lightning.inference.checkpoint import read_checkpoint
@@ -157,11 +158,15 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _stop(self, trainer: L.Trainer) -> None:
         interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
-        rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
-        if interrupted:
-            raise SystemExit(128 + signal.SIGINT)
-        _requeue()
-        raise SystemExit(128 + signal.SIGTERM)
+        close_wandb(trainer.loggers)  # SLURM ends its service too, which would leave a traceback
+        job = None if interrupted else os.environ.get("SLURM_JOB_ID")
+        if job is None:
+            rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
+        else:
+            # A requeued job is ended by SIGTERM: these processes are about to end anyway, and quietly.
+            self._previous[signal.SIGTERM] = signal.SIG_IGN
+            _requeue(job, trainer.global_step)
+        raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM))
 
     def _on_any_rank(self, trainer: L.Trainer, here: bool) -> bool:
         return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)
@@ -203,12 +208,18 @@ def keep_newest(last: Path, step: int, keep: int) -> None:
 
 
 @rank_zero_only
-def _requeue() -> None:
-    if job := os.environ.get("SLURM_JOB_ID"):
-        try:
-            subprocess.run(["scontrol", "requeue", job], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            rank_zero_warn(f"The job cannot be requeued from here ({error}): submit it again.")
+def _requeue(job: str, step: int) -> None:
+    done = f"preempted at step {step}, checkpoint written"
+    try:
+        asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        # SLURM has put a job that it preempts itself into the queue before it signals.
+        failure = "" if asked.returncode == 0 or "is pending" in asked.stderr else asked.stderr.strip()
+    except OSError as error:
+        failure = str(error)
+    if failure:
+        rank_zero_warn(f"{done}. The job cannot be requeued from here ({failure}): submit it again.")
+    else:
+        rank_zero_info(f"{done}, requeued")
 
 
 class BestCheckpoint(ModelCheckpoint):

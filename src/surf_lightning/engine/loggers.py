@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,16 @@ def _start_wandb(logger: WandbLogger, folder: Path) -> None:
         _ = logger.experiment
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WANDB_ID).write_text(f"{logger.version}\n")
+
+
+def close_wandb(loggers: Iterable[Logger]) -> None:
+    """End W&B's part of a run that is about to end, and its service, without waiting for a server that is gone."""
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
+        import wandb
+
+        ending = threading.Thread(target=wandb.teardown, daemon=True)
+        ending.start()
+        ending.join(float(WANDB_SECONDS))
 
 
 def _first_line(error: Exception) -> str:
