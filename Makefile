@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait must not spin: two trainings on two cores would slow each other down a hundredfold.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo digits table2-cifar test lint suite slow torture test-cluster bench lock clean
+.PHONY: install demo digits table2-cifar test lint suite slow torture test-cluster bench docs lock clean
 
 install: $(INSTALLED)
 
@@ -61,6 +61,9 @@ test-cluster: install  # a real SLURM on this machine, in minutes; needs root an
 bench: install  # our steps beside plain implementations
 	@$(LOCKED) lock/bench.txt 2>/dev/null || echo "asteroid cannot be installed here: its rows will say so."
 	python benchmarks/run.py $(ARGS)
+
+docs: install  # the site, into build/docs; a warning is an error
+	python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
 
 # The newest versions that pyproject.toml allows: make lock LOCK=--upgrade. Without it, what is locked stays.
 COMPILE = uv pip compile -q --universal --generate-hashes --no-annotate --custom-compile-command 'make lock' $(LOCK) \

@@ -59,7 +59,16 @@ def separate(
     output: str,
     channels: Literal["each", "mix", "first"] = "each",
     num_samples: int = 1,
+    num_steps: int | None = None,
+    format: Literal["same", "wav", "flac"] = "same",
+    samples: Literal["same", "int16", "int24", "float32"] = "same",
+    names: str = "{stem}_source{source}",
+    events: str = "",
     device: str = "auto",
+    batch: int | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    compile: bool = False,
+    workers: int = 1,
     overwrite: bool = False,
     resume: bool = False,
     trust: bool = False,
@@ -67,7 +76,7 @@ def separate(
     """Separate recordings (or PNG images) of any length; one file a source, which sum to the input.
 
     The output folder gets manifest.csv, manifest.json, manifest.raven.txt (for Raven), summary.json and journal.jsonl
-    as well.
+    as well. The same command on other machines that see the folder, or in the tasks of a SLURM job, shares the work.
 
     Args:
         *inputs: A file, a folder (its tree is mirrored) or a glob.
@@ -75,19 +84,50 @@ def separate(
         output: Folder for the sources.
         channels: Of a file of several: separate each, their mean, or the first.
         num_samples: Write the mean of so many posterior samples of a flow, and its uncertainty over time.
-        device: One of auto, cpu, mps, cuda:N.
+        num_steps: Euler steps of a flow, instead of the checkpoint's.
+        format: Of the files written.
+        samples: Of the files written.
+        names: Of the files written, without the suffix.
+        events: Write when each source is active, and in which band: raven, audacity, csv, parquet, commas between them.
+        device: One of auto, cpu, mps, cuda:N; or several with commas between them, a worker for each.
+        batch: Windows of 10 s that go through the network at once; by default as many as the device's memory holds.
+        precision: Of the network.
+        compile: Compile the network first.
+        workers: Processes on this machine that share the files.
         overwrite: Replace outputs that are there already.
         resume: Pass over what an earlier run has done with the same checkpoint and settings.
         trust: Import classes from outside this package, if the checkpoint needs any.
     """
+    given = locals()
     from surf_lightning.inference.separate import separate_inputs
 
     if not inputs:
         raise UserError("name the files or folders to separate")
     _allow_own_modules(trust)
-    return separate_inputs(
-        inputs, checkpoint, output, channels, num_samples, device, overwrite=overwrite, resume=resume, trust=trust
-    )
+    options = {name: value for name, value in given.items() if name not in ("inputs", "checkpoint", "output")}
+    return separate_inputs(inputs, checkpoint, output, **options)
+
+
+def app(
+    *, checkpoint: str, device: str = "auto", port: int = 7860, max_minutes: float = 10, trust: bool = False
+) -> None:
+    """Serve a local page that separates what is dropped on it, to listen and to look (needs the extra `app`).
+
+    Args:
+        checkpoint: As of surf separate; visitors of the page cannot choose another.
+        device: One of auto, cpu, mps, cuda:N.
+        port: Of 127.0.0.1.
+        max_minutes: The longest recording that the page accepts.
+        trust: Import classes from outside this package, if the checkpoint needs any.
+    """
+    try:
+        from surf_lightning.inference.app import launch, open_page
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError("the page needs Gradio: pip install 'surf-lightning[app]'") from error
+    _allow_own_modules(trust)
+    launch(open_page(checkpoint, device, max_minutes, trust), port)
 
 
 def export(*, checkpoint: str, output: str, trust: bool = False) -> None:
@@ -140,7 +180,7 @@ def configs(*names: str) -> None:
 
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
-    function.__name__: function for function in (report, separate, export, shard, configs)
+    function.__name__: function for function in (report, separate, app, export, shard, configs)
 }
 
 

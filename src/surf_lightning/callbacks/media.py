@@ -1,4 +1,4 @@
-"""Examples to look at and listen to while a run trains. Axes: B batch, K sources, C H W, T samples, F bands."""
+"""Examples to look at and listen to while a run trains. Axes: B batch, K sources, C H W, T samples."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from surf_lightning.audio.spectrogram import DYNAMIC_RANGE, log_spectrogram
 from surf_lightning.data.base import undeclared
 from surf_lightning.metrics.audio import align_by_si_sdr
 from surf_lightning.metrics.images import align_by_mse, to_unit_range
 
 ROWS, CLIPS = 8, 2  # mixtures of images, of audio, that are kept
 ZOOM_TO = 64  # pixels
-FFT, DYNAMIC_RANGE = 512, 80.0  # samples; dB below the loudest bin that are shown
 
 
 def image_grid(mixtures: Tensor, estimates: Tensor, sources: Tensor) -> Tensor:
@@ -29,20 +29,6 @@ def image_grid(mixtures: Tensor, estimates: Tensor, sources: Tensor) -> Tensor:
     zoom = max(1, ZOOM_TO // mixtures.shape[-1])
     pictures = to_unit_range(columns).flatten(0, 1).repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     return make_grid(pictures, nrow=columns.shape[1], pad_value=0.5)
-
-
-def log_spectrogram(signals: Tensor) -> Tensor:
-    """Levels in dB of the short-time spectrum.
-
-    Args:
-        signals: ``[...,T]``.
-
-    Returns:
-        ``[...,F,frames]``, 257 bands up to half the sample rate, and a frame every 128 samples.
-    """
-    window = torch.hann_window(FFT, device=signals.device)
-    options: Any = {"window": window, "pad_mode": "constant", "return_complex": True}
-    return 20 * torch.stft(signals.float(), FFT, FFT // 4, **options).abs().clamp_min(1e-8).log10()
 
 
 def spectrogram_grid(signals: Tensor) -> Tensor:
