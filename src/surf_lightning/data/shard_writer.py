@@ -121,8 +121,8 @@ def encode(root: Path, piece: Piece, sample_rate: int) -> bytes | str:
     if not is_active(signal):
         return SILENT
     data = io.BytesIO()
-    scaled = signal / max(1.0, float(signal.abs().max()))
-    soundfile.write(data, scaled.numpy(), sample_rate, format="FLAC", subtype="PCM_16")
+    scaled = (signal * (2**15 / max(1.0, float(signal.abs().max())))).round().clamp(max=2**15 - 1)
+    soundfile.write(data, scaled.numpy().astype(np.int16), sample_rate, format="FLAC", subtype="PCM_16")
     return data.getvalue()
 
 
