@@ -89,7 +89,9 @@ class Slurm:
         # Ranks meet at this address: the nodes' names are known to SLURM alone.
         self.environment = {**os.environ, "SLURM_CONF": str(self.conf), "MASTER_ADDR": "127.0.0.1"}
         host = socket.gethostname().partition(".")[0]
-        (folder / "gres.conf").write_text("Name=gpu Count=8 Flags=CountOnly\n")  # GPUs that are counted, not used
+        for number in range(8):
+            (folder / f"gpu{number}").touch()  # what is counted as GPUs, and not used
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-7]\n")
         self.conf.write_text(CONF.format(host=host, folder=folder, ports=free_ports(3), cpus=os.cpu_count()))
 
     def start(self) -> None:
@@ -103,7 +105,7 @@ class Slurm:
         self._daemon("slurmctld", "-D", "-f", str(self.conf))
         for node in NODES:
             self._daemon("slurmd", "-D", "-N", node, "-f", str(self.conf))
-        wait_for(lambda: self.run("sinfo", "-h", "-t", "idle", "-o", "%D", check=False) == "2", 120, "two idle nodes")
+        wait_for(lambda: self.run("sinfo", "-h", "-t", "idle", "-o", "%D", check=False) == "2", 60, "two idle nodes")
 
     def _daemon(self, *command: str) -> None:
         with (self.folder / f"{command[0]}.out").open("ab") as log:
@@ -112,11 +114,14 @@ class Slurm:
 
     def stop(self) -> None:
         with suppress(subprocess.SubprocessError):
-            self.run("scancel", "--full", "--user=root", check=False)
+            self.run("scancel", "--user=root", check=False)
         for daemon in reversed(self.daemons):
             daemon.terminate()
         for daemon in self.daemons:
-            daemon.wait(60)
+            try:
+                daemon.wait(30)
+            except subprocess.TimeoutExpired:  # it waits for a job that does not end
+                daemon.kill()
 
     def run(self, *command: str, check: bool = True) -> str:
         """The output of one of SLURM's commands."""

@@ -139,24 +139,6 @@ def test_a_run_that_is_preempted_killed_and_drained_ends_as_if_nothing_had_been(
     print(f"\n{run.text()}")
 
 
-def test_a_run_at_its_time_limit_goes_back_into_the_queue(slurm: Slurm, tmp_path: Path) -> None:
-    run = Run(slurm, tmp_path / "limited", *SMALL, "--time=3", "--signal=USR1@60", steps=100_000)
-    run.go_on()
-    run.until("PENDING", "COMPLETING")
-    assert len(PREEMPTED.findall(run.text())) == 1
-    assert "Traceback" not in run.text()
-    assert "TIME LIMIT" not in run.text()
-    run.go_on()
-    slurm.run("scancel", run.job)
-    run.until("CANCELLED")
-
-
-def test_one_node_of_one_gpu_by_deleting_lines(slurm: Slurm, tmp_path: Path) -> None:
-    run = Run(slurm, tmp_path / "small", "--cpus-per-task=1", without="# delete for one", steps=3)
-    run.until("COMPLETED")
-    assert (run.folder / "run" / "checkpoints" / "last.ckpt").is_file()
-
-
 def test_torchrun_starts_all_ranks_again_where_one_is_killed(
     slurm: Slurm, undisturbed: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -172,6 +154,24 @@ def test_torchrun_starts_all_ranks_again_where_one_is_killed(
         os.kill(ranks(folder)[-1], signal.SIGKILL)
         assert running.wait(LONG) == 0, (tmp_path / "log.txt").read_text()
     assert_same(tensors(folder), undisturbed)
+
+
+def test_a_run_at_its_time_limit_goes_back_into_the_queue(slurm: Slurm, tmp_path: Path) -> None:
+    run = Run(slurm, tmp_path / "limited", *SMALL, "--time=3", "--signal=USR1@60", steps=100_000)
+    run.go_on()
+    run.until("PENDING", "COMPLETING")
+    assert len(PREEMPTED.findall(run.text())) == 1
+    assert "Traceback" not in run.text()
+    assert "TIME LIMIT" not in run.text()
+    run.go_on()
+    slurm.run("scancel", "--signal=INT", run.job)  # after SIGTERM it would go back into the queue
+    run.until("FAILED")
+
+
+def test_one_node_of_one_gpu_by_deleting_lines(slurm: Slurm, tmp_path: Path) -> None:
+    run = Run(slurm, tmp_path / "small", "--cpus-per-task=1", without="# delete for one", steps=3)
+    run.until("COMPLETED")
+    assert (run.folder / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_the_tables_workflow_with_a_preempted_job(slurm: Slurm, tmp_path: Path) -> None:

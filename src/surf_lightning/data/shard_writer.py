@@ -18,8 +18,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from surf_lightning.audio.files import EXTENSIONS, RATES, BadAudio, Resampler, read_crop
-from surf_lightning.audio.index import SILENT, format_skipped, index_audio
+from surf_lightning.audio.files import EXTENSIONS, BadAudio, Resampler, read_crop
+from surf_lightning.audio.index import RATES, SILENT, format_skipped, index_audio
 from surf_lightning.audio.storage import Storage, storage
 from surf_lightning.data.folder import are_held_out
 from surf_lightning.data.shards import INDEX, VERSION
