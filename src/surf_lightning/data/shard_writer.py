@@ -34,11 +34,11 @@ HEADER = 512  # bytes before a file in a tar archive
 
 
 class Piece(NamedTuple):
-    """Samples ``[start, start + count)`` of a recording."""
+    """Samples ``[start, start + length)`` of a recording."""
 
     path: str
     start: int
-    count: int
+    length: int
 
 
 def write_shards(root: Path, output: str, sample_rate: int, validation_share: float) -> str:
@@ -84,11 +84,11 @@ def write_shards(root: Path, output: str, sample_rate: int, validation_share: fl
                 pieces = cut(chosen, lengths, round(PIECE_SECONDS * sample_rate))
                 while group := list(islice(pieces, GROUP)):
                     for piece, data in zip(group, pool.map(lambda p: encode(root, p, sample_rate), group), strict=True):
-                        progress.update(piece.count / sample_rate / 3600)
+                        progress.update(piece.length / sample_rate / 3600)
                         if isinstance(data, str):
                             faults |= {piece.path: data} if data != SILENT else {}
                         else:
-                            writer.add(data, piece.count, held)
+                            writer.add(data, piece.length, held)
                 writer.close_chunk(held)
         index = writer.index() | {"version": VERSION, "sample_rate": sample_rate}
         index["fault_path"] = np.array([os.fsencode(path) for path in faults] or [b""])
@@ -113,10 +113,10 @@ def cut(paths: list[str], lengths: dict[str, int], longest: int) -> Iterator[Pie
 def encode(root: Path, piece: Piece, sample_rate: int) -> bytes | str:
     """A piece as FLAC of 16 bits, or why it is left out. What exceeds full scale is scaled down to it."""
     try:
-        signal = read_crop(os.path.join(root, piece.path), piece.start, piece.count, sample_rate)
+        signal = read_crop(os.path.join(root, piece.path), piece.start, piece.length, sample_rate)
     except BadAudio as error:
         return str(error)
-    if len(signal) < piece.count:
+    if len(signal) < piece.length:
         return "it ends sooner than when it was indexed"
     if not is_active(signal):
         return SILENT

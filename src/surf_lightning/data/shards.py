@@ -89,7 +89,8 @@ class WindowedCrops(RandomCrops):
 
     def _visited(self, position: int) -> int:
         number, place = divmod(position, len(self.visits))
-        return int(self._order[place - self._enter(number, place)])
+        first = self._enter(number, place)
+        return int(self._order[place - first])
 
     def _instead(self, position: int, generator: torch.Generator) -> int:
         self._enter(*divmod(position, len(self.visits)))
