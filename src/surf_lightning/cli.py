@@ -146,21 +146,23 @@ def export(*, checkpoint: str, output: str, trust: bool = False) -> None:
     print(f"written to {output}: {WEIGHTS}, {CONFIG} and {CARD}, the model card")
 
 
-def shard(root: str, *, output: str, sample_rate: int = 16000, validation_share: float = 0.1) -> None:
+def shard(*roots: str, output: str, sample_rate: int = 16000, validation_share: float = 0.1) -> None:
     """Pack a folder of recordings into chunks for --data Shards, on a disk or in S3's storage.
 
     The storage's address and keys are those of every AWS program: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY or a profile.
 
     Args:
-        root: The folder; bad files are named and left out.
+        *roots: The folder; bad files are named and left out.
         output: A new folder, or s3://BUCKET/FOLDER.
         sample_rate: In Hz, that the recordings are resampled to.
         validation_share: Of the recordings, held out to validate on.
     """
     from surf_lightning.data.shard_writer import write_shards
 
-    print(write_shards(Path(root).expanduser(), output, sample_rate, validation_share))
+    if len(roots) != 1:
+        raise UserError("name one folder of recordings")
+    print(write_shards(Path(roots[0]).expanduser(), output, sample_rate, validation_share))
 
 
 def configs(*names: str) -> None:
