@@ -75,7 +75,8 @@ def plain_attention(x: Tensor, layer: ConvolutionalAttention) -> Tensor:
 
 def plain_locoformer_block(x: Tensor, ours: OurLocoformerBlock) -> Tensor:
     """``[B,N,F,D]``, with the weights of ``ours``."""
-    for layers in (ours[:3], ours[3:]):
+    six = list(ours)
+    for layers in (six[:3], six[3:]):
         shape = x.shape
         rows = x.flatten(0, 1)
         for layer in layers:
