@@ -56,7 +56,7 @@ slow: install
 torture: install  # kills, full disks and damaged files for MINUTES (10); TORTURE_SEED repeats a run
 	OMP_NUM_THREADS=1 TORTURE_MINUTES=$(or $(MINUTES),10) python -m pytest -m slow tests/torture
 test-cluster: install  # a real SLURM on this machine, in minutes; needs root and Debian's slurm-wlm and munge
-	OMP_NUM_THREADS=1 TEST_CLUSTER=1 python -m pytest -m slow -rs tests/cluster
+	OMP_NUM_THREADS=1 TEST_CLUSTER=1 python -m pytest -m slow -rs -o faulthandler_timeout=0 tests/cluster
 
 bench: install  # our steps beside plain implementations
 	@$(LOCKED) lock/bench.txt 2>/dev/null || echo "asteroid cannot be installed here: its rows will say so."

@@ -20,7 +20,7 @@ from torch import Tensor
 from tests.cluster.slurm import Slurm, missing, ranks, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS = 300
+STEPS = 150
 LONG = 600.0  # seconds that a busy machine may take for anything
 SMALL = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1")
 TINY = ("--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1", "--data.num_validation", "64")
@@ -71,7 +71,12 @@ class Run:
     def go_on(self) -> None:
         """Wait for some steps more."""
         before = self.lines()
-        wait_for(lambda: self.lines() > before + 20, LONG, f"steps; {self.text()}")
+
+        def went_on() -> bool:
+            assert self.slurm.state(self.job) != "FAILED", self.text()
+            return self.lines() > before + 20
+
+        wait_for(went_on, LONG, "steps")
 
     def until(self, *states: str, seconds: float = LONG) -> float:
         return wait_for(lambda: self.slurm.state(self.job) in states, seconds, f"{states}; {self.text()}")
@@ -122,6 +127,7 @@ def test_a_run_that_is_preempted_killed_and_drained_ends_as_if_nothing_had_been(
     os.kill(ranks(run.folder / "run")[-1], signal.SIGKILL)
     assert run.until("PENDING", "COMPLETING", seconds=60) < 60
     assert re.search(r"srun: error: n[12]: task [01]: Killed", run.text())
+    wait_for(lambda: "a task was killed (above: which), requeued" in run.text(), 60, "the last word")
 
     run.go_on()  # after the second
     slurm.run("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
