@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -80,7 +81,7 @@ def separate(
 
     Args:
         *inputs: A file, a folder (its tree is mirrored) or a glob.
-        checkpoint: A run's checkpoint, a folder of surf export, or user/name on the Hugging Face Hub.
+        checkpoint: A run's checkpoint, a folder of surf export, or user/name[@revision] on the Hugging Face Hub.
         output: Folder for the sources.
         channels: Of a file of several: separate each, their mean, or the first.
         num_samples: Write the mean of so many posterior samples of a flow, and its uncertainty over time.
@@ -130,20 +131,30 @@ def app(
     launch(open_page(checkpoint, device, max_minutes, trust), port)
 
 
-def export(*, checkpoint: str, output: str, trust: bool = False) -> None:
+def export(*, checkpoint: str, output: str, onnx: bool = False, push: str | None = None, trust: bool = False) -> None:
     """Write a trained separator in the Hugging Face layout: safetensors, a JSON config, a model card.
 
     Args:
         checkpoint: A run's checkpoint.
         output: A new folder.
+        push: Upload the folder to user/name on the Hugging Face Hub, as the account of `hf auth login`.
+        onnx: Write ONNX graphs as well, and separate.py, which runs them by numpy and onnxruntime.
         trust: Import classes from outside this package, if the checkpoint needs any.
     """
     from surf_lightning.inference.export import CARD, CONFIG, WEIGHTS
     from surf_lightning.inference.export import export as write
 
     _allow_own_modules(trust)
-    write(checkpoint, output, trust)
+    if onnx:
+        from surf_lightning.inference.onnx import write_onnx
+    write(checkpoint, output, trust, write_onnx if onnx else None)
     print(f"written to {output}: {WEIGHTS}, {CONFIG} and {CARD}, the model card")
+    if push is not None:
+        from surf_lightning.inference.hub import push as upload
+
+        print(f"uploaded: {upload(output, push)}; --checkpoint hf://{push} takes it from there")
+    if onnx:
+        print(f"{output}/separate.py runs the ONNX graphs beside it: python {output}/separate.py MIXTURE")
 
 
 def shard(*roots: str, output: str, sample_rate: int = 16000, validation_share: float = 0.1) -> None:
@@ -181,8 +192,17 @@ def configs(*names: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def info() -> None:
+    """Print what a bug report needs: versions, devices, extras."""
+    from surf_lightning.provenance import environment
+
+    print("\n".join(environment()))
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what a library may say without the name of the file
+
 COMMANDS: dict[str, Callable[..., int | None]] = {
-    function.__name__: function for function in (report, separate, app, export, shard, configs)
+    function.__name__: function for function in (report, separate, app, export, shard, configs, info)
 }
 
 
@@ -190,6 +210,13 @@ def help_text() -> str:
     """What `surf --help` prints."""
     first_lines = {name: (function.__doc__ or "").partition("\n")[0] for name, function in COMMANDS.items()}
     return HELP.format(commands="\n".join(f"  {name:10} {line}" for name, line in (TRAINING | first_lines).items()))
+
+
+def printable(text: str) -> str:
+    """``text`` with escapes in place of what would steer a terminal; a file's name may hold anything."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text
+    )
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -207,11 +234,11 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return _run(*args)
     except UserError as error:
-        print(f"surf {args[0]}: {error}", file=sys.stderr)
+        print(f"surf {printable(args[0])}: {printable(str(error))}", file=sys.stderr)
     except OSError as error:
-        if error.filename is None:  # no file of the user's
+        if error.filename is None and error.errno not in DISK:  # no file of the user's
             raise
-        print(f"surf {args[0]}: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"surf {args[0]}: {printable(str(error.filename or 'writing'))}: {error.strerror}", file=sys.stderr)
     return 2
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from surf_lightning.audio.files import EXTENSIONS, BadAudio, Resampler, read_crop
 from surf_lightning.audio.index import RATES, SILENT, format_skipped, index_audio
 from surf_lightning.audio.storage import Storage, storage
-from surf_lightning.data.folder import are_held_out
+from surf_lightning.data.folder import are_held_out, path_hashes
 from surf_lightning.data.shards import INDEX, VERSION
 from surf_lightning.errors import UserError
 from surf_lightning.files import files_under
@@ -71,7 +71,7 @@ def write_shards(root: Path, output: str, sample_rate: int, validation_share: fl
         raise UserError(f"{root} holds no usable recordings\n{format_skipped(root, faults)}".rstrip())
     lengths = {p: Resampler(examined[p].rate, sample_rate).length(examined[p].frames) for p in usable}
     shuffled = [usable[i] for i in np.random.default_rng(0).permutation(len(usable))]
-    held_out = are_held_out([os.fsencode(path) for path in shuffled], validation_share)
+    held_out = are_held_out(path_hashes([os.fsencode(path) for path in shuffled]), validation_share)
     if len(usable) == 1:
         held_out[:] = False
 

@@ -7,7 +7,7 @@ import io
 import os
 import tempfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from surf_lightning.audio.storage import BadChunk, Chunks, storage
 from surf_lightning.data.audio import AudioMixtures, Part
 from surf_lightning.data.audio_examples import FixedCrops, RandomCrops, Readable
 from surf_lightning.errors import UserError
-from surf_lightning.functional.randomness import Ranks, mix_seed
+from surf_lightning.functional.randomness import mix_seed
 
 INDEX = "index.npz"
 VERSION = 1  # of the index
+COLUMNS = ("chunk", "offset", "size", "checksum", "lengths")  # of the pieces
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Pieces:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def select(self, which: np.ndarray) -> Pieces:
+        """The pieces of a mask ``[N]``, or of a list of numbers that rise."""
+        return replace(self, **{name: getattr(self, name)[which] for name in COLUMNS})
 
     def read(self, example: int, start: int = 0, count: int | None = None) -> Tensor:
         """``[1,T]``: samples ``[start, start + count)`` of a piece, zeros beyond its end.
@@ -76,10 +81,8 @@ class WindowedCrops(RandomCrops):
     visited in a random order, and what is silent or damaged is replaced by crops of the same window.
     """
 
-    def __init__(
-        self, examples: Readable, crop: int, batch_size: int, seed: int = 0, ranks: Ranks | None = None
-    ) -> None:
-        super().__init__(examples, crop, batch_size, seed, ranks)
+    def __init__(self, examples: Readable, *arguments: Any, **options: Any) -> None:
+        super().__init__(examples, *arguments, **options)
         assert isinstance(examples, Pieces)
         self.pieces = examples
         numbers, counts = np.unique(examples.chunk[self.visits], return_counts=True)
@@ -187,7 +190,7 @@ class Shards(AudioMixtures):
         if not held_out.any():
             rank_zero_warn(f"{self.root} holds one recording: it is both trained and validated on")
             held_out[:] = True
-        columns = {name: index[name][held_out] for name in ("chunk", "offset", "size", "checksum", "lengths")}
+        columns = {name: index[name][held_out] for name in COLUMNS}
         failures = max(1, int(self.max_bad_share * held_out.sum()))
         return Pieces(self.root, self._chunks(), window=self.window, failures_left=failures, **columns)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch.optim  # noqa: F401  jsonargparse finds classes by their names once they are imported
@@ -32,9 +35,10 @@ from surf_lightning.engine.checkpoints import LastCheckpoint
 from surf_lightning.engine.configs import own_modules, with_config_paths
 from surf_lightning.engine.fit import TRAINER_DEFAULTS, filter_warnings, make_trainer, train
 from surf_lightning.errors import UserError
-from surf_lightning.functional import losses
+from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
 
+MISUSE = (TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, ImportError, RuntimeError)
 TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}  # by default, where it is installed
 
 
@@ -91,14 +95,22 @@ class SurfCLI(LightningCLI):
             _follow_torchrun(config.trainer)
         self.is_new = subcommand == "fit" and config.ckpt_path is None
         find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
-        config.ckpt_path = find(self.folder, config.ckpt_path)
+        if not _named(config.model.class_path).is_oracle:
+            config.ckpt_path = find(self.folder, config.ckpt_path)
         loggers.resolve_loggers(config.trainer, self.folder, subcommand, self.is_new)
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+        except (UserError, MisconfigurationException):
+            raise
         except ValueError as error:  # an argument that its class refuses; jsonargparse may have wrapped it
             raise UserError(str(error.__cause__ or error)) from error
+        except MISUSE as error:
+            said = str(error.__cause__ or error).partition("\n")[0]
+            raise UserError(
+                f"an argument of the configuration cannot be used: {type(error).__name__}: {said}"
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = {**self._get(self.config_init, "trainer"), **kwargs}
@@ -118,14 +130,21 @@ class SurfCLI(LightningCLI):
         loggers.start_loggers(self.trainer.loggers, self.folder)
 
 
+def _named(path: str, package: ModuleType = losses) -> Any:
+    """What the import path ``path`` names, in ``package`` where it is a name alone."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module or package.__name__), name)
+
+
 def _loss(name: str) -> Callable[..., Any]:
-    """A loss of ``functional.losses`` by its name, or any function by its import path."""
-    module, _, function = name.rpartition(".")
-    return getattr(importlib.import_module(module or losses.__name__), function)
+    """A loss of ``functional`` by its name, or any function by its import path."""
+    loss: Callable[..., Any] = _named(name, signal_losses if hasattr(signal_losses, name) else losses)
+    return loss
 
 
 def _loss_name(loss: Callable[..., Any]) -> str:
-    return loss.__name__ if loss.__module__ == losses.__name__ else f"{loss.__module__}.{loss.__name__}"
+    ours = loss.__module__ in (losses.__name__, signal_losses.__name__)
+    return loss.__name__ if ours else f"{loss.__module__}.{loss.__name__}"
 
 
 def _list(given: Any) -> list[Any]:
@@ -151,6 +170,12 @@ def _follow_torchrun(trainer: Namespace) -> None:
             trainer[name] = count
 
 
+def _while_restoring(error: BaseException) -> bool:
+    """Whether Lightning was taking over a checkpoint, in which a stranger may have put anything."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(code.co_filename.endswith("checkpoint_connector.py") and "restore" in code.co_name for code in frames)
+
+
 def _first_config(config: Namespace) -> str | None:
     paths = config.get("config") or []
     return os.fspath(paths[0]) if paths else None
@@ -163,9 +188,11 @@ def run_lightning(*args: str) -> None:
         UserError: for whatever the user can change.
     """
     filter_warnings()
+    if seeded := [argument for argument in args if re.match(r"--(model|data)\.(init_args\.)?seed\b", argument)]:
+        raise UserError(f"{seeded[0]} would be overwritten: --seed_everything sets the seed of all parts")
     if args[0] != "fit":
         warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # they are those of fit
-    for loss in (losses.EnergyLoss, losses.Reduction):
+    for loss in (losses.EnergyLoss, losses.Reduction, signal_losses.SignalLoss):
         register_type(loss, _loss_name, _loss, (ImportError, AttributeError), lambda value, _: callable(value))
     argv, sys.argv = sys.argv, [sys.argv[0], *with_config_paths(args)]  # DDP starts the other processes by sys.argv
     strict = {"exit_on_error": False, "allow_abbrev": False}
@@ -191,6 +218,9 @@ def run_lightning(*args: str) -> None:
     except Exception as error:
         if loggers.is_wandb_error(error):
             raise UserError(f"W&B: {error}") from error
+        if _while_restoring(error):
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise UserError(f"the checkpoint does not hold what this run would go on from: {said}") from error
         raise
     finally:
         sys.argv = argv

@@ -54,7 +54,8 @@ def reorder(rows: Tensor, permutation: Tensor) -> Tensor:
     Returns:
         ``[B,K,*S]``.
     """
-    return torch.take_along_dim(rows, permutation.view(*permutation.shape, *[1] * (rows.ndim - 2)), dim=1)
+    index = permutation.view(*permutation.shape, *[1] * (rows.ndim - 2))
+    return rows.gather(1, index.expand(*permutation.shape, *rows.shape[2:]))
 
 
 def order_without_mates(

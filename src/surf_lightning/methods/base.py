@@ -60,6 +60,8 @@ class SeparationModule(L.LightningModule, ABC):
     signal: dict[str, Any]
     label: str
     """The method's name in the tables of the paper."""
+    is_oracle = False
+    """Whether it looks at the true sources, has nothing to train, and is tested without a checkpoint."""
     loss_tells_the_best = True
     """Whether ``val/loss`` is of one target throughout, so that the least is of the best checkpoint."""
 
@@ -79,6 +81,10 @@ class SeparationModule(L.LightningModule, ABC):
         super().__init__()
         if decay_steps is not None and decay_steps < 1:
             raise ValueError("decay_steps must be at least 1, or null for a learning rate that does not decay")
+        if warmup_steps < 0 or (micro_batch is not None and micro_batch < 1):
+            raise ValueError(
+                f"warmup_steps ({warmup_steps}) must be at least 0, micro_batch ({micro_batch}) at least 1"
+            )
         self.separator, self.make_optimizer, self.follower = separator, optimizer, None
         if ema_decay is not None:
             self.student, self.follower = separator, EMATeacher(ema_decay, ema_every)
@@ -205,6 +211,10 @@ class SeparationModule(L.LightningModule, ABC):
         generator = torch.Generator(self.device).manual_seed(mix_seed(HELD_OUT_SEED, batch))
         return self.separator.separate(mixtures, generator)
 
+    def estimates(self, batch: Batch, position: int) -> Tensor:
+        """What the metrics are given ``[B,K,*S]`` for held-out batch ``position``."""
+        return self.separate(batch["mixtures"], position)
+
     def outputs(self, mixtures: Tensor, batch_idx: int) -> Tensor:
         """All that is estimated of ``mixtures [B,*S]``, sums of held-out ones, ``[B,M,*S]``, for ``metrics.MoMi``."""
         return self.separate(mixtures, self._position(batch_idx))
@@ -239,7 +249,7 @@ class SeparationModule(L.LightningModule, ABC):
 
     def _measure(self, metrics: Metric | None, batch: Batch, batch_idx: int) -> Tensor:
         assert metrics is not None
-        estimates = self.separate(batch["mixtures"], self._position(batch_idx))
+        estimates = self.estimates(batch, self._position(batch_idx))
         metrics.update(estimates, batch["sources"], batch["mixtures"])
         return estimates
 

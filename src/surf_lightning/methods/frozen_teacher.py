@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import KEY, describe, rebuild
+from surf_lightning.inference.checkpoint import KEY, build, describe, weights_of
 from surf_lightning.inference.separator import RegressionSeparator, Separator, load_separator
 from surf_lightning.methods.base import SeparationModule
 
@@ -65,7 +65,7 @@ class FrozenTeacherModule(SeparationModule):
 
     def _read_earlier_stage(self, path: str) -> Separator:
         stage = self.earlier_stage
-        if not os.path.isfile(path):
+        if path.endswith(".ckpt") and not os.path.isfile(path):
             raise UserError(
                 f"there is no checkpoint {path} of the earlier stage, {stage}. Train it first (surf fit --config "
                 f"configs/<dataset>_{stage.lower()}.yaml), or name another by --model.{self.checkpoint_argument}"
@@ -125,4 +125,4 @@ class FrozenTeacherModule(SeparationModule):
                 f"{self.earlier_checkpoint or 'none'} (model.{self.checkpoint_argument})"
             )
         if record is not None:
-            self._freeze(rebuild(record, self.trust_checkpoint))
+            self._freeze(build(record, weights_of(checkpoint, "frozen_teacher."), self.trust_checkpoint))

@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from surf_lightning.audio.spectrogram import DYNAMIC_RANGE, log_spectrogram
 from surf_lightning.metrics.audio import align_by_si_sdr, is_active
 from surf_lightning.metrics.images import align_by_mse, to_unit_range
+from surf_lightning.reporting.parts import read_sound
 from surf_lightning.reporting.runs import Run, names_of
 
 POINTS = 300  # of a curve: more cannot be told apart
@@ -47,6 +48,7 @@ STYLE: Any = {
     "xtick.color": "#555555",
     "ytick.color": "#555555",
     "svg.hashsalt": "surf-lightning",
+    "text.parse_math": False,  # a name may hold a dollar
 }
 
 
@@ -224,12 +226,17 @@ def validation_examples(run: Run) -> list[SoundExample]:
     rate = 0
     for path in run.media:
         if name := re.fullmatch(r"step_\d+_(\d+)_([a-z]+)\d*", path.stem):
-            samples, rate = soundfile.read(path, dtype="float32")
-            found.setdefault(name[1], {}).setdefault(name[2], []).append(torch.from_numpy(samples))
+            try:
+                signal, rate = read_sound(path, SECONDS)
+            except ValueError:  # an example without it cannot be shown: the run's folder was changed
+                continue
+            found.setdefault(name[1], {}).setdefault(name[2], []).append(signal)
     names = {"reference": "truth", "estimate": run.label}
     examples = []
     for kept in found.values():
-        (mixture,) = kept.pop("mixture")
+        mixture, *more = kept.pop("mixture", [torch.empty(0)])
+        if more or not kept or kept.keys() - names or {len(x) for row in kept.values() for x in row} != {len(mixture)}:
+            continue
         rows = {names[kind]: torch.stack(signals) for kind, signals in reversed(kept.items())}  # truth first
         examples.append(_example(mixture, rows, rate))
     return examples

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import functools
-import json
 import math
-import pickle
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,11 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-import yaml
-
 from surf_lightning.errors import UserError
+from surf_lightning.files import read_yaml
 from surf_lightning.metrics.tables import Results
+from surf_lightning.reporting.parts import own_file, read_config, read_examples, read_results
 
 Value = TypeVar("Value")
 SEED = re.compile(r"_seed\d+$")  # runs/digits_mixit_seed1 repeats runs/digits_mixit
@@ -54,23 +51,22 @@ class Run:
 
         def read(name: str, how: Callable[[Path], Value], nothing: Value, hint: str) -> Value:
             path = folder / name
-            if not path.is_file():
+            if not os.path.lexists(path):
                 missing.append(f"no {name}{hint}")
                 return nothing
             try:
-                return how(path)
-            except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                missing.append(f"{name} cannot be read: {error}")
+                return how(own_file(folder, path))
+            except Exception as error:  # of any type: the file may be anything
+                missing.append(f"{name} cannot be read: {str(error).partition(chr(10))[0]}")
                 return nothing
 
-        config = read("config.yaml", Path.read_text, "", ": surf fit writes it")
+        config = read("config.yaml", read_config, "", ": surf fit writes it")
         tests = sorted(path.name for path in folder.glob("metrics*.json"))
         hint, nothing = ": surf test writes it", dict[str, Any]()
         results, examples = {}, nothing
         if tests or _data_class(_settings(config)) != "Folder":  # which has no truth to test against
-            results = {name: read(name, _results, nothing, hint) for name in tests or ["metrics.json"]}
-            load = functools.partial(torch.load, map_location="cpu", weights_only=True)
-            examples = read("test_examples.pt", load, nothing, hint)
+            results = {name: read(name, read_results, nothing, hint) for name in tests or ["metrics.json"]}
+            examples = read("test_examples.pt", read_examples, nothing, hint)
         run = cls(
             folder,
             {name.removesuffix(".json"): each for name, each in results.items() if each},
@@ -142,11 +138,7 @@ def facts_in_common(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
 
 
 def _settings(config: str) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(config)
-    except yaml.YAMLError:
-        return {}
-    return settings if isinstance(settings, dict) else {}
+    return read_yaml(config) if config.strip() else {}
 
 
 def _data_class(settings: dict[str, Any]) -> str:
@@ -155,16 +147,9 @@ def _data_class(settings: dict[str, Any]) -> str:
 
 
 def _latest(media: Path) -> tuple[Path, ...]:
-    files = sorted(media.glob("step_*"))
+    inside = media.parent.resolve()  # no link may show what lies elsewhere
+    files = sorted(path for path in media.glob("step_*") if path.resolve().is_relative_to(inside) and path.is_file())
     return tuple(path for path in files if path.name[:STEP] == files[-1].name[:STEP])
-
-
-def _results(path: Path) -> Results:
-    results = json.loads(path.read_text())
-    absent = {"metrics", "label", "data"} - results.keys()
-    if absent:
-        raise ValueError(f"it has no {', '.join(sorted(absent))}")
-    return results
 
 
 def read_curves(path: Path) -> Curves:

@@ -30,7 +30,7 @@ class Setting(NamedTuple):
         mine = [values.get(key) for key in self.keys]
         try:
             return self.text(*mine)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return ", ".join(map(str, mine))
 
 
@@ -109,7 +109,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by dotted name, without the unseen ones; lists are values."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        name = prefix + key
+        name = f"{prefix}{key}"
         if name in UNSEEN or name.startswith("trainer.enable_"):
             continue
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
@@ -118,7 +118,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _most_common(values: Sequence[Any]) -> Any:
     """The most frequent value, the first of several; values need not be hashable."""
-    texts = [json.dumps(value, default=str) for value in values]
+    texts = [json.dumps(value, default=str, skipkeys=True) for value in values]
     return values[texts.index(Counter(texts).most_common(1)[0][0])]
 
 
