@@ -51,7 +51,9 @@ def milliseconds_a_crop(data: AudioMixtures, root: Path, cold: bool, batches: in
 def against_loose_files(kind: Kind, root: Path) -> Iterator[Timing]:
     write(root / "loose", kind)
     shard_writer.CHUNK_BYTES = CHUNK_BYTES
-    shard_writer.write_shards(root / "loose", str(root / "shards"), RATE, 0.1)
+    packing = wall_seconds(lambda: shard_writer.write_shards(root / "loose", str(root / "shards"), RATE, 0.1), CPU)
+    rate = kind.count * kind.seconds / packing
+    yield Timing(f"packing of {kind.label}", 1e3 * packing / kind.count, remark=f"{rate:,.0f} x real time, all cores")
     options = {"crop_seconds": CROP_SECONDS, "batch_size": BATCH}
     loose, shards = Folder(str(root / "loose"), **options), Shards(str(root / "shards"), **options)
     size = shards.index["chunk_size"].sum() / len(shards.index["lengths"]) / 1e3
