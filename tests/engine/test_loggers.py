@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import logging
+import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from surf_lightning.engine.loggers import (
     MetricsCSV,
+    close_wandb,
     filter_lightning_tips,
     is_wandb_error,
     resolve_loggers,
@@ -337,3 +340,33 @@ def test_wandb_is_not_given_what_it_warns_of(
     shown = capfd.readouterr().err
     assert "Run data is saved locally" in shown
     assert "anonymous" not in shown
+
+
+def wandbs_service() -> list[Path]:
+    """In /proc, the processes of its service that this one has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = status.read_text()
+        except OSError:
+            continue
+        if f"PPid:\t{os.getpid()}\n" in text and "wandb" in text.partition("\n")[0]:
+            found.append(status)
+    return found
+
+
+def test_wandbs_service_outlives_the_signals_of_a_cluster_and_ends_with_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = WandbLogger(save_dir=".", id="one", offline=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    start_loggers([logger], Path("run"))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    (status,) = wandbs_service()
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        os.kill(int(status.parent.name), number)
+    logger.log_metrics({"loss": 1.0}, 1)
+    close_wandb([logger])
+    assert wandbs_service() == []
+    assert len(list(Path("wandb").glob("offline-run-*-one/*.wandb"))) == 1

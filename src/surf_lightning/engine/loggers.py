@@ -7,8 +7,10 @@ import importlib.util
 import logging
 import os
 import secrets
+import signal
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +169,20 @@ def start_loggers(loggers: Iterable[Logger], folder: Path, config: dict[str, Any
     """Begin to track the run in ``folder``, or go on; every logger gets the configuration as hyper-parameters."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            _start_wandb(logger, folder)
+            with _blocked_signals():
+                _start_wandb(logger, folder)
         if config is not None:
             logger.log_hyperparams(config)
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """What is started meanwhile outlives signals to all processes of a job: a run cannot log to a service that is gone."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_wandb(logger: WandbLogger, folder: Path) -> None:
