@@ -156,9 +156,12 @@ def test_torchrun_starts_all_ranks_again_where_one_is_killed(
     environment = {**slurm.environment, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     with (tmp_path / "log.txt").open("w") as log:
         running = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        wait_for((folder / "checkpoints" / "last.ckpt").is_file, LONG, "a checkpoint")
-        os.kill(ranks(folder)[-1], signal.SIGKILL)
-        assert running.wait(LONG) == 0, (tmp_path / "log.txt").read_text()
+        try:
+            wait_for((folder / "checkpoints" / "last.ckpt").is_file, LONG, "a checkpoint")
+            os.kill(ranks(folder)[-1], signal.SIGKILL)
+            assert running.wait(LONG) == 0, (tmp_path / "log.txt").read_text()
+        finally:
+            running.terminate()
     assert_same(tensors(folder), undisturbed)
 
 

@@ -177,7 +177,7 @@ def start_loggers(loggers: Iterable[Logger], folder: Path, config: dict[str, Any
 
 @contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """What is started meanwhile outlives signals to all processes of a job: a run cannot log to a service that is gone."""
+    """What starts meanwhile outlives signals to all processes of a job: a run cannot log to a service that is gone."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
     try:
         yield
