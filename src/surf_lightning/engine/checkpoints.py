@@ -156,6 +156,9 @@ class LastCheckpoint(ModelCheckpoint):
         interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
         close_wandb(trainer.loggers)  # SLURM ends its service too, which would leave a traceback
         if not interrupted and (job := os.environ.get("SLURM_JOB_ID")):
+            # A requeued job is ended by SIGTERM: all ranks are about to end anyway, and quietly.
+            self._previous[signal.SIGTERM] = signal.SIG_IGN
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             requeue(job, trainer.global_step)
         else:
             rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
