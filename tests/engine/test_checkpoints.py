@@ -152,7 +152,7 @@ def test_a_slurm_job_that_is_signalled_goes_back_into_the_queue(
     with signalled(number), caplog.at_level("INFO"):
         fit()
     assert step(LAST) == 1
-    assert ("preempted at step 1, checkpoint written, requeued" == caplog.messages[-1]) == requeued
+    assert (caplog.messages[-1] == "preempted at step 1, checkpoint written, requeued") == requeued
     asked = tmp_path / "asked"
     assert (asked.read_text() if asked.exists() else None) == ("requeue 1234\n" if requeued else None)
 
