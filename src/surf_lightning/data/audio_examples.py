@@ -41,6 +41,9 @@ class Readable(Protocol):
 
     def __len__(self) -> int: ...
 
+    def path(self, example: int) -> str:
+        """Where a mixture is, for messages."""
+
     def select(self, which: np.ndarray) -> Readable:
         """Those of a mask ``[N]``, or of a list of numbers."""
 

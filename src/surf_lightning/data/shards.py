@@ -51,6 +51,10 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def path(self, example: int) -> str:
+        """The chunk of a piece, and the piece's first byte in it."""
+        return f"{self.root}/{self.chunks.names[int(self.chunk[example])]} at byte {self.offset[example]}"
+
     def select(self, which: np.ndarray) -> Pieces:
         """The pieces of a mask ``[N]``, or of a list of numbers that rise."""
         return replace(self, **{name: getattr(self, name)[which] for name in COLUMNS})
