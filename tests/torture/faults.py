@@ -51,7 +51,7 @@ def start(args: list[str], prepare: Callable[[], None] = lambda: None) -> Any:
         prepare()
         entry_point()
 
-    process = multiprocessing.get_context("fork").Process(target=run)
+    process = multiprocessing.get_context("fork").Process(target=run, daemon=True)
     process.start()
     return process
 
