@@ -44,9 +44,7 @@ def start(args: list[str], prepare: Callable[[], None] = lambda: None) -> Any:
     """A process, forked from this one, that runs the command line; what it says is in ``said``."""
 
     def run() -> None:
-        with open("said", "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = open("said", "w", buffering=1)  # noqa: SIM115
         sys.argv = ["surf", *args]
         prepare()
         entry_point()
