@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from surf_lightning.callbacks.beta_schedule import Steps, check_steps, in_steps
 from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.callbacks.finite_steps import FiniteSteps
 from surf_lightning.callbacks.momi import MeasureMoMi
@@ -43,7 +44,8 @@ class SeparationModule(L.LightningModule, ABC):
             ``callbacks.EMATeacher``; None keeps none.
         ema_every: optimizer steps between two moves of that average.
         warmup_steps: optimizer steps in which the learning rate rises linearly to its value.
-        decay_steps: optimizer step at which the learning rate has fallen to zero along half a cosine; None keeps it.
+        decay_steps: optimizer step at which the learning rate has fallen to zero along half a cosine, or, a float in
+            (0, 1], its share of the whole run: 1.0 is the end of the run. None keeps the rate.
         micro_batch: examples that a network sees at once; None: all. It bounds the memory, the result is the same, at
             the cost of one more evaluation of the trained network without gradient.
         compile: evaluate the networks by ``torch.compile``: minutes of compilation at the start (it needs a C++
@@ -70,15 +72,15 @@ class SeparationModule(L.LightningModule, ABC):
         ema_decay: float | None = None,
         ema_every: int = 1,
         warmup_steps: int = 1,
-        decay_steps: int | None = None,
+        decay_steps: Steps | None = None,
         micro_batch: int | None = None,
         compile: bool = False,
         max_skipped_steps: int = 20,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if decay_steps is not None and decay_steps < 1:
-            raise ValueError("decay_steps must be at least 1, or null for a learning rate that does not decay")
+        if decay_steps is not None:
+            check_steps("decay_steps", decay_steps)
         self.separator, self.make_optimizer, self.follower = separator, optimizer, None
         if ema_decay is not None:
             self.student, self.follower = separator, EMATeacher(ema_decay, ema_every)
@@ -88,6 +90,7 @@ class SeparationModule(L.LightningModule, ABC):
         self.max_skipped_steps, self.signal = max_skipped_steps, {}
         self.trained_steps, self.trained_seconds, self._clock = 0, 0.0, 0.0
         self._batch_before: int | None = None
+        self._run_steps_before: int | None = None
         self.val_metrics: Metric | None = None
         self.test_metrics: Metric | None = None
 
@@ -120,6 +123,21 @@ class SeparationModule(L.LightningModule, ABC):
     def steps_made(self) -> int:
         """Optimizer steps behind the weights, also where a checkpoint is only evaluated."""
         return max(self.global_step, self.trained_steps)
+
+    @property
+    def run_steps(self) -> int:
+        """Optimizer steps of the whole run, of which schedules may be shares; -1 where it has no end."""
+        steps = self.trainer.max_steps if self._trainer is not None else -1
+        return steps if steps > 0 else self._run_steps_before or -1
+
+    def in_steps(self, schedule: Steps) -> int:
+        """A schedule's length in optimizer steps."""
+        return in_steps(schedule, self.run_steps)
+
+    @property
+    def schedules(self) -> dict[str, Steps | None]:
+        """The lengths of all schedules, by their arguments."""
+        return {"decay_steps": self.decay_steps}
 
     def check_earlier_stage(self) -> None:
         """Raises UserError where a fit from the beginning lacks what an earlier stage was to leave."""
@@ -199,7 +217,7 @@ class SeparationModule(L.LightningModule, ABC):
         warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         if self.decay_steps is None:
             return warmup
-        return warmup * 0.5 * (1 + math.cos(math.pi * min(step / self.decay_steps, 1.0)))
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(step / self.in_steps(self.decay_steps), 1.0)))
 
     # -- evaluation --
 
@@ -272,6 +290,12 @@ class SeparationModule(L.LightningModule, ABC):
                 f"The resumed run goes on with the optimizer settings of its checkpoint, {restored}, "
                 f"NOT with those configured now, {self._configured}."
             )
+        shares = [name for name, steps in self.schedules.items() if isinstance(steps, float)]
+        if shares and self._run_steps_before not in (None, self.run_steps):
+            rank_zero_warn(
+                f"The resumed run ends at step {self.run_steps:,}, it was to end at {self._run_steps_before:,}: "
+                f"{', '.join(shares)}, which are shares of the run, are longer or shorter from here on."
+            )
         if self._batch_before not in (None, batch := self.whole_batch()):
             rank_zero_warn(
                 f"The resumed run goes on with {batch} mixtures a batch (data.batch_size, times the processes), NOT "
@@ -294,10 +318,12 @@ class SeparationModule(L.LightningModule, ABC):
             )
         self.trained_steps, self.trained_seconds = checkpoint["global_step"], checkpoint[KEY]["seconds"]
         self._batch_before = checkpoint[KEY].get("batch")
+        self._run_steps_before = checkpoint[KEY].get("run_steps")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         seconds = self.trained_seconds + time.monotonic() - self._clock
-        checkpoint[KEY] = {**checkpoint_metadata(self), "seconds": seconds, "batch": self.whole_batch()}
+        run = {"seconds": seconds, "batch": self.whole_batch(), "run_steps": self.run_steps}
+        checkpoint[KEY] = {**checkpoint_metadata(self), **run}
 
     def whole_batch(self) -> int:
         """Mixtures in a training batch of all processes."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surf_lightning.callbacks.beta_schedule import Steps, check_steps
 from surf_lightning.functional.losses import EnergyLoss, pit, thresholded_snr
 from surf_lightning.functional.permutation import reorder
 from surf_lightning.functional.randomness import BatchRandomness
@@ -71,7 +72,8 @@ class MixCycle(MixPIT):
 
     Args:
         network: of two outputs.
-        mixpit_steps: optimizer steps of MixPIT at the beginning; 50 epochs in the paper.
+        mixpit_steps: optimizer steps of MixPIT at the beginning, or, a float in (0, 1], their share of the run; 50
+            epochs in the paper.
 
     The other arguments are those of ``MixPIT``.
     """
@@ -79,9 +81,14 @@ class MixCycle(MixPIT):
     label = "MixCycle"
     loss_tells_the_best = False  # it is its own teacher
 
-    def __init__(self, network: RegressionNetwork, mixpit_steps: int = 20_000, **options: Any) -> None:
+    def __init__(self, network: RegressionNetwork, mixpit_steps: Steps = 20_000, **options: Any) -> None:
         super().__init__(network, **options)
+        check_steps("mixpit_steps", mixpit_steps, least=0)
         self.mixpit_steps = mixpit_steps
+
+    @property
+    def schedules(self) -> dict[str, Steps | None]:
+        return {**super().schedules, "mixpit_steps": self.mixpit_steps}
 
     @torch.no_grad()
     def teacher_estimates(self, mixtures: Tensor) -> Tensor:
@@ -92,7 +99,7 @@ class MixCycle(MixPIT):
         return estimates
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        if self.steps_made < self.mixpit_steps:
+        if self.steps_made < self.in_steps(self.mixpit_steps):
             return super().loss(batch, random)
         estimates = self.teacher_estimates(in_pairs(batch["mixtures"]).flatten(0, 1))
         swapped = random.uniform(len(estimates)) < 0.5

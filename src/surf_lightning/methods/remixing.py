@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from surf_lightning.callbacks.beta_schedule import Steps, check_steps
 from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import Objective, Reduction, mean_square, pit_permutation, remixing_loss
 from surf_lightning.functional.permutation import reorder
@@ -95,7 +96,8 @@ class Remixing(TeacherStudentModule):
         objective: ``remixit``, Eq. (16), ``self_remixing``, Eq. (17), or the weight of the former in a sum of both.
         reduction: ``mean_square`` (images) or ``log_energy`` (audio) of ``functional.losses``.
         num_sources: sources in a mixture (K).
-        teacher_steps: optimizer steps in which the frozen MixIT is the teacher; from then on the student's EMA is.
+        teacher_steps: optimizer steps in which the frozen MixIT is the teacher, or, a float in (0, 1], their share of
+            the run; from then on the student's EMA is.
 
     The other arguments are those of ``TeacherStudentModule``.
     """
@@ -108,17 +110,31 @@ class Remixing(TeacherStudentModule):
         objective: Objective | float = "remixit",
         reduction: Reduction = mean_square,
         num_sources: int = 2,
-        teacher_steps: int = 200_000,
+        teacher_steps: Steps = 200_000,
         **options: Any,
     ) -> None:
         super().__init__(RegressionSeparator(network, num_sources), objective, reduction, **options)
+        check_steps("teacher_steps", teacher_steps, least=0)
         self.teacher_steps = teacher_steps
+
+    @property
+    def schedules(self) -> dict[str, Steps | None]:
+        return {**super().schedules, "teacher_steps": self.teacher_steps}
+
+    def on_fit_start(self) -> None:
+        frozen, end = self.in_steps(self.teacher_steps), self.run_steps
+        if self.earlier_checkpoint is not None and 0 < end <= frozen:
+            rank_zero_warn(
+                f"The run ends at step {end:,}, before the frozen MixIT's last as the teacher (step {frozen:,}): the "
+                "student never learns from its own average. Give --model.teacher_steps as a share of the run, e.g. 0.25"
+            )
+        super().on_fit_start()
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         mixtures = batch["mixtures"]
         ranks = random.ranks if self.remix_over_ranks else ALONE
         order = random.shuffled_order(len(mixtures), self.student.num_sources, ranks, self.shuffle)
-        frozen = self.frozen_teacher is not None and self.steps_made < self.teacher_steps
+        frozen = self.frozen_teacher is not None and self.steps_made < self.in_steps(self.teacher_steps)
         teacher = self.frozen_teacher if frozen else self.teacher
         with torch.no_grad():
             estimates = self.micro_batched(teacher)(mixtures)

@@ -46,8 +46,9 @@ def _number(value: float) -> str:
     return f"{value:g}"
 
 
-def _schedule(start: float, end: float, steps: int) -> str:
-    return f"{start:g}" if start == end else f"{start:g} to {end:g} in {steps:,} steps"
+def _schedule(start: float, end: float, steps: float) -> str:
+    length = f"{steps:.0%} of the run" if isinstance(steps, float) else f"{steps:,} steps"
+    return f"{start:g}" if start == end else f"{start:g} to {end:g} in {length}"
 
 
 SETTINGS = (  # of Table 9
