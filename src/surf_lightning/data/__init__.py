@@ -4,9 +4,20 @@ from surf_lightning.data.audioset import AudioSet
 from surf_lightning.data.cifar import CIFAR10
 from surf_lightning.data.digits import Digits
 from surf_lightning.data.folder import Folder
+from surf_lightning.data.folder_with_truth import FolderWithTruth
 from surf_lightning.data.fuss import FUSS
 from surf_lightning.data.libri2mix import Libri2Mix
 from surf_lightning.data.librispeech_fuss import LibriSpeechFUSS
 from surf_lightning.data.mnist import MNIST
 
-__all__ = ["CIFAR10", "FUSS", "MNIST", "AudioSet", "Digits", "Folder", "Libri2Mix", "LibriSpeechFUSS"]
+__all__ = [
+    "CIFAR10",
+    "FUSS",
+    "MNIST",
+    "AudioSet",
+    "Digits",
+    "Folder",
+    "FolderWithTruth",
+    "Libri2Mix",
+    "LibriSpeechFUSS",
+]

@@ -87,7 +87,7 @@ class AudioMixtures(SeparationData):
 
     monitor = "val/si_sdri"
     monitor_mode = "max"
-    num_sources: int
+    num_sources: int | None
     """Rows of ``sources`` where there is truth, those beyond a mixture's own being 0."""
 
     def __init__(
@@ -139,8 +139,11 @@ class AudioMixtures(SeparationData):
         examples = self.examples("validation")
         # All batches are full, for MixIT cannot use one of a single mixture, and every rank has one.
         size = min(self.batch_size, HELD_OUT_BATCH)
-        num_batches = min(self.num_validation, len(examples)) // size
+        num_batches = min(self.num_validation, self._num_crops(examples)) // size
         return FixedCrops(examples, self.crop, size, max(num_batches, self._ranks().world_size))
+
+    def _num_crops(self, examples: Examples) -> int:
+        return len(examples)
 
     def test_batches(self) -> Batches:
         return WholeExamples(self.examples("test"))

@@ -43,6 +43,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def seconds(self) -> float:
+        """The length of all mixtures."""
+        return float(self.lengths.sum()) / self.sample_rate
+
     def path(self, example: int, part: int = 0) -> str:
         """The file of an example's mixture, or that of its source ``part - 1``."""
         return os.path.join(self.root, os.fsdecode(self.files[example, part]))
@@ -148,6 +153,11 @@ def as_batch(signals: Tensor) -> dict[str, Tensor]:
     return batch | {"sources": signals[:, 1:].contiguous()} if signals.shape[1] > 1 else batch
 
 
+def num_crops(examples: Examples, crop: int) -> np.ndarray:
+    """How many crops of ``crop`` samples each example is long, one at least, ``[N]``."""
+    return np.rint(examples.lengths / crop).astype(np.int64).clip(1)
+
+
 class RandomCrops(Dataset[dict[str, Tensor]]):
     """Item i is training batch i: this rank's rows of random crops of ``crop`` samples, ``mixtures [B,T]``.
 
@@ -162,8 +172,7 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
     ) -> None:
         self.examples, self.crop, self.batch_size = examples, crop, batch_size
         self.seed, self.ranks = seed, ranks or Ranks()
-        visits = np.rint(examples.lengths / crop).astype(np.int64).clip(1)
-        self.visits = np.repeat(np.arange(len(examples)), visits)
+        self.visits = np.repeat(np.arange(len(examples)), num_crops(examples, crop))
         self.failed = torch.zeros(len(examples), dtype=torch.bool).share_memory_()  # known to all workers
         self._round, self._order = -1, torch.empty(0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -13,7 +12,7 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
@@ -22,7 +21,8 @@ from surf_lightning.callbacks.results import PrintedResult, TestResults
 from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import run_folder
 from surf_lightning.engine.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.loggers import MetricsCSV, filter_lightning_tips, start_loggers
+from surf_lightning.engine.loggers import MetricsCSV, StartLoggers, filter_lightning_tips, finish_wandb
+from surf_lightning.engine.progress import Progress, tell_network
 from surf_lightning.errors import UserError
 from surf_lightning.files import replacing
 from surf_lightning.inference.checkpoint import describe
@@ -33,6 +33,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # the DataModules share out their batches themselves
     "max_epochs": -1,
     "num_sanity_val_steps": 0,
+    "enable_model_summary": False,  # it counts zero FLOPs: ``tell_network`` says what can be said
 }
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
@@ -49,19 +50,6 @@ def filter_warnings() -> None:
     ):
         warnings.filterwarnings("ignore", expected)
     filter_lightning_tips()
-
-
-class Progress(TQDMProgressBar):
-    """Redrawn once a second, not every step: a number on the screen is read from the device, which waits for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._drawn = 0.0
-
-    def _should_update(self, current: int, total: int) -> bool:
-        due = self.is_enabled and (current == total or time.monotonic() - self._drawn >= 1)
-        self._drawn = time.monotonic() if due else self._drawn
-        return due
 
 
 def progress_bar(wanted: bool | None, callbacks: Iterable[L.Callback]) -> list[L.Callback]:
@@ -154,6 +142,7 @@ def train(
     continued: str | None,
     fresh: bool,
     config: str | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Fit in the trainer's folder. Nothing on disk changes before ``check`` has passed.
 
@@ -164,6 +153,7 @@ def train(
         continued: The checkpoint to go on from.
         fresh: Whether an earlier run in the folder is moved aside.
         config: The configuration as YAML: for ``config.yaml``, and for the loggers as hyper-parameters.
+        notes: What to say of the loggers once they track.
 
     Raises:
         UserError: the fit cannot succeed, or another one runs in the folder.
@@ -180,8 +170,14 @@ def train(
             with replacing(folder / "config.yaml", "w") as file:
                 file.write(header + config)
         wanted = config is not None and undeclared(trainer).enable_autolog_hparams
-        start_loggers(trainer.loggers, folder, yaml.safe_load(config) if wanted else None)
-        trainer.fit(module, datamodule=data, ckpt_path=continued)
+        start = StartLoggers(folder, yaml.safe_load(config) if wanted and config is not None else None, notes)
+        undeclared(trainer).callbacks.insert(0, start)
+        tell_network(module)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=continued)
+        except Exception:
+            finish_wandb(trainer.loggers)  # or it would write into a folder that is removed
+            raise
 
 
 def fit(

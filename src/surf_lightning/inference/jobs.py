@@ -13,6 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from surf_lightning.audio.band import lost_band
 from surf_lightning.audio.files import EXTENSIONS
 from surf_lightning.audio.streams import AudioFile, SourceWriter, source_paths
 from surf_lightning.errors import UserError
@@ -146,7 +147,9 @@ class AudioTask(Task):
         return writer.paths + self.curve_paths(job.stem), rows, self._remarks(file, writer)
 
     def _remarks(self, file: AudioFile, writer: SourceWriter) -> list[str]:
+        rate = self.separator.signal["sample_rate"]
         remarks = [file.remark] if file.remark else []
+        remarks += lost_band(file.path, rate) if file.rate > rate else []
         if writer.clipped:
             remarks.append("a source exceeds full scale: all are written as 32-bit float, which does not clip")
         elif file.source_format() != file.format:

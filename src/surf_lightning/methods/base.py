@@ -62,8 +62,6 @@ class SeparationModule(L.LightningModule, ABC):
     signal: dict[str, Any]
     label: str
     """The method's name in the tables of the paper."""
-    loss_tells_the_best = True
-    """Whether ``val/loss`` is of one target throughout, so that the least is of the best checkpoint."""
 
     def __init__(
         self,

@@ -79,7 +79,6 @@ class MixCycle(MixPIT):
     """
 
     label = "MixCycle"
-    loss_tells_the_best = False  # it is its own teacher
 
     def __init__(self, network: RegressionNetwork, mixpit_steps: Steps = 20_000, **options: Any) -> None:
         super().__init__(network, **options)

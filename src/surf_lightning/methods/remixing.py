@@ -44,7 +44,6 @@ class TeacherStudentModule(FrozenTeacherModule):
     """
 
     family: str
-    loss_tells_the_best = False  # the teacher moves
 
     def __init__(
         self,
@@ -73,8 +72,13 @@ class TeacherStudentModule(FrozenTeacherModule):
         )
         self.remix_over_ranks, self.objective, self.reduction = remix_over_ranks, objective, reduction
         self.shuffle = shuffle
+        self.label = self.label_of(objective)
+
+    @classmethod
+    def label_of(cls, objective: Objective | float) -> str:
+        """The method's name in the tables of the paper."""
         name = LABELS[objective] if isinstance(objective, str) else f"{objective:.0%} ReMixIT"
-        self.label = f"{self.family} ({name})"
+        return f"{cls.family} ({name})"
 
     def on_fit_start(self) -> None:
         together = self.whole_batch() if self.remix_over_ranks else self.data.batch_size

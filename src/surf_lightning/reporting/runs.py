@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 import torch
 import yaml
 
+from surf_lightning import methods
 from surf_lightning.errors import UserError
 from surf_lightning.metrics.tables import Results
 
 Value = TypeVar("Value")
-SEED = re.compile(r"_seed\d+$")  # runs/digits_mixit_seed1 repeats runs/digits_mixit
+ASIDE = re.compile(r"\.\d+$")  # an earlier run that a later one has moved aside
+DEPTH = 3  # of folders of runs in folders of runs
 LONG = ("hardware", "commit", "version", "checkpoint")  # facts that are said once if they hold for all runs
 STEP = len("step_0000000")
 Curves = dict[str, dict[int, float]]
@@ -85,19 +87,10 @@ class Run:
         return run
 
     @property
-    def name(self) -> str:
-        """The folder's name without the suffix of a repetition with another seed."""
-        return SEED.sub("", self.folder.name)
-
-    @property
-    def is_repetition(self) -> bool:
-        """Whether the folder's name has the suffix of a repetition."""
-        return self.name != self.folder.name
-
-    @property
     def label(self) -> str:
-        """The method's name; of a run that was never tested the folder's."""
-        return next((str(each["label"]) for each in self.results.values()), self.folder.name)
+        """The method's name; the folder's where not even a configuration tells it."""
+        tested = next((str(each["label"]) for each in self.results.values()), None)
+        return tested or _method_label(self.settings) or self.folder.name
 
     @property
     def data(self) -> str:
@@ -110,19 +103,47 @@ class Run:
         return _settings(self.config)
 
     @property
+    def seed(self) -> Any:
+        """The one it was trained from."""
+        results: Results = next(iter(self.results.values()), {})
+        return self.settings.get("seed_everything", results.get("seed"))
+
+    @property
+    def unfinished(self) -> str:
+        """What to know of a SURF run whose beta has not fallen to its end, else nothing."""
+        model = self.settings.get("model")
+        end = model["init_args"].get("beta_end", 0.0) if isinstance(model, dict) and "init_args" in model else 0.0
+        last = list(self.curves.get("beta", {0: end}).values())[-1]
+        return (
+            f"beta has fallen to {last:.2f} only, not to {end:g}: MixIT still led the student"
+            if last > end + 0.05
+            else ""
+        )
+
+    @property
     def facts(self) -> dict[str, str]:
         """Seed, steps, minutes, hardware, commit, version: of the training where that is known, else of the test."""
         results: Results = next(iter(self.results.values()), {})
         header = dict(re.findall(r"^# (\w+): (.*)$", self.config, re.MULTILINE))
         last_step = max((max(curve) for curve in self.curves.values()), default=-1) + 1
         known = {
-            "seed": self.settings.get("seed_everything", results.get("seed")),
+            "seed": self.seed,
             "steps": f"{steps:,}" if (steps := results.get("steps", last_step)) else None,
             "minutes": f"{results['seconds'] / 60:.1f}" if "seconds" in results else None,
             **{name: header.get(name, results.get(name)) for name in ("hardware", "commit", "version")},
             "checkpoint": str(results.get("checkpoint", "")).removeprefix(f"{self.folder}/"),
         }
         return {name: "" if value is None else str(value) for name, value in known.items()}
+
+
+def runs_in(folder: Path, depth: int = DEPTH) -> list[Path]:
+    """``folder``, or, where it is no run, those in it and in its folders, without those that were moved aside."""
+    parts = ("checkpoints", "config.yaml", "metrics.csv", "test_examples.pt")
+    if any((folder / part).exists() for part in parts) or any(folder.glob("metrics*.json")):
+        return [folder]
+    inside = sorted(folder.iterdir()) if folder.is_dir() and depth else []
+    inner = [path for path in inside if path.is_dir() and path.name[0] != "." and not ASIDE.search(path.name)]
+    return [run for path in inner for run in runs_in(path, depth - 1)]
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
@@ -147,6 +168,18 @@ def _settings(config: str) -> dict[str, Any]:
     except yaml.YAMLError:
         return {}
     return settings if isinstance(settings, dict) else {}
+
+
+def _method_label(settings: dict[str, Any]) -> str:
+    """The name of a configuration's method."""
+    model = settings.get("model")
+    if not isinstance(model, dict):
+        return ""
+    name = str(model.get("class_path")).rpartition(".")[2]
+    method: Any = getattr(methods, name, None)
+    if hasattr(method, "label_of"):
+        return method.label_of((model.get("init_args") or {}).get("objective", "remixit"))
+    return getattr(method, "label", name)
 
 
 def _data_class(settings: dict[str, Any]) -> str:

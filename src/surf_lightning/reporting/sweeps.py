@@ -6,7 +6,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from surf_lightning.metrics.tables import (
     Row,
@@ -19,6 +22,7 @@ from surf_lightning.metrics.tables import (
 )
 from surf_lightning.reporting.runs import Run
 
+EARLIER = ("model.init_args.mixit_checkpoint", "model.init_args.flow_checkpoint")
 FIRST_COLUMNS = ("psnr", "ssim", "lpips")  # those of Table 9
 UNSEEN = {"name", "ckpt_path", "weights_only", "seed_everything", "checkpoints", "data.init_args.root"}
 UNSEEN |= {"trainer.logger", "trainer.default_root_dir", "model.init_args.micro_batch", "model.init_args.compile"}
@@ -123,6 +127,28 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             continue
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat
+
+
+def repetitions(runs: Sequence[Run]) -> dict[Path, list[Run]]:
+    """The ``runs`` that repeat an earlier one of them with another seed, by the folder of that one."""
+    firsts: dict[tuple[str, ...], Run] = {}
+    found: dict[Path, list[Run]] = {}
+    for run in runs:
+        first = firsts.setdefault((run.data, run.label, _recipe(run.settings)), run) if run.settings else run
+        seeds = {first.seed, *(other.seed for other in found.get(first.folder, []))}
+        if run.seed not in seeds:
+            found.setdefault(first.folder, []).append(run)
+    return found
+
+
+def _recipe(settings: dict[str, Any]) -> str:
+    """All that is learned from but the seed: an earlier stage counts as its recipe where that can be read."""
+    flat = _flat(settings)
+    for name in EARLIER:
+        config = Path(str(flat.get(name))).parents[1:2]
+        if config and (path := config[0] / "config.yaml").is_file():
+            flat[name] = _recipe(yaml.safe_load(path.read_text()) or {})
+    return json.dumps(flat, sort_keys=True, default=str)
 
 
 def _most_common(values: Sequence[Any]) -> Any:
