@@ -23,13 +23,13 @@ from surf_lightning.engine import fit as engine
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.engine.fit import (
     TRAINER_DEFAULTS,
-    Progress,
     check,
     fit,
     progress_bar,
     standard_callbacks,
     train,
 )
+from surf_lightning.engine.progress import Progress
 from surf_lightning.errors import UserError
 from surf_lightning.methods import SURF, MixIT
 from surf_lightning.provenance import hardware
@@ -156,20 +156,6 @@ def test_a_logger_gets_the_whole_configuration_of_the_command_line(monkeypatch: 
     (params,) = seen
     assert params == yaml.safe_load(Path("runs/digits_mixit/config.yaml").read_text())
     assert params["model"]["init_args"]["network"]["init_args"]["channels"] == 4
-
-
-def test_the_bar_is_drawn_once_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    bar = Progress()
-    drawn = []
-    for step in range(1, 11):
-        if bar._should_update(step, 10):
-            drawn.append(step)
-        now[0] += 0.3
-    assert drawn == [1, 5, 9, 10]
-    bar.disable()  # as on all ranks but the first
-    assert not bar._should_update(10, 10)
 
 
 def test_a_bar_of_the_users_is_the_only_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,21 @@ def test_the_bar_is_of_the_whole_run_after_a_resume_too(monkeypatch: pytest.Monk
     assert (drawn.initial, drawn.n, drawn.total) == (6, 11, 11)
     assert "loss=" in str(drawn.postfix)
     assert "v_num" not in str(drawn.postfix)
+
+
+def test_the_bar_is_drawn_once_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    bar = Progress()
+    bar.draws = True
+    drawn = []
+    for step in range(1, 11):
+        if bar._should_update(step, 10):
+            drawn.append(step)
+        now[0] += 0.3
+    assert drawn == [1, 5, 9, 10]
+    bar.disable()  # as on all ranks but the first
+    assert not bar._should_update(10, 10)
 
 
 @pytest.mark.parametrize(

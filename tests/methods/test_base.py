@@ -250,7 +250,7 @@ def test_an_earlier_stage_of_other_signals_or_sources_is_refused(mixit: str) -> 
     checkpoint = torch.load(mixit, weights_only=True)
     checkpoint["surf_lightning"]["signal"]["shape"] = [1, 28, 28]
     torch.save(checkpoint, "mnist.ckpt")
-    with pytest.raises(UserError, match=r"2 sources of .*\[1, 28, 28\].*2 sources of .*\[1, 8, 8\]"):
+    with pytest.raises(UserError, match=r"2 sources in .*\[1, 28, 28\].*2 sources in .*\[1, 8, 8\]"):
         fit(build("SURF", "mnist.ckpt"))
     checkpoint["surf_lightning"]["signal"]["shape"] = [1, 8, 8]
     separator = checkpoint["surf_lightning"]["separator"]["init_args"]

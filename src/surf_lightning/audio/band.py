@@ -43,7 +43,7 @@ def band_of(path: str | Path) -> float:
 def common_band(paths: Sequence[str | Path]) -> float:
     """The band that 90% of the recordings fill, in Hz, by up to a hundred of them; 0 where none can be read."""
     bands = []
-    for path in paths[:: -(-len(paths) // LOOKED_AT)]:
+    for path in paths[:: max(1, -(-len(paths) // LOOKED_AT))]:
         try:
             bands.append(band_of(path))
         except BadAudio:  # whoever reads it will say so

@@ -130,6 +130,7 @@ def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, co
             "data.batches_per_epoch, or the images and recordings themselves"
         )
     module.check_sources(data)
+    module.check_batch(data)
     describe(module.separator)  # as every checkpoint will have to
     if continued is None:
         module.check_earlier_stage()
@@ -176,7 +177,7 @@ def train(
         try:
             trainer.fit(module, datamodule=data, ckpt_path=continued)
         except Exception:
-            finish_wandb(trainer.loggers)  # or it would write into a folder that is removed
+            finish_wandb(folder)  # or it would write into a folder that is removed
             raise
 
 

@@ -175,10 +175,11 @@ class StartLoggers(L.Callback):
         start_loggers(trainer.loggers, self.folder, self.config)
 
 
-def finish_wandb(loggers: Iterable[Logger]) -> None:
-    """End what W&B writes, if it is among the ``loggers``."""
-    if any(isinstance(logger, WandbLogger) for logger in loggers) and "wandb" in sys.modules:
-        sys.modules["wandb"].teardown(exit_code=1)
+def finish_wandb(folder: Path) -> None:
+    """End what W&B writes into ``folder``, if it does."""
+    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
+    if run is not None and Path(run.dir).resolve().is_relative_to(folder.resolve()):
+        run.finish(exit_code=1)
 
 
 @rank_zero_only

@@ -122,6 +122,9 @@ class SeparationModule(L.LightningModule, ABC):
         """Optimizer steps behind the weights, also where a checkpoint is only evaluated."""
         return max(self.global_step, self.trained_steps)
 
+    def check_batch(self, data: SeparationData) -> None:
+        """Raises UserError where the batches of ``data`` are too small for the method."""
+
     @property
     def run_steps(self) -> int:
         """Optimizer steps of the whole run, of which schedules may be shares; -1 where it has no end."""

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from surf_lightning.callbacks.beta_schedule import Steps, check_steps
+from surf_lightning.data.base import SeparationData
 from surf_lightning.functional.losses import EnergyLoss, pit, thresholded_snr
 from surf_lightning.functional.permutation import reorder
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods.base import Batch, SeparationModule
-from surf_lightning.methods.mixit import in_pairs
+from surf_lightning.methods.mixit import check_pairs, in_pairs
 from surf_lightning.networks.base import RegressionNetwork
 
 
@@ -55,6 +56,9 @@ class MixPIT(SeparationModule):
             raise ValueError(f"MixPIT and MixCycle need a network of 2 outputs, not {network.num_outputs}")
         super().__init__(RegressionSeparator(network, num_sources=2), **options)
         self.error = error
+
+    def check_batch(self, data: SeparationData) -> None:
+        check_pairs(data.batch_size)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         pairs = in_pairs(batch["mixtures"])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surf_lightning.data.base import SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import expand_like
 from surf_lightning.functional.losses import EnergyLoss, mixit, pit, thresholded_snr
@@ -17,14 +18,19 @@ from surf_lightning.methods.supervised import true_sources, with_silence
 from surf_lightning.networks.base import RegressionNetwork
 
 
+def check_pairs(batch_size: int) -> None:
+    """Raises UserError where there are fewer than two mixtures."""
+    if batch_size < 2:
+        raise UserError("this method mixes pairs of mixtures: set data.batch_size to at least 2")
+
+
 def in_pairs(mixtures: Tensor) -> Tensor:
     """Neighbours ``[P,2,*S]`` of ``mixtures [B,*S]``, alike however the batch is shared out; an odd last is dropped.
 
     Raises:
         UserError: there are fewer than two mixtures.
     """
-    if len(mixtures) < 2:
-        raise UserError("this method mixes pairs of mixtures: set data.batch_size to at least 2")
+    check_pairs(len(mixtures))
     return torch.unflatten(mixtures[: len(mixtures) // 2 * 2], 0, (-1, 2))
 
 
@@ -52,6 +58,9 @@ class MixIT(SeparationModule):
     ) -> None:
         super().__init__(RegressionSeparator(network, num_sources, selection), **options)
         self.error = error
+
+    def check_batch(self, data: SeparationData) -> None:
+        check_pairs(data.batch_size)
 
     def outputs(self, mixtures: Tensor, batch_idx: int) -> Tensor:
         """The network's M outputs ``[B,M,*S]``, not yet reduced to K."""
