@@ -1,9 +1,12 @@
 # make demo | make test | make digits | make reproduce-cifar: each does its own set-up. The tables: experiments/tables.yaml.
 
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
-	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3.11 python3; do \
+	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
 INSTALLED := .venv/installed
-PIP := .venv/bin/python -m pip install -q -c constraints.txt
+UV := $(shell command -v uv 2>/dev/null)
+PIP := $(if $(UV),$(UV) pip install -q -p .venv/bin/python,.venv/bin/python -m pip install -q) --no-deps
+# The locks name all dependencies of theirs, with hashes: what is not in them, or has another hash, is not installed.
+LOCKED := $(PIP) --require-hashes -r
 SNAKEMAKE = snakemake -s experiments/Snakefile -j $(JOBS) --config args="$(ARGS)" args_fuss="$(FUSS_ARGS)" --
 JOBS ?= $(shell nproc)
 # Of every run: make reproduce-mnist ARGS="--data.root DIR --trainer.precision bf16-mixed"
@@ -15,15 +18,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait must not spin: two trainings on two cores would slow each other down a hundredfold.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo digits table2-cifar test lint suite slow bench clean
+.PHONY: install demo digits table2-cifar test lint suite slow torture bench lock clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "surf-lightning needs Python 3.11 or 3.12 with venv (PYTHON=... names one)"; exit 1; }
+$(INSTALLED): pyproject.toml lock/dev.txt lock/audio.txt
+	@test -n "$(PYTHON)" || { echo "surf-lightning needs Python 3.11 to 3.14 with venv (PYTHON=... names one)"; exit 1; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	$(PIP) -e '.[dev]'
-	@$(PIP) -e '.[audio]' 2>/dev/null \
+	$(LOCKED) lock/dev.txt
+	$(PIP) --no-build-isolation -e .
+	@$(LOCKED) lock/audio.txt 2>/dev/null \
 		|| echo "The audio extra cannot be installed here (pesq needs a C compiler): some speech metrics will say 'not available'."
 	@touch $@
 
@@ -49,10 +53,22 @@ suite: install
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 slow: install
 	OMP_NUM_THREADS=1 python -m pytest -m "slow and not gpu"
+torture: install  # kills, full disks and damaged files for MINUTES (10); TORTURE_SEED repeats a run
+	OMP_NUM_THREADS=1 TORTURE_MINUTES=$(or $(MINUTES),10) python -m pytest -m slow tests/torture
 
 bench: install  # our steps beside plain implementations
-	@$(PIP) -e '.[bench]' 2>/dev/null || echo "asteroid cannot be installed here: its rows will say so."
+	@$(LOCKED) lock/bench.txt 2>/dev/null || echo "asteroid cannot be installed here: its rows will say so."
 	python benchmarks/run.py $(ARGS)
+
+# The newest versions that pyproject.toml allows: make lock LOCK=--upgrade. Without it, what is locked stays.
+COMPILE = uv pip compile -q --universal --generate-hashes --no-annotate --custom-compile-command 'make lock' $(LOCK) \
+	--python-version 3.11 pyproject.toml
+lock: install
+	$(COMPILE) --extra dev -o lock/dev.txt >/dev/null
+	for extra in audio bench; do \
+		$(COMPILE) --extra $$extra -c lock/dev.txt -o lock/$$extra.txt \
+			$$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' lock/dev.txt | sort -u) >/dev/null || exit; \
+	done
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,16 @@ def test_a_refused_fit_advertises_nothing_and_leaves_nothing(
     assert caplog.text.count("W&B") == 1, "one line"
     assert "wandb" not in "".join(capfd.readouterr())
     assert list(Path("runs/digits_mixit/wandb").glob("offline-run-*"))
+
+
+def test_without_wandb_a_run_is_recorded_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    assert [logger.class_path for logger in complete(None)] == [CSV]
+    assert "pip install 'surf-lightning[wandb]'" in NOTES[0]
+    assert complete(False)
+    assert NOTES == []
+    with pytest.raises(UserError, match="WandbLogger needs W&B: pip install"):
+        complete([wandb()])
 
 
 def test_other_loggers_write_into_the_run_unless_told_otherwise() -> None:

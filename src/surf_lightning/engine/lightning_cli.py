@@ -39,7 +39,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional import losses
 from surf_lightning.methods.base import SeparationModule
 
-TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}  # by default
+TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}  # by default, where it is installed
 
 
 class SurfCLI(LightningCLI):
@@ -217,7 +217,7 @@ def run_lightning(*args: str) -> None:
             seed_everything_default=0,
             save_config_callback=None,  # fit.train writes config.yaml
             parser_kwargs={**strict, **{name: dict(strict) for name in SurfCLI.subcommands()}},
-            trainer_defaults={**TRAINER_DEFAULTS, "logger": TRACKER},
+            trainer_defaults={**TRAINER_DEFAULTS, "logger": TRACKER if loggers.has_wandb() else None},
         )
     except KeyboardInterrupt:  # while there was nothing to save yet
         raise SystemExit(128 + signal.SIGINT) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import logging
 import os
 import secrets
@@ -21,6 +22,7 @@ from surf_lightning.errors import UserError
 COLUMNS = ("step", "epoch", "name", "value")
 WANDB_ID = "wandb_id"
 WANDB_SECONDS = "10"  # that a run waits for W&B's server before it goes on offline; WANDB_INIT_TIMEOUT changes it
+INSTALL_WANDB = "pip install 'surf-lightning[wandb]'"
 LIGHTNING_TIPS = ("\N{ELECTRIC LIGHT BULB} Tip: ", "TPU available: False")
 
 
@@ -88,14 +90,16 @@ def resolve_loggers(trainer: Namespace, folder: Path, subcommand: str, is_new: b
     if subcommand == "validate" or (trainer.logger is False and subcommand == "test"):
         trainer.logger = False
         return []
+    notes = []
     if trainer.logger in (None, True, False):
+        if subcommand == "fit" and trainer.logger is not False and not has_wandb():
+            notes.append(f"Only metrics.csv records this run. To track it with W&B as well: {INSTALL_WANDB}")
         trainer.logger = []
     if not isinstance(trainer.logger, list):
         trainer.logger = [trainer.logger]
     csv_path = f"{MetricsCSV.__module__}.{MetricsCSV.__qualname__}"
     if subcommand == "test":
         trainer.logger = [logger for logger in trainer.logger if logger.class_path != csv_path]
-    notes = []
     for logger in trainer.logger:
         if logger.class_path.rpartition(".")[2] == "WandbLogger":
             notes += _resolve_wandb(logger.init_args, folder, is_new)
@@ -108,6 +112,8 @@ def resolve_loggers(trainer: Namespace, folder: Path, subcommand: str, is_new: b
 
 def _resolve_wandb(arguments: Namespace, folder: Path, is_new: bool) -> list[str]:
     """One W&B run for a folder, however often it is resumed; offline where W&B would ask for an account."""
+    if not has_wandb():
+        raise UserError(f"WandbLogger needs W&B: {INSTALL_WANDB}")
     arguments.save_dir = str(folder)
     arguments.name = arguments.name or folder.name
     saved = folder / WANDB_ID
@@ -129,6 +135,12 @@ def _offline(reason: str, run_id: str, folder: Path) -> str:
         f"W&B: {reason}, so run {run_id} is tracked offline in {folder}/wandb; "
         f"`wandb sync {folder}/wandb/offline-run-*-{run_id}` uploads it."
     )
+
+
+def has_wandb() -> bool:
+    """Whether W&B is installed: it is an extra. A run's folder of that name, which reads as a package, is not it."""
+    found = importlib.util.find_spec("wandb")
+    return found is not None and found.origin is not None
 
 
 def why_offline() -> str | None:

@@ -27,7 +27,8 @@ def build_metrics(builders: Mapping[str, Callable[[], Metric]]) -> dict[str, Any
         try:
             built[name] = build()
         except Exception as error:  # a library, its network or a file is missing: each library has its own errors
-            reasons[name] = str(error)
+            hint = " (it is in the extra images)" if "torch_fidelity" in str(error) else ""
+            reasons[name] = f"{error}{hint}"
     if dist.is_available() and dist.is_initialized():
         of_each: list[dict[str, str]] = [{}] * dist.get_world_size()
         dist.all_gather_object(of_each, reasons)
