@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 
 from tests.audio import trees as audio_trees
 
-torch.set_num_threads(1)  # several test processes of several spinning threads each would stand still
+# Several processes of several spinning threads each would stand still: in this one and in those that it starts.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +23,14 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="session")
+def mixit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checkpoint of a tiny MixIT run on digits, for later stages."""
+    from tests.tiny import mixit_checkpoint
+
+    return mixit_checkpoint(tmp_path_factory.mktemp("mixit"))
 
 
 @pytest.fixture

@@ -14,10 +14,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-FEW_STEPS = {
-    "separating_digits": {"mixit_steps": 6, "surf_steps": 6},
-    "separating_a_recording": {"training_steps": 3},
-}
+FEW_STEPS = {"separating_digits": {"mixit_steps": 6, "surf_steps": 6}, "separating_a_recording": {"training_steps": 3}}
 IMPROVEMENTS = re.compile(r"^.*improve.* ([+-]\d+\.\d+) dB$", re.MULTILINE)
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:+<])/\w+/\w|\b[A-Z]:\\\\")
 ENCODED = re.compile(r"base64,[\w+/=]+")
@@ -25,8 +22,7 @@ ENCODED = re.compile(r"base64,[\w+/=]+")
 
 @pytest.fixture(autouse=True)
 def _kernel_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On one thread, keeping what kernels write into the user's home out of it."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    """What kernels write into the user's home is kept out of it."""
     for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "jupyter"))
 

@@ -15,9 +15,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.methods import BASIS, SURF, MixCycle, MixIT, MixPIT, Remixing, SupervisedFlow, SupervisedRegression
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.networks import ScoreNCSNpp
-from tests.tiny import adam, digits, mixit_checkpoint, regression, trainer, velocity
-
-SCORE: dict[str, Any] = {"image_channels": 1, "image_size": 8, "channels": 4, "multipliers": [1], "blocks": 1}
+from tests.tiny import NCSNPP, adam, digits, regression, trainer, velocity
 
 
 def methods(mixit: str) -> dict[str, SeparationModule]:
@@ -32,7 +30,7 @@ def methods(mixit: str) -> dict[str, SeparationModule]:
         "SURF, Self-Remixing": SURF(velocity(), "self_remixing", beta_steps=2, **earlier),
         "supervised flow": SupervisedFlow(velocity(), optimizer=adam),
         "supervised regression": SupervisedRegression(regression(), optimizer=adam, ema_decay=0.9),
-        "BASIS": BASIS(ScoreNCSNpp(**SCORE), langevin_steps=1, optimizer=adam),
+        "BASIS": BASIS(ScoreNCSNpp(1, 8, **NCSNPP), langevin_steps=1, optimizer=adam),
     }
 
 
@@ -54,8 +52,8 @@ class OneBrokenPixel:
 
 
 @pytest.mark.parametrize("name", methods(""))
-def test_a_broken_pixel_reaches_no_weight(name: str, tmp_path: Path) -> None:
-    module = methods(mixit_checkpoint(tmp_path / "mixit"))[name]
+def test_a_broken_pixel_reaches_no_weight(name: str, mixit: str, tmp_path: Path) -> None:
+    module = methods(mixit)[name]
     OneBrokenPixel(1)(module)
     seen: list[Tensor] = []
 

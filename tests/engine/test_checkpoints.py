@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import lightning
 import pytest
@@ -35,6 +35,20 @@ def step(path: Path) -> int:
     return torch.load(path, weights_only=True)["global_step"]
 
 
+@contextmanager
+def signalled(number: int, at: int = 1) -> Iterator[pytest.ExceptionInfo[SystemExit]]:
+    """A signal comes after step ``at`` of a fit, and ends it."""
+    plain = LastCheckpoint.on_train_batch_end
+
+    def interrupted(self: LastCheckpoint, trainer: lightning.Trainer, *args: Any) -> None:
+        if trainer.global_step == at:
+            os.kill(os.getpid(), number)
+        plain(self, trainer, *args)
+
+    with mock.patch.object(LastCheckpoint, "on_train_batch_end", interrupted), pytest.raises(SystemExit) as stopped:
+        yield stopped
+
+
 def test_the_newest_few_are_kept_by_their_steps_across_resumes() -> None:
     steps = ["--checkpoints.keep", "3", "--data.batches_per_epoch", "1", "--trainer.max_steps"]
     assert fit(*steps, "4") == ["best.ckpt", "last.ckpt", *(f"step_000000{n}.ckpt" for n in (2, 3, 4))]
@@ -43,11 +57,7 @@ def test_the_newest_few_are_kept_by_their_steps_across_resumes() -> None:
     assert [step(LAST.with_name(name)) for name in kept[1:]] == [6, 4, 5, 6]
     # An earlier one is gone back to: what is removed is what was written first, whatever its step.
     earlier = str(LAST.with_name("step_0000004.ckpt"))
-    assert fit(*steps, "5", "--ckpt_path", earlier) == [
-        "best.ckpt",
-        "last.ckpt",
-        *(f"step_000000{n}.ckpt" for n in (4, 5, 6)),
-    ]
+    assert fit(*steps, "5", "--ckpt_path", earlier) == kept
     assert step(LAST) == 5
 
 
@@ -69,16 +79,12 @@ def test_a_checkpoint_is_written_when_its_time_has_passed(monkeypatch: pytest.Mo
     """One second a step, a validation that never comes: every 3 steps and at the end."""
     now = [0.0]
 
-    def tick() -> float:
-        now[0] += 0.5  # read twice a step where nothing is written
-        return now[0]
-
     written: list[int] = []
     monkeypatch.setattr(checkpoints, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
     plain = LastCheckpoint.on_train_batch_end
 
     def clocked(self: LastCheckpoint, trainer: object, *args: object) -> None:
-        tick(), tick()
+        now[0] += 1
         plain(self, trainer, *args)  # type: ignore[arg-type]
         saved = self._last_global_step_saved
         if saved and saved not in written:
@@ -115,36 +121,16 @@ def test_what_cannot_be_is_refused(option: list[str], capfd: pytest.CaptureFixtu
     assert not Path("runs").exists()
 
 
-def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on() -> None:
-    args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "run", "--trainer.max_steps", "1000000"]
-    command = [sys.executable, "-m", "surf_lightning", *args]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    while not LAST.is_file():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert stderr.splitlines()[-1] == (
-        f"Stopped after step {step(LAST)}; the same command with --ckpt_path last goes on."
-    )
-    assert "Traceback" not in stderr
-
-
-def test_after_a_stop_the_signals_mean_what_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_with_a_checkpoint_says_how_to_go_on_and_means_afterwards_what_it_did(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     before = [signal.getsignal(number) for number in checkpoints.SIGNALS]
     fit()
     assert [signal.getsignal(number) for number in checkpoints.SIGNALS] == before
-    plain = LastCheckpoint.on_train_batch_end
-
-    def interrupted(self: LastCheckpoint, *args: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        plain(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", interrupted)
-    with pytest.raises(SystemExit, match="130"):
+    with signalled(signal.SIGINT) as stopped, caplog.at_level("INFO"):
         fit()
+    assert stopped.value.code == 130
+    assert caplog.messages[-1] == "Stopped after step 1; the same command with --ckpt_path last goes on."
     assert [signal.getsignal(number) for number in checkpoints.SIGNALS] == before
     assert step(LAST) == 1
 
@@ -161,14 +147,7 @@ def test_a_slurm_job_that_is_signalled_goes_back_into_the_queue(
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
-    plain = LastCheckpoint.on_train_batch_end
-
-    def signalled(self: LastCheckpoint, *args: object) -> None:
-        os.kill(os.getpid(), number)
-        plain(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", signalled)
-    with pytest.raises(SystemExit):
+    with signalled(number):
         fit()
     assert step(LAST) == 1
     asked = tmp_path / "asked"
@@ -179,15 +158,9 @@ def test_a_job_that_cannot_be_requeued_ends_as_any_other(monkeypatch: pytest.Mon
     """In a container there may be no scontrol."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
-    plain = LastCheckpoint.on_train_batch_end
-
-    def signalled(self: LastCheckpoint, *args: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        plain(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", signalled)
-    with pytest.warns(UserWarning, match="submit it again"), pytest.raises(SystemExit, match="143"):
+    with pytest.warns(UserWarning, match="submit it again"), signalled(signal.SIGTERM) as stopped:
         fit()
+    assert stopped.value.code == 143
     assert step(LAST) == 1
 
 
@@ -209,32 +182,37 @@ def curves(run: str) -> dict[str, dict[int, float]]:
     return read_curves(Path(run, "metrics.csv"))
 
 
-@pytest.mark.parametrize("between", [[], ["4"]])  # stopped once, and again as soon as it went on
+EPOCHS = ["--data.batches_per_epoch", "4", "--trainer.logger", "MetricsCSV", "--trainer.max_steps"]
+
+
+def left(run: str) -> tuple[dict[str, dict[int, float]], dict[str, Any]]:
+    """The curves and the best checkpoint."""
+    return curves(run), torch.load(Path(run, "checkpoints/best.ckpt"), weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[int, float]], dict[str, Any]]:
+    """What a run of nine steps leaves that is never stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        fit(*EPOCHS, "9")
+        return left("run")
+
+
 @pytest.mark.parametrize("stopped_after", [3, 4])  # in mid-epoch; at its last batch, before the validation
-def test_a_stop_just_before_a_validation_leaves_none_out(
-    stopped_after: int, between: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = ["--data.batches_per_epoch", "4", "--trainer.logger", "MetricsCSV"]
-    plain = LastCheckpoint.on_train_batch_end
-
-    def signalled(self: LastCheckpoint, trainer: lightning.Trainer, *args: object) -> None:
-        if trainer.global_step == stopped_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        plain(self, trainer, *args)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patched:
-        patched.setattr(LastCheckpoint, "on_train_batch_end", signalled)
-        with pytest.raises(SystemExit, match="143"):
-            fit(*options, "--trainer.max_steps", "9")
+def test_a_stop_just_before_a_validation_leaves_none_out(stopped_after: int, whole: Any) -> None:
+    with signalled(signal.SIGTERM, stopped_after):
+        fit(*EPOCHS, "9")
     assert step(LAST) == stopped_after
-    for steps in [*between, "9"]:
-        fit(*options, "--trainer.max_steps", steps, "--ckpt_path", "last")
-    Path("run").rename("parts")
-    fit(*options, "--trainer.max_steps", "9")
-    assert curves("parts") == curves("run")
-    stopped, whole = (torch.load(Path(run, "checkpoints/best.ckpt"), weights_only=True) for run in ("parts", "run"))
-    assert stopped["global_step"] == whole["global_step"]
-    assert all(torch.equal(value, whole["state_dict"][name]) for name, value in stopped["state_dict"].items())
+    for ends in (["9"], ["4", "9"]):  # it is not stopped again, or as soon as it went on
+        shutil.copytree("run", "parts")
+        for end in ends:
+            fit(*EPOCHS, end, "--ckpt_path", "last", "--trainer.default_root_dir", "parts")
+        found, best = left("parts")
+        assert found == whole[0]
+        assert best["global_step"] == whole[1]["global_step"]
+        assert all(torch.equal(value, whole[1]["state_dict"][name]) for name, value in best["state_dict"].items())
+        shutil.rmtree("parts")
 
 
 @pytest.mark.parametrize("method", ["surf_rm", "remixit"])

@@ -21,14 +21,7 @@ from surf_lightning.callbacks.results import PrintedResult
 from surf_lightning.cli import main
 from surf_lightning.engine import fit as engine
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.fit import (
-    TRAINER_DEFAULTS,
-    check,
-    fit,
-    progress_bar,
-    standard_callbacks,
-    train,
-)
+from surf_lightning.engine.fit import TRAINER_DEFAULTS, check, fit, progress_bar, standard_callbacks, train
 from surf_lightning.engine.progress import Progress
 from surf_lightning.errors import UserError
 from surf_lightning.methods import SURF, MixIT

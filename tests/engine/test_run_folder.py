@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import signal
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def run(path: str, *parts: str) -> Path:
 
 
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
+FORK = multiprocessing.get_context("fork")  # a process that has imported everything already
 
 
 @pytest.mark.parametrize(
@@ -80,19 +82,27 @@ def test_a_run_moved_aside_comes_back_unless_the_fresh_one_has_left_something() 
         assert folder.exists() == stays
 
 
+def hold(begun: Connection, seconds: float) -> None:
+    with claimed(Path("runs/a"), fresh=False):
+        begun.send(os.getpid())
+        time.sleep(seconds)
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_folder_belongs_to_one_fit(fresh: bool) -> None:
-    other = "from pathlib import Path; from surf_lightning.engine.run_folder import claimed\n"
-    other += f"with claimed(Path('runs/a'), {fresh}): pass"
-
-    def another_fit() -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
-
-    with claimed(run("runs/a", LAST), fresh=False):
-        assert f"a fit is running in runs/a (process {os.getpid()} on" in another_fit().stderr
-        assert Path("runs/a", LAST).exists()
-    assert another_fit().returncode == 0
-    assert Path("runs/a.1" if fresh else "runs/a", LAST).exists()
+    run("runs/a", LAST)
+    here, there = FORK.Pipe()
+    other = FORK.Process(target=hold, args=(there, 20))
+    other.start()
+    holder = here.recv()
+    said = rf"a fit is running in runs/a \(process {holder} on"
+    with pytest.raises(UserError, match=said), claimed(Path("runs/a"), fresh):
+        pass
+    assert Path("runs/a", LAST).exists()
+    other.kill()
+    other.join()
+    with claimed(Path("runs/a"), fresh):
+        assert Path("runs/a.1" if fresh else "runs/a", LAST).exists()
 
 
 def test_of_two_fits_that_begin_at_once_one_leaves_the_others_folder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,18 +116,23 @@ def test_of_two_fits_that_begin_at_once_one_leaves_the_others_folder_alone(monke
         assert Path("runs/a/wandb_id").read_text() == "mine"
 
 
+def leave_a_worker(begun: Connection) -> None:
+    with claimed(Path("runs/a"), fresh=False):
+        worker = FORK.Process(target=time.sleep, args=(20,))
+        worker.start()
+        begun.send(worker.pid)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_worker_that_outlives_its_fit_holds_nothing() -> None:
     """Killed, a fit leaves its loader's workers for some seconds."""
-    fit = "import os, sys, time; from pathlib import Path; from surf_lightning.engine.run_folder import claimed\n"
-    fit += "with claimed(Path('runs/a'), False):\n"
-    fit += "    if os.fork(): print('begun', flush=True); os.kill(os.getpid(), 9)\n"
-    fit += "    time.sleep(20)"
-    killed = subprocess.Popen([sys.executable, "-c", fit], stdout=subprocess.PIPE)
-    assert killed.stdout is not None
-    assert killed.stdout.readline() == b"begun\n"
-    killed.wait()
+    here, there = FORK.Pipe()
+    killed = FORK.Process(target=leave_a_worker, args=(there,))
+    killed.start()
+    worker = here.recv()
+    killed.join()
     with claimed(Path("runs/a"), fresh=False):
-        pass
+        os.kill(worker, signal.SIGKILL)  # it has been there all the time
 
 
 def test_a_lock_held_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -138,14 +153,14 @@ def test_a_lock_held_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_a_lock_that_is_released_while_it_is_waited_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    holder = "import time; from pathlib import Path; from surf_lightning.engine.run_folder import claimed\n"
-    holder += "with claimed(Path('runs/a'), False): print('begun', flush=True); time.sleep(1)"
-    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
-        monkeypatch.setattr(run_folder.platform, "node", lambda: "elsewhere")
-        with claimed(Path("runs/a"), fresh=False):
-            assert Path("runs/a", run_folder.LOCK).read_text() == f"process {os.getpid()} on elsewhere"
+    here, there = FORK.Pipe()
+    other = FORK.Process(target=hold, args=(there, 1))
+    other.start()
+    here.recv()
+    monkeypatch.setattr(run_folder.platform, "node", lambda: "elsewhere")
+    with claimed(Path("runs/a"), fresh=False):
+        assert Path("runs/a", run_folder.LOCK).read_text() == f"process {os.getpid()} on elsewhere"
+    other.join()
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -655,52 +655,6 @@ def test_flow_self_remixing_needs_only_the_observed_mixtures() -> None:
     assert loss.tolist() == pytest.approx(case.self_remixing(endpoint.reshape(12, -1), order), rel=1e-11)
 
 
-@pytest.mark.parametrize(("B", "K", "D"), [(5, 3, 4), (6, 2, 3), (1, 2, 5)])
-def test_code_listing_1(B: int, K: int, D: int) -> None:
-    """The paper's listing, its lines from the teacher's estimates to the two losses, for one t in the batch."""
-    bar_x = normal(B, K, D)
-    weight = normal(D, D)
-
-    def student(x: Tensor, t: Tensor, m: Tensor) -> Tensor:
-        return project_zero_sum(torch.tanh((x + t * m) @ weight))
-
-    # The listing; its optimal_pit is left open, here a search through all permutations.
-    generator = torch.Generator().manual_seed(9)
-    perm = torch.randperm(B * K, generator=generator)
-    tilde_x1 = bar_x.view(B * K, D)[perm].view(B, K, D)
-    tilde_m = tilde_x1.sum(dim=1, keepdim=True)
-    t = torch.rand(1, generator=generator, dtype=torch.float64)
-    z = torch.randn(B, K, D, generator=generator, dtype=torch.float64)
-    tilde_x0 = tilde_m / K + (z - z.mean(dim=1, keepdim=True))
-    v0 = student(tilde_x0, torch.zeros_like(t), tilde_m)
-    candidates = [list(p) for p in itertools.permutations(range(K))]
-    costs = torch.stack([((v0 - (tilde_x1[:, p] - tilde_x0)) ** 2).sum((1, 2)) for p in candidates])
-    upsilon = torch.tensor(candidates)[costs.argmin(0)]
-    aligned = torch.gather(tilde_x1, 1, upsilon.unsqueeze(-1).expand(-1, -1, D))
-    x_t = (1 - t) * tilde_x0 + t * aligned
-    residual = student(x_t, t, tilde_m) - (aligned - tilde_x0)
-    rm = (residual**2).mean()
-    inverse = torch.argsort(upsilon, dim=1)
-    unaligned = torch.gather(residual, 1, inverse.unsqueeze(-1).expand(-1, -1, D))
-    unshuffled = unaligned.view(B * K, D)[torch.argsort(perm)].view(B, K, D)
-    sr = (unshuffled.sum(dim=1) ** 2).mean()
-
-    # This package, from the same random numbers.
-    generator = torch.Generator().manual_seed(9)
-    remixed = remix(bar_x, generator)
-    t = torch.rand(1, generator=generator, dtype=torch.float64).expand(B)
-    noise = torch.randn(B, K, D, generator=generator, dtype=torch.float64)
-    x0 = prior_from_noise(remixed.mixtures, noise)
-    m = remixed.mixtures.unsqueeze(1)
-    order = pit_permutation(x0 + student(x0, torch.zeros(1), m), remixed.sources)
-    x1 = reorder(remixed.sources, order)
-    mine = student(interpolate(x0, x1, t), t[:1], m) - (x1 - x0)
-    assert torch.equal(order, upsilon)
-    assert torch.allclose(mine, residual, rtol=0, atol=1e-13)
-    assert remixit(mine).mean().item() == pytest.approx(rm.item(), rel=1e-12)
-    assert self_remixing(mine, order, remixed.order).mean().item() == pytest.approx(sr.item(), rel=1e-12, abs=1e-28)
-
-
 # -- the small ones --
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -280,11 +279,7 @@ def run_rank(rank: int, world_size: int, folder: Path) -> None:
 
 def test_two_ranks_compute_what_one_process_does(tmp_path: Path) -> None:
     """Two ranks with half the batch each: the mean over ranks of losses and gradients is that of the whole batch."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), "2", str(tmp_path)], env=environment)
-        for rank in range(2)
-    ]
+    processes = [subprocess.Popen([sys.executable, __file__, str(rank), "2", str(tmp_path)]) for rank in range(2)]
     try:
         assert [process.wait(timeout=300) for process in processes] == [0, 0]
     finally:

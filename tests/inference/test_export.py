@@ -42,7 +42,7 @@ def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickle, "Unpickler", refuse)
 
 
-@pytest.fixture(params=[0, 1], ids=["regression", "flow"])
+@pytest.fixture(params=[0])
 def exported(request: pytest.FixtureRequest) -> Separator:
     separator = separators()[request.param].eval()
     save(separator, AUDIO)
@@ -50,11 +50,15 @@ def exported(request: pytest.FixtureRequest) -> Separator:
     return separator
 
 
+each = pytest.mark.parametrize("exported", [0, 1], ids=["regression", "flow"], indirect=True)
+
+
 def estimates(separator: Separator) -> torch.Tensor:
     mixtures = torch.randn(2, 3000, generator=torch.Generator().manual_seed(1))
     return separator.separate(mixtures, torch.Generator().manual_seed(2))
 
 
+@each
 def test_an_exported_folder_gives_the_same_estimates_without_pickle(
     exported: Separator, request: pytest.FixtureRequest
 ) -> None:
@@ -83,6 +87,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     return asked
 
 
+@each
 def test_a_separator_on_the_hub_is_loaded_by_its_name(
     exported: Separator, downloads: list[tuple[str, list[str]]], request: pytest.FixtureRequest
 ) -> None:
@@ -158,9 +163,8 @@ def test_an_export_replaces_nothing_and_is_complete_or_absent(
         ("config.json", None, "config.json"),
     ],
 )
+@pytest.mark.usefixtures("exported")
 def test_a_damaged_folder_is_refused_with_a_clear_message(file: str, content: bytes | None, says: str) -> None:
-    save(separators()[0], AUDIO)
-    assert main(["export", "--checkpoint", "a.ckpt", "--output", "exported"]) == 0
     path = Path("exported", file)
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=says):

@@ -16,21 +16,11 @@ from surf_lightning.data import Digits
 from surf_lightning.data.base import Batches
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness
-from surf_lightning.methods import (
-    SURF,
-    MixIT,
-    Remixing,
-    SupervisedFlow,
-    SupervisedRegression,
-)
+from surf_lightning.methods import SURF, MixIT, Remixing, SupervisedFlow, SupervisedRegression
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.metrics.images import ImageMetrics
-from tests.tiny import adam, digits, mixit_checkpoint, regression, trainer, velocity
-
-
-@pytest.fixture(scope="module")
-def mixit(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return mixit_checkpoint(tmp_path_factory.mktemp("mixit"))
+from tests.methods.test_bfloat16 import CASES, batch
+from tests.tiny import adam, digits, mixtures, random, regression, trainer, velocity
 
 
 def build(method: str, mixit: str, **options: Any) -> SeparationModule:
@@ -192,6 +182,27 @@ def test_held_out_estimates_do_not_depend_on_the_seed_of_the_run(method: str, mi
     first, second = (build(method, mixit, seed=seed).separate(mixtures, 4) for seed in (0, 1))
     assert torch.equal(first, second)
     assert not torch.equal(build(method, mixit).separate(mixtures, 5), first)
+
+
+# -- what a loss looks at --
+
+IN_PAIRS = ["mixit ncsnpp", "mixpit ncsnpp", "mixcycle ncsnpp"]
+
+
+@pytest.mark.parametrize("case", [*IN_PAIRS, "remixit ncsnpp", "surf_rm ncsnpp", "surf_sr ncsnpp"])
+def test_the_sources_of_a_batch_are_not_looked_at(case: str) -> None:
+    module: Any = CASES[case]()
+    module.beta = 0.5
+    examples = batch(audio=False)
+    alone = module.loss({"mixtures": examples["mixtures"]}, random())
+    garbage = torch.full_like(examples["sources"], float("nan"))
+    assert torch.equal(module.loss({**examples, "sources": garbage}, random()), alone)
+
+
+@pytest.mark.parametrize("case", IN_PAIRS)
+def test_a_single_mixture_cannot_be_paired(case: str) -> None:
+    with pytest.raises(UserError, match=r"data\.batch_size to at least 2"):
+        CASES[case]().loss({"mixtures": mixtures(1).float()}, random())
 
 
 # -- validation --

@@ -26,13 +26,7 @@ from surf_lightning.methods import (
 )
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.methods.remixing import TeacherStudentModule
-from surf_lightning.networks import (
-    ConvTasNet,
-    GlobalRMSNoise,
-    MBLocoformer,
-    RegressionLocoformer,
-    ScoreNCSNpp,
-)
+from surf_lightning.networks import ConvTasNet, GlobalRMSNoise, MBLocoformer, RegressionLocoformer, ScoreNCSNpp
 from surf_lightning.networks.stft import STFT
 from tests.tiny import adam, perturbed, regression, velocity
 

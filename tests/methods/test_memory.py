@@ -111,16 +111,15 @@ def test_ten_seconds_of_audio_fit_into_24_gb_one_mixture_at_a_time(objective: Ob
 
 @pytest.mark.gpu
 @needs_cuda
-def test_images_lie_channels_last_in_a_fit_on_cuda(tmp_path: Path) -> None:
+def test_images_lie_channels_last_in_a_fit_on_cuda(mixit: str, tmp_path: Path) -> None:
     """Weights, optimizer state and the loss of a step; a resumed run takes the layout again."""
     import lightning as L
 
     from surf_lightning.engine.fit import standard_callbacks
-    from tests.tiny import digits, mixit_checkpoint
+    from tests.tiny import digits
 
     def fit(steps: int, ckpt_path: str | None = None) -> SURF:
-        checkpoint = mixit_checkpoint(tmp_path / "mixit")
-        module = SURF(velocity(), "self_remixing", mixit_checkpoint=checkpoint, optimizer=adam)
+        module = SURF(velocity(), "self_remixing", mixit_checkpoint=mixit, optimizer=adam)
         trainer = L.Trainer(
             accelerator="cuda",
             devices=1,

@@ -18,7 +18,7 @@ from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.methods import SURF
 from surf_lightning.methods.base import SeparationModule
 from tests.methods.test_bfloat16 import CASES, batch
-from tests.tiny import adam, digits, mixit_checkpoint, velocity
+from tests.tiny import adam, digits, velocity
 
 aten = torch.ops.aten
 # Each reads a value of the device's, or (lift_fresh) brings numbers of the host's into a tensor.
@@ -76,7 +76,7 @@ def test_what_would_wait_is_found() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_is_not_waited_for_between_the_third_batch_and_the_last(tmp_path: Path) -> None:
+def test_cuda_is_not_waited_for_between_the_third_batch_and_the_last(mixit: str, tmp_path: Path) -> None:
     """Data, loss, gradients, clipping, optimizer, EMA, logging and progress bar."""
 
     class Watch(L.Callback):
@@ -97,8 +97,7 @@ def test_cuda_is_not_waited_for_between_the_third_batch_and_the_last(tmp_path: P
 
     bar = Progress()
     bar._drawn = float("inf")  # not due within the test
-    checkpoint = mixit_checkpoint(tmp_path / "mixit")
-    module = SURF(velocity(), "self_remixing", mixit_checkpoint=checkpoint, optimizer=adam, beta_steps=10)
+    module = SURF(velocity(), "self_remixing", mixit_checkpoint=mixit, optimizer=adam, beta_steps=10)
     trainer = L.Trainer(
         accelerator="cuda",
         devices=1,

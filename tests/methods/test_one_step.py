@@ -11,7 +11,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import FlowSeparator, load_separator
 from surf_lightning.methods import SURF, OneStep
-from tests.tiny import adam, digits, mixit_checkpoint, perturbed, trainer, velocity
+from tests.tiny import adam, digits, perturbed, trainer, velocity
 
 
 def one_step(flow: str) -> OneStep:
@@ -35,8 +35,7 @@ def test_the_loss_is_the_distance_of_one_step_from_several_of_the_same_noise() -
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-def test_a_run_begins_with_the_flows_weights_and_separates_in_one_evaluation(tmp_path: Path) -> None:
-    mixit = mixit_checkpoint(tmp_path / "mixit")
+def test_a_run_begins_with_the_flows_weights_and_separates_in_one_evaluation(mixit: str, tmp_path: Path) -> None:
     trainer(tmp_path / "surf").fit(SURF(velocity(), mixit_checkpoint=mixit, optimizer=adam), digits())
     flow = load_separator(tmp_path / "surf" / "checkpoints" / "last.ckpt")
     module, began = one_step(str(tmp_path / "surf" / "checkpoints" / "last.ckpt")), []
@@ -57,7 +56,6 @@ def test_a_run_begins_with_the_flows_weights_and_separates_in_one_evaluation(tmp
     assert len(calls) == 1
 
 
-def test_a_regression_is_no_flow(tmp_path: Path) -> None:
-    module = one_step(mixit_checkpoint(tmp_path / "mixit"))
+def test_a_regression_is_no_flow(mixit: str) -> None:
     with pytest.raises(UserError, match="RegressionSeparator: a flow such as SURF's is needed"):
-        module.check_earlier_stage()
+        one_step(mixit).check_earlier_stage()

@@ -13,13 +13,21 @@ from torch import Tensor
 from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import Objective
 from surf_lightning.functional.permutation import order_without_mates
-from surf_lightning.functional.randomness import BatchRandomness, mix_seed
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import SURF, Remixing
 from surf_lightning.methods.remixing import TeacherStudentModule
-from tests.tiny import adam, digits, mixit_checkpoint, perturbed, regression, trainer, velocity
-
-SEED, BATCH = 3, 11
+from tests.tiny import (
+    adam,
+    assert_loss,
+    digits,
+    draws,
+    mixtures,
+    perturbed,
+    random,
+    regression,
+    trainer,
+    velocity,
+)
 
 
 def remixing(
@@ -33,18 +41,9 @@ def remixing(
     return module.double()
 
 
-def mixtures(count: int = 6) -> Tensor:
-    return 2 * torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64) - 1
-
-
-def random() -> BatchRandomness:
-    return BatchRandomness(SEED, BATCH, torch.device("cpu"))
-
-
 def listed(module: Remixing, teacher: RegressionSeparator, m: Tensor) -> Tensor:
     """Eq. (16) or (17) by ``examples/surf_minimal.py``."""
-    pseudo = teacher.separate(m)
-    generator = torch.Generator().manual_seed(mix_seed(SEED, BATCH))
+    pseudo, generator = teacher.separate(m), draws()
     if module.shuffle == "constrained":
         order = order_without_mates(*pseudo.shape[:2], generator)
     else:
@@ -65,25 +64,14 @@ def test_the_loss_is_that_of_the_paper(
 ) -> None:
     module = remixing(objective, num_outputs, num_sources, shuffle=shuffle)
     expected = listed(module, module.frozen_teacher, mixtures())
-    expected.backward()
-    wanted = [parameter.grad for parameter in module.student.parameters()]
-    module.zero_grad()
-    loss = module.loss({"mixtures": mixtures()}, random())
-    loss.backward()
-    assert loss.item() > 1e-3
-    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
-    for parameter, gradient in zip(module.student.parameters(), wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-9)
-    assert all(
-        parameter.grad is None for parameter in [*module.frozen_teacher.parameters(), *module.separator.parameters()]
-    )
+    assert expected.item() > 1e-3
+    assert_loss(module, {"mixtures": mixtures()}, expected)
 
 
 def test_self_remixing_is_the_error_of_the_mixtures_themselves() -> None:
     module, m = remixing("self_remixing"), mixtures()
-    generator = torch.Generator().manual_seed(mix_seed(SEED, BATCH))
     pseudo = module.frozen_teacher.separate(m)
-    order = torch.randperm(12, generator=generator)
+    order = torch.randperm(12, generator=draws())
     sources = pseudo.flatten(0, 1)[order].view_as(pseudo)
     estimates = module.student.separate(sources.sum(1))
     total = torch.zeros_like(m)
@@ -107,13 +95,6 @@ def test_the_frozen_mixit_teaches_first_and_the_students_average_after(
     loss = module.loss({"mixtures": m}, random())
     assert calls == [("frozen_teacher" if is_frozen else "separator", False), ("student", True)]
     torch.testing.assert_close(loss, listed(module, module.frozen_teacher if is_frozen else module.separator, m))
-
-
-def test_the_sources_of_a_batch_are_not_looked_at() -> None:
-    module, m = remixing("remixit"), mixtures()
-    garbage = torch.full((6, 2, 1, 8, 8), float("nan"))
-    alone = module.loss({"mixtures": m}, random())
-    assert torch.equal(module.loss({"mixtures": m, "sources": garbage}, random()), alone)
 
 
 # -- from scratch, without an earlier stage --
@@ -151,11 +132,11 @@ def test_a_run_from_scratch_trains_resumes_and_keeps_no_frozen_teacher(flow: boo
         trainer(tmp_path, max_steps=4).fit(from_scratch(flow, mixit_checkpoint="x"), digits(), ckpt_path=str(last))
 
 
-def test_impossible_teachers_objectives_and_batches_are_refused(tmp_path: Path) -> None:
+def test_impossible_teachers_objectives_and_batches_are_refused(mixit: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="with a mixit_checkpoint"):
         from_scratch(flow=False, initialize_from_mixit=True)
     with pytest.raises(ValueError, match="weight of ReMixIT"):
         remixing(1.5)
-    module = Remixing(regression(), mixit_checkpoint=mixit_checkpoint(tmp_path), shuffle="constrained", optimizer=adam)
+    module = Remixing(regression(), mixit_checkpoint=mixit, shuffle="constrained", optimizer=adam)
     with pytest.raises(UserError, match=r"raise data\.batch_size"):
         trainer(tmp_path / "remixing").fit(module, digits(batch_size=1))

@@ -11,25 +11,19 @@ import torch
 from torch import Tensor
 
 from surf_lightning.functional.losses import log_energy, log_mse
-from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
+from surf_lightning.functional.randomness import Ranks
 from surf_lightning.functional.remixing import shuffle_sources
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods import SURF, SupervisedFlow, SupervisedRegression
 from surf_lightning.networks import ConstantNoise, SourceHead, VelocityHead
 from surf_lightning.networks.base import Head, VelocityNetwork
-from tests.tiny import adam, perturbed, regression, velocity
-
-SEED, BATCH, CPU = 2, 5, torch.device("cpu")
+from tests.tiny import adam, assert_loss, draws, perturbed, random, regression, velocity
 
 
 def batch(count: int = 6, num_sources: int = 2) -> dict[str, Tensor]:
     shape = (count, num_sources, 1, 8, 8)
     sources = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
     return {"mixtures": sources.sum(1), "sources": sources}
-
-
-def random() -> BatchRandomness:
-    return BatchRandomness(SEED, BATCH, CPU)
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])
@@ -56,7 +50,7 @@ def test_regression_is_the_least_error_over_all_orders(logarithmic: bool, num_ou
 
 def aligned_residual(network: VelocityNetwork, sources: Tensor, sigma: float = 1.0) -> Tensor:
     """The weighted R_t of ``examples/surf_minimal.py`` from the random numbers of batch ``BATCH``."""
-    generator = torch.Generator().manual_seed(mix_seed(SEED, BATCH))
+    generator = draws()
     t = torch.rand(len(sources), generator=generator)
     x0 = surf_minimal.prior(sources.sum(1), sigma * torch.randn(sources.shape, generator=generator).double())
     residual, _ = surf_minimal.flow_residual(network, x0, sources, sources.sum(1), t)
@@ -70,15 +64,7 @@ def test_the_flow_is_lines_7_to_12_of_algorithm_1_on_true_sources(head: Head, nu
     module = SupervisedFlow(network, noise=ConstantNoise(0.6), optimizer=adam).double()
     data = batch(num_sources=num_sources)
     expected = surf_minimal.rm_loss(aligned_residual(network, data["sources"], sigma=0.6))
-    expected.backward()
-    wanted = [parameter.grad for parameter in network.parameters()]
-    module.zero_grad()
-    loss = module.loss(data, random())
-    loss.backward()
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
-    for parameter, gradient in zip(network.parameters(), wanted, strict=True):
-        assert gradient is not None
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert_loss(module, data, expected, rtol=1e-5)
 
 
 def test_the_log_loss_of_the_flow_is_in_decibels_of_each_example() -> None:

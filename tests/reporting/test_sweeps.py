@@ -129,10 +129,7 @@ def test_what_differs_in_several_settings_or_in_none_is_no_part_of_a_sweep() -> 
 def test_a_setting_that_is_no_number_is_shown_as_it_stands() -> None:
     folders = [run("a"), run("b", ema_decay="slow"), run("c", beta_end=None)]
     assert groups(*folders) == [
-        {
-            "EMA decay α": {"0.999": "a", "slow": "b"},
-            "teacher's β": {SCHEDULE: "a", "1.0, None, 200000": "c"},
-        }
+        {"EMA decay α": {"0.999": "a", "slow": "b"}, "teacher's β": {SCHEDULE: "a", "1.0, None, 200000": "c"}}
     ]
     unreadable = [write("d", results(RM, {"psnr": 1.0}), None, "a: ["), write("e", None, None)]
     assert groups(*folders[:2], *unreadable) == [{"EMA decay α": {"0.999": "a", "slow": "b"}}]
@@ -144,7 +141,7 @@ def test_an_argument_that_another_version_did_not_have_counts_as_unchanged() -> 
     del old["trainer"]["max_steps"]
     folders = [run("old", text=yaml.safe_dump(old)), run("new", checkpoints={"keep": 3}), run("newer", batch_size=4)]
     assert groups(*folders) == [
-        {"EMA decay α": {"0.9": "old", "0.999": "new"}, "batch size B": {"4": "newer", "256": "new"}},
+        {"EMA decay α": {"0.9": "old", "0.999": "new"}, "batch size B": {"4": "newer", "256": "new"}}
     ]
 
 

@@ -32,10 +32,7 @@ def prior_from_noise(mixtures: Tensor, noise: Tensor) -> Tensor:
 
 
 def sample_prior(
-    mixtures: Tensor,
-    num_sources: int,
-    noise_scale: float | Tensor = 1.0,
-    generator: torch.Generator | None = None,
+    mixtures: Tensor, num_sources: int, noise_scale: float | Tensor = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw x0 ``[B,K,*S]`` from the prior, Eq. (4): Gaussian of standard deviation ``noise_scale`` around m/K.
 
@@ -94,11 +91,7 @@ def time_grid(num_steps: int) -> list[float]:
 
 
 def euler(
-    velocity: Velocity,
-    x0: Tensor,
-    mixtures: Tensor,
-    num_steps: int = 5,
-    times: Sequence[float] | None = None,
+    velocity: Velocity, x0: Tensor, mixtures: Tensor, num_steps: int = 5, times: Sequence[float] | None = None
 ) -> Tensor:
     """Solve dx/dt = v(x, t, m) from x0 by Euler's method, Eq. (6).
 

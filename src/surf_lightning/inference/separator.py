@@ -107,11 +107,7 @@ class FlowSeparator(Separator):
     """
 
     def __init__(
-        self,
-        network: VelocityNetwork,
-        num_steps: int = 5,
-        noise: PriorNoise | None = None,
-        sampling_noise: float = 1.0,
+        self, network: VelocityNetwork, num_steps: int = 5, noise: PriorNoise | None = None, sampling_noise: float = 1.0
     ) -> None:
         super().__init__()
         if sampling_noise < 0:

@@ -123,11 +123,7 @@ class UncertaintyCurve:
 
 
 def separate_stream(
-    separator: Separator,
-    blocks: Iterable[Tensor],
-    windows: Windows | None = None,
-    num_samples: int = 1,
-    seed: int = 0,
+    separator: Separator, blocks: Iterable[Tensor], windows: Windows | None = None, num_samples: int = 1, seed: int = 0
 ) -> Iterator[Chunk]:
     """Separate a stream of blocks as they come, in memory that does not depend on its length.
 

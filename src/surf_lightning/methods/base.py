@@ -198,10 +198,7 @@ class SeparationModule(L.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: int | float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """As Lightning's, and for fused optimizers, which it does not clip lest they unscale: in bf16 nothing is."""
         fused = any(group.get("fused") for group in optimizer.param_groups)

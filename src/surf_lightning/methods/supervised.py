@@ -51,11 +51,7 @@ class SupervisedRegression(SeparationModule):
     label = "Supervised Regression"
 
     def __init__(
-        self,
-        network: RegressionNetwork,
-        num_sources: int = 2,
-        error: EnergyLoss = squared_error,
-        **options: Any,
+        self, network: RegressionNetwork, num_sources: int = 2, error: EnergyLoss = squared_error, **options: Any
     ) -> None:
         super().__init__(RegressionSeparator(network, num_sources), **options)
         self.error = error

@@ -11,15 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from surf_lightning.metrics.tables import (
-    Row,
-    Table,
-    columns_of,
-    measured_row,
-    paper_row,
-    paper_table,
-    ranked,
-)
+from surf_lightning.metrics.tables import Row, Table, columns_of, measured_row, paper_row, paper_table, ranked
 from surf_lightning.reporting.runs import Run
 
 EARLIER = ("model.init_args.mixit_checkpoint", "model.init_args.flow_checkpoint")
