@@ -59,7 +59,16 @@ def separate(
     output: str,
     channels: Literal["each", "mix", "first"] = "each",
     num_samples: int = 1,
+    num_steps: int | None = None,
+    format: Literal["same", "wav", "flac"] = "same",
+    samples: Literal["same", "int16", "int24", "float32"] = "same",
+    names: str = "{stem}_source{source}",
+    events: str = "",
     device: str = "auto",
+    batch: int | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    compile: bool = False,
+    workers: int = 1,
     overwrite: bool = False,
     resume: bool = False,
     trust: bool = False,
@@ -70,7 +79,7 @@ def separate(
     are both silent there may change places. What lies above half the checkpoint's sample rate is shared equally.
 
     The output folder gets manifest.csv, manifest.json, manifest.raven.txt (for Raven), summary.json and journal.jsonl
-    as well.
+    as well. The same command on other machines that see the folder, or in the tasks of a SLURM job, shares the work.
 
     Args:
         *inputs: A file, a folder (its tree is mirrored) or a glob.
@@ -78,19 +87,28 @@ def separate(
         output: Folder for the sources.
         channels: Of a file of several: separate each, their mean, or the first.
         num_samples: Write the mean of so many posterior samples of a flow, and its uncertainty over time.
-        device: One of auto, cpu, mps, cuda:N.
+        num_steps: Euler steps of a flow, instead of the checkpoint's.
+        format: Of the files written.
+        samples: Of the files written.
+        names: Of the files written, without the suffix.
+        events: Write when each source is active, and in which band: raven, audacity, csv, parquet, commas between them.
+        device: One of auto, cpu, mps, cuda:N; or several with commas between them, a worker for each.
+        batch: Windows of 10 s that go through the network at once; by default as many as the device's memory holds.
+        precision: Of the network.
+        compile: Compile the network first.
+        workers: Processes on this machine that share the files.
         overwrite: Replace outputs that are there already.
         resume: Pass over what an earlier run has done with the same checkpoint and settings.
         trust: Import classes from outside this package, if the checkpoint needs any.
     """
+    given = locals()
     from surf_lightning.inference.separate import separate_inputs
 
     if not inputs:
         raise UserError("name the files or folders to separate")
     _allow_own_modules(trust)
-    return separate_inputs(
-        inputs, checkpoint, output, channels, num_samples, device, overwrite=overwrite, resume=resume, trust=trust
-    )
+    options = {name: value for name, value in given.items() if name not in ("inputs", "checkpoint", "output")}
+    return separate_inputs(inputs, checkpoint, output, **options)
 
 
 def export(*, checkpoint: str, output: str, trust: bool = False) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from surf_lightning.audio.index import index_audio
 from surf_lightning.cli import main
 from surf_lightning.inference.checkpoint import KEY, checkpoint_metadata
 from surf_lightning.inference.export import export
+from surf_lightning.inference.inputs import output_stems
 from surf_lightning.inference.journal import Journal
-from surf_lightning.inference.separate import output_stems
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
+from surf_lightning.inference.workers import Worker
 from surf_lightning.networks.base import RegressionNetwork, serializable
 from surf_lightning.networks.conv_tasnet import ConvTasNet
 from tests.audio import trees as audio_trees
@@ -272,7 +274,7 @@ def test_a_full_disk_is_noticed_before(
 ) -> None:
     record("a.wav", 1.0)
     usage = types.SimpleNamespace(free=31_000)
-    monkeypatch.setattr("surf_lightning.inference.separate.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("surf_lightning.inference.separation_run.shutil.disk_usage", lambda path: usage)
     assert separate("a.wav") == 2
     assert "free" in capsys.readouterr().err
     usage.free = 32_000  # two sources of 8000 samples of 2 bytes
@@ -373,8 +375,14 @@ def test_sources_under_another_name_do_not_outlive_their_replacement(toy: str) -
     assert [row["Begin File"] for row in manifest()] == made()
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing cleans up after it."""
+def killed(run: Callable[[], object]) -> None:
+    """Do it in a process of its own, which kills itself."""
+    if (child := os.fork()) == 0:
+        try:
+            run()
+        finally:
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def test_an_interrupted_batch_goes_on_where_it_was(
@@ -389,15 +397,14 @@ def test_an_interrupted_batch_goes_on_where_it_was(
         if str(target).endswith("_source2.wav"):
             count += 1
             if count == 2:
-                raise Killed
+                os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", kill_in_the_middle_of_b)
-    with pytest.raises(Killed):
-        separate("in")
-    monkeypatch.setattr(os, "replace", replace)
-    Path("out/.b_source1.wav.integers.partial").touch()
-    with open("out/journal.jsonl", "a") as file:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill_in_the_middle_of_b)
+        killed(lambda: separate("in"))
+    (journal,) = Path("out/.surf").glob("*.jsonl")
+    with open(journal, "a") as file:
         file.write('{"stem": "c", "fing')  # the kill cut a line off
     assert "b_source1.wav" in made()
     assert "b_source2.wav" not in made()
@@ -417,7 +424,7 @@ def test_ctrl_c_leaves_complete_files_a_manifest_and_its_own_status(
     toy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in "ab":
-        record(f"in/{name}.wav", 0.5)
+        record(f"in/{name}.wav", 10.0)
 
     def interrupt(self: Filters, *args: Any) -> Tensor:
         calls.append(1)
@@ -464,12 +471,16 @@ def test_moved_recordings_are_recognised(toy: str) -> None:
 
 def test_the_journal_survives_a_line_cut_off(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text('{"stem": "a"')
-    journal = Journal(tmp_path)
+    journal, worker = Journal(tmp_path), Worker(tmp_path, {})
     assert journal.entries == {}
-    journal.publish("b", {}, [], [])
+    journal.publish(worker, "b", {"fingerprint": {}, "rows": []}, {})
     assert Journal(tmp_path).entries["b"]["state"] == "done"
-    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    lines = worker.journal(worker.name).read_text().splitlines()
     assert [json.loads(line)["state"] for line in lines[1:]] == ["writing", "done"]
+    journal.merge()
+    worker.end([])
+    assert Journal(tmp_path).entries == journal.entries
+    assert files(".") == ["journal.jsonl"]
 
 
 # -- images --

@@ -20,13 +20,11 @@ from surf_lightning.audio.streams import AudioFile, SampleFormat, SourceWriter, 
 from surf_lightning.files import partial_path
 from surf_lightning.functional.randomness import mix_seed
 from surf_lightning.inference.overlap_add import Windows, split_windows
+from surf_lightning.inference.sampling import draw, noise_at, posterior
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 from surf_lightning.inference.streaming import (
     CHANNELS,
     Chunk,
-    draw,
-    noise_at,
-    posterior,
     separate_file,
     separate_stream,
 )
@@ -298,7 +296,7 @@ def test_uncertainty_is_the_deviation_of_the_samples_in_tenths_of_a_second() -> 
     assert curve[:, 0].tolist() == pytest.approx([*(0.05 + 0.1 * i for i in range(20)), 2.025])
     # In one window the samples can be drawn here as well; windows differ from it by what they see beyond their ends.
     seeds = [mix_seed(3, number) for number in range(8)]
-    _, variance = posterior(draw(flow(), mixtures.float(), 0, seed).double() for seed in seeds)
+    _, variance = posterior(draw(flow(), mixtures.float(), [0], seed).double() for seed in seeds)
     expected = torch.stack([part.mean(-1).sqrt() for part in variance[0].split(RATE // 10, -1)])
     whole = list(separate_stream(flow(), [mixtures], Windows(3.0, 0.1, 0.1), num_samples=8, seed=3))
     torch.testing.assert_close(torch.cat([chunk.curve for chunk in whole])[:, 1:], expected)

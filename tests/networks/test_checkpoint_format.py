@@ -1,5 +1,7 @@
-"""Checkpoints of earlier versions hold the arguments and the weights of these networks by name: neither may change, but an
-argument with a default may come."""
+"""Checkpoints of earlier versions hold the arguments and the weights of these networks by name.
+
+Neither may change, but an argument with a default may come.
+"""
 
 from __future__ import annotations
 

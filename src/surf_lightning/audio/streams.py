@@ -12,6 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from surf_lightning.audio.containers import CONTAINERS, decoded_blocks, sound_of
 from surf_lightning.audio.files import BadAudio, is_cut_short, open_audio
 from surf_lightning.files import partial_path, sync
 
@@ -19,6 +20,9 @@ BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "ALA
 FLOATS = {"FLOAT": 32, "DOUBLE": 64}
 LARGEST = 4_000_000_000  # bytes; the size fields of WAV and AIFF end at 4 GiB
 UNLIMITED = ("RF64", "W64", "CAF", "FLAC")
+SAMPLES = {"int16": "PCM_16", "int24": "PCM_24", "float32": "FLOAT"}
+NO_ROOM = "its sources cannot be written: the disk is full, or the files too large for it"
+NAMES = "{stem}_source{source}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class AudioFile:
 
     path: Path
     frames: int
+    """How many there are; in a container of films, about how many: it may not say so exactly."""
     channels: int
     rate: int
     format: SampleFormat
@@ -69,6 +74,9 @@ class AudioFile:
     def open(cls, path: str | os.PathLike[str]) -> AudioFile:
         """Read the header; raises BadAudio."""
         path = Path(path)
+        if path.suffix.lower() in CONTAINERS:
+            frames, channels, rate, codec = sound_of(path)
+            return cls(path, frames, channels, rate, SampleFormat("", codec, "FILE", path.suffix), None)
         remark = None
         with open_audio(path) as file:
             if is_cut_short(path):
@@ -76,15 +84,27 @@ class AudioFile:
             sample_format = SampleFormat(file.format, file.subtype, file.endian, path.suffix)
             return cls(path, file.frames, file.channels, file.samplerate, sample_format, remark)
 
-    def source_format(self) -> SampleFormat:
+    def source_format(self, container: str = "same", samples: str = "same") -> SampleFormat:
         """The format of its sources: its own, or 16-bit WAV where that is lossy or cannot be written.
 
         Sources coded with loss would not sum to the input, and some codecs change the length.
+
+        Args:
+            container: ``same``, ``wav`` or ``flac``.
+            samples: ``same`` or one of ``SAMPLES``. What the container cannot hold becomes 24 bit in FLAC (which has no
+                floats and no more bits), and WAV elsewhere.
         """
         own = self.format
-        if own.subtype in BITS | FLOATS and soundfile.check_format(own.container, own.subtype, own.endian):
-            return own
-        return SampleFormat("WAV", "PCM_16", "FILE", ".wav")
+        if not own.container or own.subtype not in BITS | FLOATS:
+            own = SampleFormat("WAV", "PCM_16", "FILE", ".wav")
+        subtype = SAMPLES.get(samples, own.subtype)
+        if container == "flac":
+            chosen = subtype if soundfile.check_format("FLAC", subtype) else "PCM_24"
+            return SampleFormat("FLAC", chosen, "FILE", ".flac")
+        wanted = replace(own, subtype=subtype)
+        if container == "same" and soundfile.check_format(wanted.container, wanted.subtype, wanted.endian):
+            return wanted
+        return SampleFormat("WAV", subtype if soundfile.check_format("WAV", subtype) else "PCM_16", "FILE", ".wav")
 
     def blocks(self, seconds: float = 1.0) -> Iterator[Tensor]:
         """The samples in order, blocks ``[C,n]`` of ``seconds`` each, float64, full scale 1.
@@ -92,6 +112,9 @@ class AudioFile:
         Raises:
             BadAudio: the file ends early or is damaged, or a sample is NaN or infinite.
         """
+        if self.path.suffix.lower() in CONTAINERS:
+            yield from decoded_blocks(self.path, seconds)
+            return
         done = 0
         with open_audio(self.path) as file:
             while done < self.frames:
@@ -122,18 +145,27 @@ class SourceWriter:
     A context manager: the files are complete at their ``partial_path``s when it ends, and gone after an error.
 
     Args:
-        stem: files are named ``<stem>_source<k><suffix>``, k from 1.
+        stem: a path whose name stands for ``{stem}`` in the files' names.
         num_sources: K.
         rate: in Hz.
         channels: C.
         samples: expected of each file, over all channels.
         sample_format: of the files while nothing clips.
+        names: of the files without the suffix; ``{source}`` counts from 1.
     """
 
     def __init__(
-        self, stem: Path, num_sources: int, rate: int, channels: int, samples: int, sample_format: SampleFormat
+        self,
+        stem: Path,
+        num_sources: int,
+        rate: int,
+        channels: int,
+        samples: int,
+        sample_format: SampleFormat,
+        names: str = NAMES,
     ) -> None:
         self.stem, self.num_sources, self.rate, self.channels, self.samples = stem, num_sources, rate, channels, samples
+        self.names = names
         self.format = sample_format.for_size(samples)
         self.clipped, self.written = False, 0
         self._files = self._open()
@@ -141,10 +173,16 @@ class SourceWriter:
     @property
     def paths(self) -> list[Path]:
         """The files' final names."""
-        return source_paths(self.stem, self.num_sources, self.format)
+        return source_paths(self.stem, self.num_sources, self.format, self.names)
 
     def write(self, sources: Tensor) -> None:
-        """Append ``sources [C,K,n]``, float64."""
+        """Append ``sources [C,K,n]``, float64; raises OSError if there is no room."""
+        try:
+            self._append(sources)
+        except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that it wrote all
+            raise OSError(NO_ROOM) from error
+
+    def _append(self, sources: Tensor) -> None:
         step = self.format.step
         if step is not None:
             rounded = quantise(sources, step)
@@ -160,12 +198,28 @@ class SourceWriter:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.close(complete=error is None)
+
+    def close(self, complete: bool) -> None:
+        """End the files: they are on disk, or removed where they are not ``complete``."""
         for file, path in zip(self._files, self.paths, strict=True):
-            file.close()
-            if error is None:
-                sync(partial_path(path))
-            else:
-                partial_path(path).unlink(missing_ok=True)
+            try:
+                file.close()
+                if complete:
+                    sync(partial_path(path))
+                    self._check(partial_path(path))
+            finally:
+                if not complete:
+                    partial_path(path).unlink(missing_ok=True)
+
+    def _check(self, path: Path) -> None:
+        """Closing a file writes its header, and says nothing when it cannot."""
+        try:
+            whole = soundfile.info(os.fsencode(path)).frames == self.written
+        except soundfile.LibsndfileError:
+            whole = False
+        if not whole:
+            raise OSError(NO_ROOM)
 
     def _open(self) -> list[soundfile.SoundFile]:
         return [
@@ -197,6 +251,7 @@ class SourceWriter:
             path.unlink()
 
 
-def source_paths(stem: Path, num_sources: int, sample_format: SampleFormat) -> list[Path]:
+def source_paths(stem: Path, num_sources: int, sample_format: SampleFormat, names: str = NAMES) -> list[Path]:
     """The names of the sources of ``stem``."""
-    return [stem.with_name(f"{stem.name}_source{k + 1}{sample_format.suffix}") for k in range(num_sources)]
+    numbered = (names.replace("{source}", str(k + 1)) for k in range(num_sources))
+    return [stem.with_name(name.replace("{stem}", stem.name) + sample_format.suffix) for name in numbered]

@@ -6,13 +6,12 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from surf_lightning.audio.files import file_state
-from surf_lightning.files import partial_path, replacing
+from surf_lightning.files import replacing
+from surf_lightning.inference.workers import FOLDER, Worker, parse
 
 JOURNAL = "journal.jsonl"
 MANIFESTS = ("manifest.csv", "manifest.json", "manifest.raven.txt")
@@ -45,20 +44,60 @@ class Journal:
     """Lines of JSON in the output folder, each on disk before the work goes on; the last line on an input counts.
 
     A line ``writing`` comes before the outputs get their names, a line ``done`` after. An input is known by its
-    ``stem``, the common part of its outputs' names in the folder, so that moved recordings are recognised.
+    ``stem``, the common part of its outputs' names in the folder, so that moved recordings are recognised. Each worker
+    writes a journal of its own; the last one merges them. A line on a stem has a higher ``turn`` than those that its
+    writer, who holds the claim, has read.
+
+    Attributes:
+        entries: the latest on each stem.
+        recent: the stems whose latest is in a worker's journal: this batch's, not an earlier one's.
+        failures: of this batch, by stem.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / JOURNAL
-        self.entries: dict[str, Entry] = {entry["stem"]: entry for entry in self._read() if "stem" in entry}
+        self.entries: dict[str, Entry] = {}
+        self.failures: dict[str, Entry] = {}
+        self.recent: set[str] = set()
+        self._read_to: dict[Path, tuple[int, int]] = {}  # inode and bytes
+        self.refresh()
 
-    def is_done(self, stem: str, fingerprint: Entry) -> bool:
-        """Whether the outputs are there, complete, from the same input, checkpoint and settings."""
+    def refresh(self) -> None:
+        """Read what has been written since the last time, by others too."""
+        for path in (self.path, *sorted((self.folder / FOLDER).glob("*.jsonl"))):
+            for entry in self._new_lines(path):
+                stem = str(entry["stem"])
+                if entry.get("state") == "failed":
+                    self.failures[stem] = entry
+                elif entry.get("turn", 0) >= self.entries.get(stem, entry).get("turn", 0):
+                    self.entries[stem] = entry
+                    (self.recent.discard if path == self.path else self.recent.add)(stem)
+
+    def _new_lines(self, path: Path) -> list[Entry]:
+        try:
+            with open(path, "rb") as file:
+                inode, (before, position) = os.fstat(file.fileno()).st_ino, self._read_to.get(path, (0, 0))
+                file.seek(position if before == inode else 0)
+                lines = file.read().splitlines(keepends=True)
+                end = file.tell()
+        except FileNotFoundError:  # merged
+            return []
+        if lines and not lines[-1].endswith(b"\n"):  # still being written, or cut off by a kill
+            end -= len(lines.pop())
+        self._read_to[path] = inode, end
+        return [entry for line in lines if _is_entry(entry := parse(line))]
+
+    def is_done(self, stem: str, fingerprint: Entry, recently: bool = False) -> bool:
+        """Whether the outputs are there, complete, from the same input, checkpoint and settings.
+
+        ``recently``: and were made in this batch, not in an earlier one.
+        """
         entry = self.entries.get(stem)
         return (
             entry is not None
             and entry["state"] == "done"
             and entry["fingerprint"] == fingerprint
+            and (stem in self.recent or not recently)
             and self._present(entry)
         )
 
@@ -67,34 +106,52 @@ class Journal:
         entry = self.entries.get(stem)
         return set(self._paths(entry)) if entry is not None and entry["state"] == "writing" else set()
 
-    def publish(self, stem: str, fingerprint: Entry, paths: list[Path], rows: list[Entry]) -> None:
-        """Give the complete partial files of ``paths`` their names, and remove older outputs of the same stem.
+    def publish(self, worker: Worker, stem: str, entry: Entry, moves: dict[Path, Path]) -> None:
+        """Give complete files their names, and remove older outputs of the same stem.
 
         Args:
+            worker: who holds the claim on the stem.
             stem: of the input.
-            fingerprint: of input, checkpoint and settings.
-            paths: the outputs.
-            rows: of the manifest.
+            entry: the fingerprint of input, checkpoint and settings, the rows of the manifest, and what else is told.
+            moves: where each file is, and its name, a path in the folder.
         """
         old = self.entries.get(stem)
-        outputs = {str(path.relative_to(self.folder)): partial_path(path).stat().st_size for path in paths}
-        entry = {"stem": stem, "fingerprint": fingerprint, "outputs": outputs, "rows": rows}
-        self._append({**entry, "state": "writing"})
-        for path in paths:
-            os.replace(partial_path(path), path)
-        for stale in set(self._paths(old) if old else ()) - set(paths):
+        outputs = {path.relative_to(self.folder).as_posix(): part.stat().st_size for part, path in moves.items()}
+        turn = 1 + (old or {}).get("turn", 0)
+        entry = {"stem": stem, **entry, "outputs": outputs, "turn": turn}
+        self._record(worker, {**entry, "state": "writing"})
+        for part, path in moves.items():
+            os.replace(part, path)
+        for stale in set(self._paths(old) if old else ()) - set(moves.values()):
             stale.unlink(missing_ok=True)
-        self._append({**entry, "state": "done"})
+        self._record(worker, {**entry, "state": "done"})
+
+    def fail(self, worker: Worker, stem: str, path: Path, reason: str) -> None:
+        """Record that a file cannot be separated."""
+        entry = {"stem": stem, "state": "failed", "input": os.fsdecode(path), "reason": reason}
+        worker.write(entry)
+        self.failures[stem] = entry
+
+    def _record(self, worker: Worker, entry: Entry) -> None:
+        worker.write(entry)
+        self.entries[entry["stem"]] = entry
+        self.recent.add(entry["stem"])
+
+    def merge(self) -> None:
+        """Write all that is known into one journal."""
+        with replacing(self.path) as file:
+            file.writelines(json.dumps(entry).encode() + b"\n" for entry in self.entries.values())
 
     def write_manifest(self) -> int:
         """Write a row for each output that is there, of this run and of earlier ones; returns how many."""
         done = (entry for entry in self.entries.values() if entry["state"] == "done" and self._present(entry))
         rows = [row for entry in done for row in entry["rows"]]
         rows = [{"Selection": number, **row} for number, row in enumerate(rows, 1)]
+        columns = list(dict.fromkeys(name for row in rows for name in row)) or ["Selection"]
         for name, delimiter in ((MANIFESTS[0], ","), (MANIFESTS[2], "\t")):
             path = self.folder / name
-            with replacing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-                table = csv.DictWriter(file, list(rows[0]) if rows else ["Selection"], delimiter=delimiter)
+            with replacing(path, "w", True, newline="", encoding="utf-8", errors="backslashreplace") as file:
+                table = csv.DictWriter(file, columns, delimiter=delimiter)
                 table.writeheader()
                 table.writerows(rows)
         self._write(MANIFESTS[1], rows)
@@ -105,7 +162,7 @@ class Journal:
         self._write(SUMMARY, summary)
 
     def _write(self, name: str, content: Any) -> None:
-        with replacing(self.folder / name, "w", encoding="utf-8") as file:
+        with replacing(self.folder / name, "w", True, encoding="utf-8") as file:
             json.dump(content, file, indent=1)
 
     def _paths(self, entry: Entry) -> list[Path]:
@@ -115,21 +172,17 @@ class Journal:
         sizes = entry["outputs"].items()
         return all((path := self.folder / name).is_file() and path.stat().st_size == size for name, size in sizes)
 
-    def _append(self, entry: Entry) -> None:
-        self.entries[entry["stem"]] = entry
-        with open(self.path, "ab+") as file:
-            file.seek(0, os.SEEK_END)
-            if size := file.tell():
-                file.seek(size - 1)
-                if file.read(1) != b"\n":  # a line cut off by a kill
-                    file.write(b"\n")
-            file.write(json.dumps(entry).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
 
-    def _read(self) -> Iterator[Entry]:
-        if not self.path.is_file():
-            return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            with suppress(json.JSONDecodeError):  # a line cut off by a kill
-                yield json.loads(line)
+def _is_entry(line: Entry) -> bool:
+    """Whether a line of a journal, which may be a stranger's, is one of ours and names nothing outside its folder."""
+    if line.get("state") == "failed":
+        return {"stem", "input", "reason"} <= line.keys()
+    outputs, rows = line.get("outputs"), line.get("rows")
+    return (
+        {"stem", "state", "fingerprint"} <= line.keys()
+        and isinstance(line.get("turn", 0), int)
+        and isinstance(outputs, dict)
+        and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in outputs)
+        and isinstance(rows, list)
+        and all(isinstance(row, dict) for row in rows)
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -18,12 +19,9 @@ from torch import Tensor
 from surf_lightning.audio.files import StreamResampler
 from surf_lightning.audio.streams import AudioFile
 from surf_lightning.functional.flow import mixture_consistent
-from surf_lightning.functional.permutation import best_permutation, reorder
-from surf_lightning.functional.randomness import mix_seed
-from surf_lightning.inference.overlap_add import OverlapAdd, Windows, agreement, split_windows
+from surf_lightning.inference.overlap_add import OverlapAdd, Windows, split_windows
+from surf_lightning.inference.sampling import UncertaintyCurve, Window, separate_windows
 from surf_lightning.inference.separator import Separator
-
-NOISE_BLOCK = 16384  # samples whose noise is drawn together
 
 Channels = Literal["each", "mix", "first"]
 """What is separated of a file of several channels: each of them, their mean, or the first alone."""
@@ -43,87 +41,53 @@ class Chunk:
     source over posterior samples. No rows if one sample is drawn."""
 
 
-def noise_at(start: int, length: int, num_sources: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal numbers ``[K,length]`` for the samples from ``start`` on, a function of (seed, position) alone.
+class StreamJoin:
+    """Joins the separated windows of one stream to chunks in order, without gaps."""
 
-    So two overlapping windows start the flow from the same noise where they overlap, and reach the same sample of the
-    posterior; with noise of their own, two different answers would be cross-faded. Drawn on the CPU, so that all
-    devices get the same.
-    """
-    first, last = start // NOISE_BLOCK, (start + length - 1) // NOISE_BLOCK
-    parts = []
-    for block in range(first, last + 1):
-        generator = torch.Generator().manual_seed(mix_seed(seed, block))
-        parts.append(torch.randn(num_sources, NOISE_BLOCK, generator=generator))
-    offset = start - first * NOISE_BLOCK
-    return torch.cat(parts, 1)[:, offset : offset + length].to(device)
+    def __init__(self, num_sources: int, rate: int, windows: Windows | None, num_samples: int) -> None:
+        if num_samples < 1:
+            raise ValueError(f"at least one posterior sample must be drawn, not {num_samples}")
+        self.sizes = (windows or Windows()).samples(rate)
+        self.overlap_add, self.start = OverlapAdd(self.sizes), 0
+        self.curve = UncertaintyCurve(rate) if num_samples > 1 else None
+        self.num_sources = num_sources
 
-
-def draw(separator: Separator, mixtures: Tensor, start: int, seed: int) -> Tensor:
-    """A posterior sample ``[C,K,W]`` of the window ``mixtures [C,W]`` at ``start``; all channels get the same noise."""
-    noise = noise_at(start, mixtures.shape[1], separator.num_sources, seed, mixtures.device)
-    return separator.separate_from(mixtures, noise.expand(len(mixtures), -1, -1))
-
-
-def posterior(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance of posterior ``samples [C,K,n]``, each aligned to the mean of those before it.
-
-    By Welford's recurrence, so that memory does not grow with their number; the variance of one sample is zero.
-    """
-    mean = squares = torch.zeros(())
-    count = 0
-    for count, sample in enumerate(samples, 1):
-        if count > 1:
-            sample = reorder(sample, best_permutation(-agreement(mean, sample)))
-        before = sample - mean
-        mean = mean + before / count
-        squares = squares + before * (sample - mean)
-    return mean, squares / max(1, count - 1)
-
-
-def separate_window(separator: Separator, mixtures: Tensor, start: int, num_samples: int, seed: int) -> Tensor:
-    """Mean and variance ``[C,K,2,W]`` of posterior samples of the window ``mixtures [C,W]`` (float64) at ``start``.
-
-    A channel of digital silence is not given to the network: its sources are silent.
-    """
-    result = mixtures.new_zeros(len(mixtures), separator.num_sources, 2, mixtures.shape[1])
-    audible = mixtures.any(1)
-    if audible.any():
-        inputs = mixtures[audible].to(next(separator.parameters(), mixtures).device, torch.float32)
-        seeds = (mix_seed(seed, number) for number in range(num_samples))
-        mean, variance = posterior(draw(separator, inputs, start, seed).cpu().double() for seed in seeds)
-        if not mean.isfinite().all():
+    def add(self, at: int, planes: Tensor) -> list[Chunk]:
+        """What the window ``planes [C,K,2,W]``, which begins at ``at``, completes; raises ValueError if it has NaN."""
+        if not planes.isfinite().all():
             raise ValueError("the separator gave NaN or infinite samples")
-        result[audible] = torch.stack([mean, variance], 2)
-    return result
+        complete = self.overlap_add(at, planes)
+        return [self._chunk(complete, last=False)] if complete.shape[-1] else []
+
+    def finish(self) -> list[Chunk]:
+        """The rest of the stream."""
+        return [self._chunk(self.overlap_add.finish(), last=True)] if self.overlap_add.tail is not None else []
+
+    def _chunk(self, planes: Tensor, last: bool) -> Chunk:
+        points = self.curve(planes[:, :, 1], last) if self.curve else no_points(self.num_sources)
+        start, self.start = self.start, self.start + planes.shape[-1]
+        return Chunk(start, planes[:, :, 0], points)
 
 
-class UncertaintyCurve:
-    """Pools variances ``[C,K,n]`` to one standard deviation per source for each tenth of a second."""
-
-    def __init__(self, rate: int) -> None:
-        self.rate, self.size = rate, max(1, rate // 10)
-        self.held: Tensor | None = None
-        self.start = 0
-
-    def __call__(self, variances: Tensor, last: bool = False) -> Tensor:
-        """The next points ``[N,1+K]``: the time of their middle in seconds, then K standard deviations."""
-        pooled = variances.mean(0)  # the mean variance of the channels
-        held = pooled if self.held is None else torch.cat([self.held, pooled], 1)
-        parts = list(held.split(self.size, 1)) if held.shape[1] else []
-        self.held = held[:, :0]
-        if parts and parts[-1].shape[1] < self.size and not last:
-            self.held = parts.pop()
-        points = []
-        for part in parts:
-            middle = (self.start + part.shape[1] / 2) / self.rate
-            points.append(torch.cat([part.new_tensor([middle]), part.mean(1).sqrt()]))
-            self.start += part.shape[1]
-        return torch.stack(points) if points else pooled.new_zeros(0, 1 + len(pooled))
+def in_batches(windows: Iterable[Window], size: int) -> Iterator[list[Window]]:
+    """Up to ``size`` neighbours of one length together."""
+    held: list[Window] = []
+    for window in windows:
+        if held and (len(held) == size or held[0][1].shape[-1] != window[1].shape[-1]):
+            yield held
+            held = []
+        held.append(window)
+    if held:
+        yield held
 
 
 def separate_stream(
-    separator: Separator, blocks: Iterable[Tensor], windows: Windows | None = None, num_samples: int = 1, seed: int = 0
+    separator: Separator,
+    blocks: Iterable[Tensor],
+    windows: Windows | None = None,
+    num_samples: int = 1,
+    seed: int = 0,
+    batch: int = 1,
 ) -> Iterator[Chunk]:
     """Separate a stream of blocks as they come, in memory that does not depend on its length.
 
@@ -133,6 +97,7 @@ def separate_stream(
         windows: how the stream is split; windows of 10 s by default, like the crops of the audio sets.
         num_samples: posterior samples whose mean is taken; each window's are aligned to one another.
         seed: of a flow's noise; the same input gives the same output.
+        batch: windows that go through the network together: the same samples to rounding, later.
 
     Yields:
         Chunks in order, without gaps. The sources keep their order from the first to the last.
@@ -140,23 +105,13 @@ def separate_stream(
     Raises:
         ValueError: the separator gave NaN or is not of audio, or ``num_samples`` is not positive.
     """
-    if num_samples < 1:
-        raise ValueError(f"at least one posterior sample must be drawn, not {num_samples}")
-    rate = sample_rate(separator)
-    sizes = (windows or Windows()).samples(rate)
-    overlap_add, curve, start = OverlapAdd(sizes), UncertaintyCurve(rate), 0
-
-    def chunk(planes: Tensor, last: bool) -> Chunk:
-        points = curve(planes[:, :, 1], last) if num_samples > 1 else no_points(separator.num_sources)
-        return Chunk(start, planes[:, :, 0], points)
-
-    for at, window in split_windows((block.double() for block in blocks), sizes):
-        planes = overlap_add(at, separate_window(separator, window, at, num_samples, seed))
-        if planes.shape[-1]:
-            yield chunk(planes, last=False)
-            start += planes.shape[-1]
-    if overlap_add.tail is not None:
-        yield chunk(overlap_add.finish(), last=True)
+    join = StreamJoin(separator.num_sources, sample_rate(separator), windows, num_samples)
+    cut = split_windows((block.double() for block in blocks), join.sizes)
+    for group in in_batches(cut, batch):
+        separated = separate_windows(separator, group, num_samples, seed)
+        for (at, _), planes in zip(group, separated, strict=True):
+            yield from join.add(at, planes)
+    yield from join.finish()
 
 
 def sample_rate(separator: Separator) -> int:
@@ -174,6 +129,8 @@ def no_points(num_sources: int) -> Tensor:
 class RateBridge:
     """Brings a mixture down to the separator's rate and its estimates back up to the file's, where they sum to it.
 
+    One thread may bring down while another brings up.
+
     Args:
         file_rate: in Hz.
         rate: the separator's, in Hz.
@@ -186,13 +143,15 @@ class RateBridge:
         self._down = StreamResampler(file_rate, rate, num_channels)
         self._up = StreamResampler(rate, file_rate, num_channels * num_sources)
         self._waiting = torch.zeros(num_channels, 0, dtype=torch.float64)  # mixture whose estimates are still to come
+        self._lock = threading.Lock()  # of _waiting
 
     def down(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Blocks ``[C,n]`` of the file -> blocks at the separator's rate."""
         for block in blocks:
-            self._waiting = torch.cat([self._waiting, block], 1)
+            with self._lock:
+                self._waiting = torch.cat([self._waiting, block], 1)
             yield self._down(block)
-        yield self._down(self._waiting[:, :0], last=True)
+        yield self._down(torch.zeros(self.sources[0], 0), last=True)
 
     def up(self, estimates: Tensor) -> Tensor:
         """Estimates ``[C,K,n]`` at the separator's rate -> ``[C,K,n']`` at the file's: as many as are complete."""
@@ -205,7 +164,8 @@ class RateBridge:
         return self._consistent(torch.nn.functional.pad(rows, (0, max(0, missing))))
 
     def _consistent(self, rows: Tensor) -> Tensor:
-        mixture, self._waiting = self._waiting[:, : rows.shape[1]], self._waiting[:, rows.shape[1] :]
+        with self._lock:
+            mixture, self._waiting = self._waiting[:, : rows.shape[1]], self._waiting[:, rows.shape[1] :]
         return mixture_consistent(rows[:, : mixture.shape[1]].unflatten(0, self.sources), mixture)
 
 
@@ -223,6 +183,51 @@ def select_channels(block: Tensor, channels: Channels) -> Tensor:
     return block[:1] if channels == "first" else block
 
 
+class FileStream:
+    """A file on its way through a separator: windows go out, separated windows come in, in order, and become chunks.
+
+    Its windows may be read by one thread while another adds what became of them.
+
+    Args:
+        separator: as of ``separate_file``.
+        file: the header.
+        channels: as of ``separate_file``.
+        windows: as of ``separate_file``.
+        num_samples: as of ``separate_file``.
+    """
+
+    def __init__(
+        self, separator: Separator, file: AudioFile, channels: Channels, windows: Windows | None, num_samples: int
+    ) -> None:
+        self.file, self.channels, self.num_channels = file, channels, num_separated(file, channels)
+        rate, num_sources = sample_rate(separator), separator.num_sources
+        self.join = StreamJoin(num_sources, rate, windows, num_samples)
+        self.bridge = RateBridge(file.rate, rate, self.num_channels, num_sources)
+        self.start, self.curve = 0, no_points(num_sources)
+
+    def windows(self) -> Iterator[Window]:
+        """Read the file; raises BadAudio if it cannot be decoded."""
+        blocks = self.bridge.down(select_channels(block, self.channels) for block in self.file.blocks())
+        return split_windows(blocks, self.join.sizes)
+
+    def add(self, at: int, planes: Tensor) -> Iterator[Chunk]:
+        """The chunks that a separated window completes; raises ValueError if it has NaN."""
+        for chunk in self.join.add(at, planes):
+            yield from self._chunk(self.bridge.up(chunk.estimates), chunk.curve)
+
+    def finish(self) -> Iterator[Chunk]:
+        """The rest of the file."""
+        for chunk in self.join.finish():
+            yield from self._chunk(self.bridge.up(chunk.estimates), chunk.curve)
+        yield from self._chunk(self.bridge.finish(), no_points(self.join.num_sources))
+
+    def _chunk(self, estimates: Tensor, points: Tensor) -> Iterator[Chunk]:
+        self.curve = torch.cat([self.curve, points])
+        if estimates.shape[-1]:
+            yield Chunk(self.start, estimates, self.curve)
+            self.start, self.curve = self.start + estimates.shape[-1], self.curve[:0]
+
+
 def separate_file(
     separator: Separator,
     audio: AudioFile | str | os.PathLike[str],
@@ -230,6 +235,7 @@ def separate_file(
     windows: Windows | None = None,
     num_samples: int = 1,
     seed: int = 0,
+    batch: int = 1,
 ) -> Iterator[Chunk]:
     """Separate an audio file of any length and rate in bounded memory.
 
@@ -246,6 +252,7 @@ def separate_file(
         windows: as of ``separate_stream``.
         num_samples: as of ``separate_stream``.
         seed: as of ``separate_stream``.
+        batch: as of ``separate_stream``.
 
     Yields:
         Chunks as of ``separate_stream``, at the file's own rate: together they have as many samples as the file, and
@@ -255,14 +262,9 @@ def separate_file(
         BadAudio: the file cannot be decoded; the message is the reason.
     """
     file = audio if isinstance(audio, AudioFile) else AudioFile.open(audio)
-    bridge = RateBridge(file.rate, sample_rate(separator), num_separated(file, channels), separator.num_sources)
-    mixtures = bridge.down(select_channels(block, channels) for block in file.blocks())
-    start, curve = 0, no_points(separator.num_sources)
-    for chunk in separate_stream(separator, mixtures, windows, num_samples, seed):
-        estimates, curve = bridge.up(chunk.estimates), torch.cat([curve, chunk.curve])
-        if estimates.shape[-1]:
-            yield Chunk(start, estimates, curve)
-            start, curve = start + estimates.shape[-1], curve[:0]
-    rest = bridge.finish()
-    if rest.shape[-1]:
-        yield Chunk(start, rest, curve)
+    stream = FileStream(separator, file, channels, windows, num_samples)
+    for group in in_batches(stream.windows(), batch):
+        separated = separate_windows(separator, group, num_samples, seed)
+        for (at, _), planes in zip(group, separated, strict=True):
+            yield from stream.add(at, planes)
+    yield from stream.finish()

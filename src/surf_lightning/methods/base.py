@@ -27,8 +27,8 @@ from surf_lightning.data.base import SeparationData, batches_done, undeclared
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
 from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_metadata, class_path
+from surf_lightning.inference.sampling import posterior
 from surf_lightning.inference.separator import Separator, compile_networks, in_micro_batches
-from surf_lightning.inference.streaming import posterior
 
 Batch = dict[str, Tensor]
 HELD_OUT_SEED = 0  # held-out mixtures are separated from the same noise in every run

@@ -1,0 +1,277 @@
+"""What a command has to do and has done, among the workers of its output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from surf_lightning import __version__
+from surf_lightning.errors import UserError
+from surf_lightning.files import partial_path
+from surf_lightning.inference.inputs import check_length, check_regular, shown
+from surf_lightning.inference.jobs import Done, Job, Task
+from surf_lightning.inference.journal import MANIFESTS, SUMMARY, Entry, Journal, input_fingerprint
+from surf_lightning.inference.pipeline import Course, Observer, Pipeline
+from surf_lightning.inference.progress import Progress, speed
+from surf_lightning.inference.workers import POLL, Worker
+from surf_lightning.provenance import hardware
+
+
+class SeparationRun(Observer):
+    """What a command has to do and has done, among other workers. The journal knows an input by its stem.
+
+    Args:
+        task: separates a file.
+        folder: of the outputs.
+        identity: what the outputs depend on besides the input: a hash of the checkpoint, and the settings.
+        resume: pass over what earlier runs have done.
+        overwrite: replace outputs that are there.
+
+    Raises:
+        UserError: a process with another checkpoint or other settings is at work in the folder.
+    """
+
+    def __init__(self, task: Task, folder: Path, identity: Entry, resume: bool, overwrite: bool) -> None:
+        self.task, self.identity, self.overwrite = task, identity, overwrite
+        self.jobs: dict[str, Job] = {}
+        self.prints: dict[str, Entry] = {}
+        self.broken: dict[str, tuple[Path, str]] = {}
+        self.skipped, self.began = 0, time.time()
+        self.progress = Progress()
+        self.worker = Worker(folder, {"identity": identity, "redo": not resume, "began": self.began})
+        self.journal = Journal(folder)
+        peers = [
+            header for name in self.worker.others() if self.worker.alive(name) and (header := self.worker.read(name))
+        ]
+        if any(header.get("identity") != identity for header in peers):
+            self.worker.end([])
+            raise UserError(f"{folder} is being written by a process with another checkpoint or other settings")
+        self.joins = bool(peers)
+        self.redo = any(header["redo"] for header in peers) if peers else not resume
+        self.began = min([self.began, *(header["began"] for header in peers)])
+        if not peers:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Merge what killed workers of an earlier run have left."""
+        dead = self.worker.others()
+        if dead:
+            with self.worker.alone():
+                self.journal.merge()
+            self.worker.forget(dead)
+            self.journal = Journal(self.journal.folder)
+
+    def plan(self, stems: dict[str, Path]) -> None:
+        """Read the headers of all inputs that are not done; one that cannot be read does not stop the others."""
+        for stem, path in stems.items():
+            try:
+                check_regular(path)
+                check_length(stem)
+                self.prints[stem] = {"input": input_fingerprint(path), **self.identity}
+                if self._is_done(stem):
+                    self.skipped += 1
+                else:
+                    self.jobs[stem] = self.task.plan(path, self.journal.folder / stem)
+            except (ValueError, OSError, MemoryError) as error:
+                self.broken[stem] = path, reason_of(error)
+        # Long files first: at the end no worker waits long for another. Those of one length share batches.
+        self.jobs = dict(sorted(self.jobs.items(), key=lambda item: -item[1].seconds))
+
+    def gone(self) -> list[str]:
+        """Inputs that were separated before and are not there any more."""
+        entries = self.journal.entries.items()
+        inputs = (entry["input"] for stem, entry in entries if stem not in self.prints and "input" in entry)
+        return [path for path in inputs if not os.path.exists(path)]
+
+    def _is_done(self, stem: str) -> bool:
+        return self.journal.is_done(stem, self.prints[stem], recently=self.redo)
+
+    def check_outputs(self) -> None:
+        """Raises UserError if a file would be overwritten, two would get one name, or the disk would be full."""
+        inputs = {job.path.resolve() for job in self.jobs.values()}
+        taken: dict[Path, Path] = {}
+        names: dict[Path, Path] = {}
+        for stem, job in self.jobs.items():
+            if inputs & {path.resolve() for path in job.outputs}:
+                raise UserError(f"the sources of {job.path} would overwrite an input: give another --output")
+            for path in job.outputs:
+                if (other := names.setdefault(path, job.path)) != job.path:
+                    raise UserError(f"{other} and {job.path} would both be written to {path}: give other --names")
+            own = set() if self.redo else self.journal.unfinished(stem)
+            taken |= {path: job.path for path in job.outputs if path.exists() and path not in own}
+        if not (self.overwrite or self.joins):
+            self._check_taken(taken)
+        self._check_room(shutil.disk_usage(self.journal.folder).free)
+
+    def _check_room(self, free: int) -> None:
+        """A file that alone needs more than there is, maybe by a header that lies, does not stop the others."""
+        there = f"but {self.journal.folder} has {in_bytes(free)} free"
+        for stem, job in [*self.jobs.items()]:
+            if job.size > free and len(self.jobs) > 1:
+                self.broken[stem] = job.path, f"its sources need {in_bytes(job.size)}, {there}"
+                del self.jobs[stem]
+        needed = sum(job.size for job in self.jobs.values())
+        if needed > free:
+            raise UserError(f"the outputs need {in_bytes(needed)}, {there}")
+
+    def _check_taken(self, taken: dict[Path, Path]) -> None:
+        if not self.journal.path.exists():
+            books = [path for name in (*MANIFESTS, SUMMARY) if (path := self.journal.folder / name).exists()]
+            taken |= dict.fromkeys(books, self.journal.folder)
+        if not taken:
+            return
+        first = next(iter(taken))
+        if self.redo:
+            known = "--resume goes on with an interrupted batch, --overwrite replaces them"
+            raise UserError(f"{len(taken)} output files are there already, {first} for one: {known}")
+        changed = ", ".join(dict.fromkeys(shown(path) for path in taken.values()))
+        raise UserError(
+            f"{len(taken)} output files are there already, {first} for one: they are not of the same input, checkpoint "
+            f"and settings; --overwrite replaces them. They are of {changed}"
+        )
+
+    # -- the work --
+
+    def run(self, batch: int | None, autocast: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        """Separate what is planned; whatever is wrong with one file, the others are done."""
+        for stem, (path, reason) in self.broken.items():
+            self._fail(stem, path, reason)
+        self.progress.begin(len(self.jobs), sum(job.seconds for job in self.jobs.values()))
+        try:
+            Pipeline(self.task, self, batch, autocast).run(self._claimed())
+        finally:
+            self.progress.end()
+
+    def _claimed(self) -> Iterator[Course | None]:
+        """The files that are this worker's, as it claims them; ends when all are settled by someone."""
+        left, numbers = list(self.jobs), itertools.count()
+        while left:
+            busy: list[str] = []
+            for stem in left:
+                taken = self.worker.take(stem, partial(self._is_settled, stem))
+                if taken == "busy":
+                    busy.append(stem)
+                elif taken == "settled":
+                    self.progress.file_done(self.jobs[stem].seconds)
+                else:
+                    yield Course(self.jobs[stem], self.worker.work / str(next(numbers)))
+            left = busy
+            if busy:
+                yield None
+                time.sleep(POLL)
+
+    def _is_settled(self, stem: str) -> bool:
+        self.journal.refresh()
+        return stem in self.journal.failures or self._is_done(stem)
+
+    def finished(self, course: Course, done: Done) -> None:
+        job, stem = course.job, self._stem(course)
+        if (now := self._fingerprint(job.path)) != self.prints[stem]:
+            raise ValueError("has changed since the start" if now else "vanished, or cannot be read any more")
+        job.stem.parent.mkdir(parents=True, exist_ok=True)
+        moves = {partial_path(path): job.stem.parent / path.name for path in done.paths}
+        entry = {"fingerprint": now, "rows": done.rows, "seconds": job.seconds, "input": os.fsdecode(job.path)}
+        self.journal.publish(self.worker, stem, entry, moves)
+        shutil.rmtree(course.folder, ignore_errors=True)
+        self.progress.file_done(job.seconds, course, done.remarks)
+
+    def failed(self, course: Course, error: Exception) -> None:
+        shutil.rmtree(course.folder, ignore_errors=True)
+        self._fail(self._stem(course), course.job.path, reason_of(error))
+        self.progress.file_done(course.job.seconds)
+
+    def advanced(self, course: Course, seconds: float) -> None:
+        self.progress.advance(course, seconds)
+
+    def _fingerprint(self, path: Path) -> Entry | None:
+        try:
+            check_regular(path)
+            return {"input": input_fingerprint(path), **self.identity}
+        except (OSError, ValueError):
+            return None
+
+    def _stem(self, course: Course) -> str:
+        return course.job.stem.relative_to(self.journal.folder).as_posix()
+
+    def _fail(self, stem: str, path: Path, reason: str) -> None:
+        self.journal.fail(self.worker, stem, path, reason)
+        self.progress.say(f"{shown(path)} FAILED: {reason}", sys.stderr)
+
+    # -- the end --
+
+    def end(self) -> None:
+        """Leave without a word: nothing has been done, or what has been done cannot be written down."""
+        self.worker.end([] if not self.journal.recent else None)
+
+    def report(self, checkpoint: str, device: torch.device) -> int:
+        """Write the manifest and the summary, tell the user, and leave; returns how many files have failed."""
+        with self.worker.alone():
+            self.journal.refresh()
+            others = self.worker.others()
+            last = not any(map(self.worker.alive, others))
+            if last:
+                self.journal.merge()
+            rows = self.journal.write_manifest()
+            summary = self._summary(checkpoint, device)
+            self.journal.write_summary(summary)
+        self.worker.end(others if last else None)
+        done, before, failed = summary["separated"], summary["done_before"], len(summary["failed"])
+        print(f"{done} files separated, {before} done before, {failed} failed.")
+        for failure in summary["failed"]:
+            print(f"    {shown(Path(failure['input']))}: {failure['reason']}")
+        if summary["audio_seconds"]:
+            print(f"In all {speed(summary['audio_seconds'], summary['seconds'])}.")
+        print(f"{self.journal.folder / MANIFESTS[0]} lists {rows} output files.")
+        return failed
+
+    def _done_before(self) -> int:
+        recent = self.journal.recent
+        return sum(stem not in recent and self.journal.is_done(stem, print) for stem, print in self.prints.items())
+
+    def _summary(self, checkpoint: str, device: torch.device) -> Entry:
+        """Of the batch, by all its workers."""
+        done = [self.journal.entries[stem] for stem in self.journal.recent]
+        done = [entry for entry in done if entry["state"] == "done"]
+        audio_seconds = sum(entry.get("seconds", 0.0) for entry in done)
+        seconds = time.time() - self.began
+        failures = self.journal.failures.values()
+        return {
+            "version": __version__,
+            "checkpoint": checkpoint,
+            "checkpoint_sha256": self.identity["checkpoint"],
+            "settings": self.identity["settings"],
+            "device": f"{device}: {hardware(device)}",
+            "separated": len(done),
+            "done_before": self._done_before(),
+            "failed": [{"input": entry["input"], "reason": entry["reason"]} for entry in failures],
+            "seconds": seconds,
+            "audio_seconds": audio_seconds,
+            "real_time_factor": seconds / audio_seconds if audio_seconds else None,
+        }
+
+
+def reason_of(error: Exception) -> str:
+    """For the user; an error that no input should cause is given its type."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def in_bytes(count: float) -> str:
+    """With a unit that leaves one to three digits."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,213 @@
+"""Several processes on one output folder: who claims what, who is alive, and what kills leave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surf_lightning.cli import main
+from surf_lightning.inference import separation_run, workers
+from surf_lightning.inference.journal import Journal
+from surf_lightning.inference.workers import Worker
+from tests.inference.test_separate import AUDIO, files, made, manifest, read, record, save
+from tests.inference.test_streaming import Filters
+
+LOG = Path("published.txt")
+
+
+def start(run: Callable[[], object]) -> int:
+    """A process of its own, silent; returns its number."""
+    if child := os.fork():
+        return child
+    with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        os._exit(int(run() or 0))  # type: ignore[call-overload]
+    os._exit(9)
+
+
+def status(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextlib.contextmanager
+def another(run: Callable[[], object]) -> Iterator[int]:
+    child = start(run)
+    try:
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def separate(*args: str, output: str = "out") -> int:
+    return main(["separate", "in", "--checkpoint", "a.ckpt", "--output", output, "--trust", "--device", "cpu", *args])
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file published leaves its stem in ``LOG``."""
+    publish = Journal.publish
+
+    def and_log(self: Journal, worker: Worker, stem: str, *args: Any) -> None:
+        publish(self, worker, stem, *args)
+        with LOG.open("a") as file:
+            file.write(f"{stem}\n")
+
+    monkeypatch.setattr(Journal, "publish", and_log)
+
+
+def same_as_undisturbed(count: int) -> None:
+    separate(output="whole")
+    assert made() == made("whole")
+    assert len(made()) == 2 * count
+    for name in made():
+        assert (read(f"out/{name}") == read(f"whole/{name}")).all()
+    assert len(manifest()) == 2 * count
+    assert not [name for name in files() if ".surf" in name or ".partial" in name]
+
+
+def kill_workers(number: int, count: int, kills: int, rng: random.Random, pause: float) -> None:
+    """``number`` workers on ``count`` files, one of which is killed ``kills`` times; each is followed by a new one."""
+    for i in range(count):
+        record(f"in/{i}.wav", 0.1 + 0.2 * rng.random())
+    save(Filters(), AUDIO)
+    running = [start(lambda: separate("--resume")) for _ in range(number)]
+    for _ in range(kills):
+        time.sleep(rng.random() * pause)
+        victim = running.pop(rng.randrange(len(running)))
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
+        running.append(start(lambda: separate("--resume")))
+    assert [status(child) for child in running] == [0] * number
+    repeated = {stem: times for stem, times in Counter(LOG.read_text().split()).items() if times > 1}
+    assert not repeated
+    same_as_undisturbed(count)
+
+
+@pytest.mark.usefixtures("logged")
+def test_killed_workers_lose_nothing_and_repeat_nothing() -> None:
+    kill_workers(2, 12, 3, random.Random(0), 0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("logged")
+def test_eight_workers_400_files_and_20_kills() -> None:
+    kill_workers(8, 400, 20, random.Random(os.environ.get("TORTURE_SEED", "1")), 1.0)
+
+
+def test_workers_started_here_share_the_files_and_one_manifest_is_written() -> None:
+    for i in range(4):
+        record(f"in/{i}.wav", 0.2)
+    save(Filters(), AUDIO)
+    assert separate("--workers", "2") == 0
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert (summary["separated"], summary["failed"]) == (4, [])
+    same_as_undisturbed(4)
+
+
+def test_tasks_of_slurm_need_no_word_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    record("in/a.wav", 0.2)
+    save(Filters(), AUDIO)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert separate() == 0
+    assert separate() == 0  # a task that begins when all is done
+    assert json.loads(Path("out/summary.json").read_text())["done_before"] == 1
+
+
+def test_one_who_comes_later_joins_and_waits_for_what_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        record(f"in/{name}.wav", 0.2)
+    save(Filters(), AUDIO)
+    finished = separation_run.SeparationRun.finished
+
+    def slowly(self: Any, *args: Any) -> None:
+        Path("begun").touch()
+        time.sleep(1.0)
+        finished(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(separation_run.SeparationRun, "finished", slowly)
+        patch.setattr(separation_run, "POLL", 0.05)
+        with another(separate) as child:
+            while not Path("begun").exists():
+                time.sleep(0.01)
+            patch.setattr(separation_run.SeparationRun, "finished", finished)
+            assert separate() == 0  # without --resume
+            assert status(child) == 0
+            assert len(manifest()) == 4
+
+
+def test_another_checkpoint_at_work_in_the_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    record("in/a.wav", 0.2)
+    save(Filters(), AUDIO)
+    at_work = Worker(Path("out"), {"identity": "another", "redo": True, "began": 0.0})
+    assert separate() == 2
+    assert "another checkpoint or other settings" in capsys.readouterr().err
+    at_work.end([])
+    assert separate() == 0
+
+
+# -- claims --
+
+
+def test_a_file_has_one_owner(tmp_path: Path) -> None:
+    a, b = Worker(tmp_path, {}), Worker(tmp_path, {})
+    assert a.take("x", lambda: False) == "mine"
+    assert b.take("x", lambda: False) == "busy"
+    assert b.take("x", lambda: True) == "settled"
+    (claim,) = (tmp_path / ".surf" / "claims").iterdir()
+    assert json.loads(claim.read_text())["process"] == os.getpid()
+    assert {"host", "time", "worker"} <= json.loads(claim.read_text()).keys()
+    a.end(None)  # ended, as a killed one has: its lock is free
+    assert b.take("x", lambda: False) == "mine"
+    b.end([a.name])
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_a_worker_on_another_machine_is_dead_after_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "machine", lambda: "elsewhere")
+        far = Worker(tmp_path, {})
+        far.take("x", lambda: False)
+        far.end(None)
+    near, now = Worker(tmp_path, {}), 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert near.take("x", lambda: False) == "busy"
+    now += workers.LEASE - 1
+    assert near.take("x", lambda: False) == "busy"
+    os.utime(near.journal(far.name), (5, 5))  # a sign of life, by whatever clock
+    now += 2
+    assert near.take("x", lambda: False) == "busy"
+    now += workers.LEASE + 1
+    assert near.take("x", lambda: False) == "mine"
+
+
+def test_a_claim_without_a_word_in_it_holds_for_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, now = Worker(tmp_path, {}), 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    worker._claim("x", 0).touch()  # its maker was killed before it wrote
+    assert worker.take("x", lambda: False) == "busy"
+    now += workers.LEASE + 1
+    assert worker.take("x", lambda: False) == "mine"
+
+
+def test_a_journal_of_a_stranger_names_nothing_outside_the_folder(tmp_path: Path) -> None:
+    Path("precious.txt").write_text("mine")
+    entry = {"stem": "a", "state": "done", "fingerprint": {}, "rows": []}
+    lines = [{**entry, "outputs": {name: 4}} for name in ("../precious.txt", str(Path("precious.txt").absolute()))]
+    odd = ["[]", "3", '{"stem": "a"}', '{"stem": 1, "state": "failed"}', json.dumps({**entry, "outputs": [1]}), "\0\0"]
+    Path("out").mkdir()
+    Path("out/journal.jsonl").write_text("\n".join([*map(json.dumps, lines), *odd, ""]))
+    assert Journal(Path("out")).entries == {}

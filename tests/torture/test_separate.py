@@ -1,0 +1,146 @@
+"""`surf separate` killed anywhere, its inputs changing, its disk full: what is there is whole, what is not is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from surf_lightning.inference import separation_run
+from tests.inference.test_separate import AUDIO, files, made, manifest, read, record, save
+from tests.inference.test_streaming import Filters
+from tests.inference.test_workers import same_as_undisturbed, separate, start, status
+from tests.torture.conftest import Trials
+
+COUNT = 6
+
+
+def inputs() -> None:
+    for i in range(COUNT):
+        record(f"in/{i}.{'flac' if i % 2 else 'wav'}", 3.0 + i, 8000 + 8000 * (i % 2), 1 + i % 2)
+    save(Filters(), AUDIO)
+
+
+def test_killed_anywhere_and_resumed_it_gives_what_it_would_have_given(trials: Trials) -> None:
+    """No partial file has its name at any moment either."""
+    inputs()
+    separate(output="whole")
+    lengths = {name: soundfile.info(f"whole/{name}").frames for name in made("whole")}
+    kills = 0
+    for rng in trials:
+        subprocess.run(["rm", "-rf", "out"], check=True)
+        for _ in range(1 + rng.randrange(3)):
+            child = start(lambda: separate("--resume"))
+            time.sleep(rng.random() * 0.5)
+            os.kill(child, signal.SIGKILL)
+            kills += status(child) == -signal.SIGKILL
+            there = [name for name in files() if not name.startswith(".surf") and name in lengths]
+            assert all(soundfile.info(f"out/{name}").frames == lengths[name] for name in there)
+        assert separate("--resume") == 0
+        same_as_undisturbed(COUNT)
+    trials.facts["kills"] = kills
+
+
+@pytest.mark.parametrize("change", ["changes", "vanishes", "turns unreadable", "becomes another"])
+def test_inputs_that_do_not_stay_are_named(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        record(f"in/{name}.wav", 0.3)
+    save(Filters(), AUDIO)
+    change_b = {
+        "changes": lambda: record("in/b.wav", 0.4),
+        "vanishes": lambda: os.unlink("in/b.wav"),
+        "turns unreadable": lambda: Path("in/b.wav").write_bytes(b"no sound"),
+        "becomes another": lambda: (os.unlink("in/b.wav"), os.mkfifo("in/b.wav")),
+    }[change]
+    check_outputs = separation_run.SeparationRun.check_outputs
+
+    def after_all_headers_are_read(self: separation_run.SeparationRun) -> None:
+        check_outputs(self)
+        change_b()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(separation_run.SeparationRun, "check_outputs", after_all_headers_are_read)
+        assert separate() == 1
+    (failed,) = json.loads(Path("out/summary.json").read_text())["failed"]
+    assert failed["input"] == "in/b.wav"
+    assert made() == [f"{name}_source{k}.wav" for name in "ac" for k in (1, 2)]
+    assert not [name for name in files() if "partial" in name]
+
+
+def test_between_two_runs_a_changed_input_is_named_and_one_that_is_gone_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "abc":
+        record(f"in/{name}.wav", 0.3)
+    save(Filters(), AUDIO)
+    assert separate() == 0
+    os.unlink("in/a.wav")
+    assert separate("--resume") == 0
+    assert "in/a.wav is not there any more" in capsys.readouterr().out
+    record("in/c.wav", 0.4)
+    assert separate("--resume") == 2
+    said = capsys.readouterr().err
+    assert "in/c.wav" in said
+    assert "in/b.wav" not in said
+    assert len(manifest()) == 6
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of its own for the outputs."""
+    Path("out").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", "out"], capture_output=True).returncode:
+        pytest.skip("a small file system needs root")
+    yield Path("out")
+    subprocess.run(["umount", "out"], check=True)
+
+
+def room_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken by another process after the look at it."""
+    monkeypatch.setattr(separation_run.shutil, "disk_usage", lambda path: Plenty())
+
+
+class Plenty:
+    free = 1 << 40
+
+
+def test_a_full_disk_leaves_no_partial_output(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(4):
+        record(f"in/{i}.wav", 5.0)  # two sources of 80 kB each
+    save(Filters(), AUDIO)
+    room_is_promised(monkeypatch)
+    rc = separate()
+    captured = capsys.readouterr()
+    assert rc in (1, 2)
+    assert "disk is full" in captured.err + captured.out or "No space left" in captured.err
+    there = [name for name in made() if not name.startswith(".surf")]
+    assert len(there) in (2, 4)
+    assert {len(read(f"out/{name}")) for name in there} == {40000}
+    assert not [name for name in files() if "partial" in name]
+    subprocess.run(["mount", "-o", "remount,size=4m", "out"], check=True)
+    assert separate("--resume") == 0
+    same_as_undisturbed(4)
+
+
+def test_a_file_too_large_for_the_disk_fails_and_the_others_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    record("in/large.wav", 20.0)
+    record("in/small.wav", 1.0)
+    save(Filters(), AUDIO)
+
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        return separate()
+
+    assert status(start(limited)) == 1
+    assert made() == ["small_source1.wav", "small_source2.wav"]
+    (failed,) = json.loads(Path("out/summary.json").read_text())["failed"]
+    assert (failed["input"], "disk is full" in failed["reason"]) == ("in/large.wav", True)
+    assert not [name for name in files() if "partial" in name]
