@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait must not spin: two trainings on two cores would slow each other down a hundredfold.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo digits table2-cifar test lint suite slow torture bench lock clean
+.PHONY: install demo digits table2-cifar test lint suite slow torture bench docs lock dist clean
 
 install: $(INSTALLED)
 
@@ -60,6 +60,9 @@ bench: install  # our steps beside plain implementations
 	@$(LOCKED) lock/bench.txt 2>/dev/null || echo "asteroid cannot be installed here: its rows will say so."
 	python benchmarks/run.py $(ARGS)
 
+docs: install  # the site, into build/docs; a warning is an error
+	python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+
 # The newest versions that pyproject.toml allows: make lock LOCK=--upgrade. Without it, what is locked stays.
 COMPILE = uv pip compile -q --universal --generate-hashes --no-annotate --custom-compile-command 'make lock' $(LOCK) \
 	--python-version 3.11 pyproject.toml
@@ -69,6 +72,9 @@ lock: install
 		$(COMPILE) --extra $$extra -c lock/dev.txt -o lock/$$extra.txt \
 			$$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' lock/dev.txt | sort -u) >/dev/null || exit; \
 	done
+
+dist: install  # wheel and source archive, tried in empty environments
+	.ci/dist
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -39,9 +39,11 @@ def audio_sets(tmp_path: Path) -> Path:
     root = tmp_path / "audio"
     for split, count in (("train-360", 6), ("dev", 4), ("test", 3)):
         audio_trees.libri2mix(root / "Libri2Mix", split, count)
+    (root / "Libri2Mix" / "wav8k").symlink_to("wav16k")  # files are resampled to the rate that is asked for
     for split in ("train", "validation", "eval"):
         audio_trees.fuss(root / "FUSS" / "ssdata", split, 4)
     audio_trees.audioset(root / "AudioSet", [f"Y{number:010d}" for number in range(6)])
+    audio_trees.speech_commands(root / "SpeechCommands")
     for number in range(6):
         audio_trees.write(root / "recordings" / f"{number}.wav", audio_trees.noise(1.0, number))
     return root

@@ -23,22 +23,29 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 PARTS = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").glob("*/*.yaml"))
 REMIXED = ["remixit", "self_remixing", "surf_rm", "surf_sr"]
 SUPERVISED = ["supervised_regression", "supervised_flow"]
+MIXCYCLE_PAPER = ["mixit", "mixpit", "mixcycle", "supervised_regression"]
 IMAGES = ["mixit", "mixpit", "mixcycle", *REMIXED, *SUPERVISED, "basis"]
 METHODS = {
     "digits": [*IMAGES, "semisupervised", "scratch", "one_step"],
     "mnist": IMAGES,
     "cifar": IMAGES,
     "mnist-small": ["mixit", "remixit", "self_remixing", "surf_rm", *SUPERVISED],
-    "libri2mix": ["mixit", *REMIXED, *SUPERVISED],
+    "libri2mix": ["mixit", "semisupervised", *REMIXED, *SUPERVISED],
     "libri2mix-small": ["mixit", "remixit", "surf_rm"],
-    "fuss": ["mixit", *REMIXED, *SUPERVISED],
+    "libri2mix8k": MIXCYCLE_PAPER,
+    "sc09mix": MIXCYCLE_PAPER,
+    "fuss": ["mixit", "semisupervised", "adapted", *REMIXED, *SUPERVISED],
     "audioset": ["mixit", *REMIXED],  # there are no clean sources here
-    "folder": ["mixit", *REMIXED],
+    "folder": ["mixit", "mixit_16", *REMIXED],
+    "enhancement": ["mixit"],
 }
 AUDIO = {"libri2mix": "Libri2Mix", "fuss": "FUSS/ssdata", "audioset": "AudioSet", "folder": "recordings"}
-AUDIO["libri2mix-small"] = AUDIO["libri2mix"]
+AUDIO["libri2mix-small"] = AUDIO["libri2mix8k"] = AUDIO["libri2mix"]
+AUDIO |= {"sc09mix": "SpeechCommands", "enhancement": "recordings"}
+LATE = ("adapted", "one_step")  # whose earlier stage is not MixIT
 # What only one method has, and two steps are to see: a short sampler, both phases of the training.
 SHORTENED = {"basis": ["--model.langevin_steps", "1"], "mixcycle": ["--model.mixpit_steps", "1"]}
+LEARNED_FILTERS = ("mixit", "semisupervised")  # Conv-TasNets, on every audio set
 
 
 def arguments(name: str, root: Path, command: str = "fit") -> list[str]:
@@ -48,7 +55,9 @@ def arguments(name: str, root: Path, command: str = "fit") -> list[str]:
     args += ["--config", str(ROOT / "tests" / f"tiny_{'audio' if family in AUDIO else 'images'}.yaml")]
     args += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
     args += SHORTENED.get(method, [])
-    if family in ("libri2mix", "fuss", "audioset") and method != "mixit":  # Conv-TasNet has no such arguments
+    if family == "enhancement":
+        args += ["--data.noise_root", str(root / "AudioSet")]
+    if family in ("libri2mix", "fuss", "audioset") and method not in LEARNED_FILTERS:
         args += [f"--model.network.init_args.{key}" for key in ("features=8", "attention=8", "heads=2")]
     return args if family == "digits" else [*args, "--data.root", str(root / AUDIO.get(family, ""))]
 
@@ -75,7 +84,7 @@ def test_every_config_trains_two_steps_in_a_chain_without_a_path_typed(
 ) -> None:
     root = audio_sets if family in AUDIO else image_sets
     names = [name for name in CONFIGS if name.split("_")[0] == family]
-    names.sort(key=lambda name: (name.endswith("one_step"), name != f"{family}_mixit"))  # earlier stages first
+    names.sort(key=lambda name: (name.endswith(LATE), name != f"{family}_mixit"))  # earlier stages first
     for name in names:
         assert main(arguments(name, root)) == 0, name
         run = Path("runs", name)
@@ -135,8 +144,9 @@ def test_class_names_are_short_and_lightnings_defaults_are_not_repeated() -> Non
         assert "class_path: torch." not in text, path
         assert "logger" not in text, path
     for name in CONFIGS:
-        given = loaded(f"{name}.yaml")["trainer"].items()
-        assert not given & {("accelerator", "auto"), ("devices", "auto"), ("log_every_n_steps", 50)}, name
+        given = loaded(f"{name}.yaml")["trainer"]
+        defaults = {"accelerator": "auto", "devices": "auto", "log_every_n_steps": 50}
+        assert not [key for key, value in defaults.items() if given.get(key) == value], name
 
 
 def test_a_part_has_a_file_where_several_runs_share_it_and_no_file_is_anothers_copy() -> None:
@@ -159,6 +169,12 @@ def test_weights_and_biases_tracks_every_run_unless_told_otherwise() -> None:
     assert logger["init_args"]["project"] == "surf-lightning"
     assert resolved(config, "--trainer.logger.project", "mine")["trainer"]["logger"]["init_args"]["project"] == "mine"
     assert resolved(config, "--trainer.logger", "false")["trainer"]["logger"] is False
+
+
+def test_losses_of_signals_go_by_their_names() -> None:
+    config = f"--config={ROOT}/configs/folder_remixit.yaml"
+    for name in ("signal_snr", "multi_resolution_l1"):
+        assert resolved(config, "--model.error", name)["model"]["init_args"]["error"] == name
 
 
 def test_the_package_holds_the_configs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,20 @@ def test_the_cpu_is_named_by_its_model_or_else_by_its_architecture(monkeypatch: 
     for threads, text in ((1, "1 thread"), (2, "2 threads")):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert provenance.hardware(torch.device("cpu")) == f"Some CPU, {text}"
+
+
+def test_a_bug_report_has_versions_devices_and_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "wandb":
+            raise PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(provenance, "version", version)
+    lines = provenance.environment()
+    assert lines[0].startswith(f"surf-lightning {__version__}")
+    assert lines[1].startswith("Python 3.")
+    assert lines[2].startswith("cpu: ")
+    assert any(line.startswith("torch 1.2.3, torchvision 1.2.3, ") for line in lines)
+    assert "extra wandb: wandb is missing" in lines
+    assert "extra images: torch-fidelity 1.2.3" in lines
+    assert not any("dev" in line.split(":")[0] for line in lines[5:])

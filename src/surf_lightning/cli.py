@@ -111,20 +111,47 @@ def separate(
     return separate_inputs(inputs, checkpoint, output, **options)
 
 
-def export(*, checkpoint: str, output: str, trust: bool = False) -> None:
+def app(
+    *, checkpoint: str, device: str = "auto", port: int = 7860, max_minutes: float = 10, trust: bool = False
+) -> None:
+    """Serve a local page that separates what is dropped on it, to listen and to look (needs the extra `app`).
+
+    Args:
+        checkpoint: As of surf separate; visitors of the page cannot choose another.
+        device: One of auto, cpu, mps, cuda:N.
+        port: Of 127.0.0.1.
+        max_minutes: The longest recording that the page accepts.
+        trust: Import classes from outside this package, if the checkpoint needs any.
+    """
+    try:
+        from surf_lightning.inference.app import launch, open_page
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError("the page needs Gradio: pip install 'surf-lightning[app]'") from error
+    _allow_own_modules(trust)
+    launch(open_page(checkpoint, device, max_minutes, trust), port)
+
+
+def export(*, checkpoint: str, output: str, onnx: bool = False, trust: bool = False) -> None:
     """Write a trained separator in the Hugging Face layout: safetensors, a JSON config, a model card.
 
     Args:
         checkpoint: A run's checkpoint.
         output: A new folder.
+        onnx: Write ONNX graphs as well, and separate.py, which runs them by numpy and onnxruntime.
         trust: Import classes from outside this package, if the checkpoint needs any.
     """
     from surf_lightning.inference.export import CARD, CONFIG, WEIGHTS
     from surf_lightning.inference.export import export as write
 
     _allow_own_modules(trust)
-    write(checkpoint, output, trust)
+    if onnx:
+        from surf_lightning.inference.onnx import write_onnx
+    write(checkpoint, output, trust, write_onnx if onnx else None)
     print(f"written to {output}: {WEIGHTS}, {CONFIG} and {CARD}, the model card")
+    if onnx:
+        print(f"{output}/separate.py runs the ONNX graphs beside it: python {output}/separate.py MIXTURE")
 
 
 def configs(*names: str) -> None:
@@ -143,8 +170,15 @@ def configs(*names: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def info() -> None:
+    """Print what a bug report needs: versions, devices, extras."""
+    from surf_lightning.provenance import environment
+
+    print("\n".join(environment()))
+
+
 COMMANDS: dict[str, Callable[..., int | None]] = {
-    function.__name__: function for function in (report, separate, export, configs)
+    function.__name__: function for function in (report, separate, app, export, configs, info)
 }
 
 

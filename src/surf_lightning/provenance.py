@@ -1,12 +1,16 @@
-"""The machine and the version of this code that a run was made with."""
+"""The machine and the version of this code that a run was made with, and what is installed beside it."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+from collections import defaultdict
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
 import torch
+from packaging.requirements import Requirement
 
 from surf_lightning import __version__
 
@@ -42,6 +46,45 @@ def commit() -> str | None:
 def provenance(device: torch.device) -> dict[str, str | None]:
     """Version and commit of this code, and the hardware of ``device``."""
     return {"version": __version__, "commit": commit(), "hardware": hardware(device)}
+
+
+def environment() -> list[str]:
+    """What a bug report needs, line by line: this package, Python, devices, dependencies and extras."""
+    written = f" (commit {commit()})" if commit() else ""
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    return [
+        f"surf-lightning {__version__}{written}",
+        f"Python {platform.python_version()}, {platform.platform()}",
+        *devices(),
+        f"PyTorch built with {cuda}",
+        *installed(),
+    ]
+
+
+def devices() -> list[str]:
+    """A line for the CPU and one for each CUDA device."""
+    gpus = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    named = [f"cuda:{index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for index, gpu in enumerate(gpus)]
+    return [f"cpu: {processor()}, {os.cpu_count()} cores", *(named or ["no CUDA device is to be used"])]
+
+
+def installed() -> list[str]:
+    """The versions of what this package needs, then a line for each extra: its versions, or what is missing."""
+    extras = [extra for extra in metadata("surf-lightning").get_all("Provides-Extra", []) if extra != "dev"]
+    groups = defaultdict(list)
+    for requirement in map(Requirement, requires("surf-lightning") or []):
+        marker = requirement.marker
+        for extra in ["", *extras]:
+            if (marker is None and not extra) or (marker and extra and marker.evaluate({"extra": extra})):
+                groups[extra].append(_installed(requirement.name))
+    return [", ".join(groups[""]), *(f"extra {extra}: {', '.join(groups[extra])}" for extra in extras)]
+
+
+def _installed(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"{name} is missing"
 
 
 def _git(*command: str, cwd: Path) -> str | None:

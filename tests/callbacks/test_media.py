@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torchvision.io import read_image
 
@@ -107,6 +109,27 @@ def test_audio_becomes_players_and_spectrograms(with_truth: bool) -> None:
         "spectrograms1",
         "spectrograms2",
     }
+
+
+def test_tensorboard_and_mlflow_get_pictures_and_sounds_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    board, mlflow = TensorBoardLogger("board", "", ""), MLFlowLogger(tracking_uri="file:flow")
+    mixtures, estimates, _ = example(1, 2, 4000)
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, fast_dev_run=False, global_step=7, loggers=[board, mlflow, object()]
+    )
+    module: Any = SimpleNamespace(signal={"kind": "audio", "sample_rate": 16000})
+    Media(Path("run")).on_validation_batch_end(trainer, module, estimates, {"mixtures": mixtures}, 0)
+    board.experiment.flush()
+    events = EventAccumulator("board").Reload()
+    names = {"mixture", "estimate1", "estimate2"}
+    assert events.Tags()["images"] == ["spectrograms1"]
+    assert set(events.Tags()["audio"]) == {f"audio1/{name}" for name in names}
+    assert events.Audio("audio1/mixture")[0].sample_rate == 16000
+    sent = [artifact.path for artifact in mlflow.experiment.list_artifacts(mlflow.run_id, "audio1")]
+    assert set(sent) == {f"audio1/step_0000007_1_{name}.wav" for name in names}
+    pictures = [artifact.path for artifact in mlflow.experiment.list_artifacts(mlflow.run_id, "images")]
+    assert any("spectrograms1" in path for path in pictures)
 
 
 def test_the_spectrogram_of_a_tone_is_brightest_at_its_frequency() -> None:

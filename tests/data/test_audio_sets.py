@@ -214,6 +214,14 @@ def test_fuss_fills_up_its_sources_with_zeros(fuss: Path) -> None:
         assert batch["sources"][0, len(names) :].eq(0).all()
 
 
+def test_reverberant_fuss_lies_beside_the_dry_one_under_its_own_name(fuss: Path) -> None:
+    audio_trees.fuss(fuss / "ssdata_reverb", "eval", 2, seconds=1.2)
+    dry, wet = FUSS(str(fuss), **SMALL).test_batches(), FUSS(str(fuss / "ssdata_reverb"), **SMALL).test_batches()
+    assert (len(wet), wet[1]["sources"].shape) == (2, (1, 4, round(1.2 * RATE)))  # type: ignore[arg-type]
+    assert dry[1]["sources"].shape == (1, 4, RATE)
+    torch.testing.assert_close(wet[1]["sources"].sum(1), wet[1]["mixtures"], rtol=0, atol=4 / 2**15)
+
+
 def test_fuss_trains_and_validates(fuss: Path) -> None:
     assert one(FUSS(str(fuss / "ssdata"), **SMALL)).keys() == {"mixtures"}
     data = FUSS(str(fuss), with_sources=True, **SMALL)

@@ -42,7 +42,7 @@ def test_a_network_has_the_sources_of_its_data(
 
 
 def test_networks_scale_with_the_sample_rate_once() -> None:
-    given = config("SURF", 2, 2, sample_rate=24000)
+    given = config("SURF", 2, 2, num_sources=2, sample_rate=24000)
     network = given.model.init_args.network.init_args
     network.update(Namespace(sample_rate=16000, frame=40, hop=20, filters=256, n_fft=320))
     given.model.init_args.noise = Namespace(class_path="E", init_args=Namespace(sample_rate=16000))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surf_lightning.functional.selection import merge_outputs, most_energetic
+from surf_lightning.functional.selection import first_outputs, merge_outputs, most_energetic
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +60,10 @@ def test_merging_passes_gradients_and_refuses_what_is_too_much() -> None:
     assert torch.equal(estimates.grad, torch.ones_like(estimates))
     with pytest.raises(ValueError, match="16 outputs are too many"):
         merge_outputs(normal(1, 16, 5), 4)
+
+
+def test_the_first_outputs_and_the_sum_of_the_others() -> None:
+    estimates = normal(2, 4, 3)
+    assert torch.equal(first_outputs(estimates, 4), estimates)
+    expected = torch.stack([estimates[:, 0], estimates[:, 1] + estimates[:, 2] + estimates[:, 3]], 1)
+    torch.testing.assert_close(first_outputs(estimates, 2), expected)

@@ -87,6 +87,63 @@ def test_the_perfect_separation_of_a_pair_has_the_loss_of_its_threshold() -> Non
     assert module.loss({"mixtures": m}, random()).item() == pytest.approx(sum(expected) / 2)
 
 
+def least_over(deals: list[tuple[int, ...]], outputs: Tensor, references: Tensor) -> float:
+    """The least mean error in dB of references from sums of outputs, output m going to reference deal[m]."""
+
+    def total(deal: tuple[int, ...]) -> float:
+        found = torch.zeros_like(references).index_add(0, torch.tensor(deal), outputs)
+        errors = (found - references).flatten(1).square().sum(1) + 1e-3 * references.flatten(1).square().sum(1)
+        return float((10 * torch.log10(errors + 1e-8)).mean())
+
+    return min(map(total, deals))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_any_number_of_mixtures_is_added_up(count: int) -> None:
+    module, m = MixIT(regression(5), num_mixtures=count, optimizer=adam).double(), mixtures(2 * count + 1)
+    groups = m[: 2 * count].unflatten(0, (2, count))
+    outputs = module.separator.network(groups.sum(1)).detach()
+    deals = list(itertools.product(range(count), repeat=5))
+    expected = [least_over(deals, *each) for each in zip(outputs, groups, strict=True)]
+    assert module.loss({"mixtures": m}, random()).item() == pytest.approx(sum(expected) / 2, rel=1e-9)
+    with pytest.raises(UserError, match=f"to at least {count}"):
+        module.loss({"mixtures": m[: count - 1]}, random())
+
+
+def test_sixteen_outputs_have_their_best_of_65536_sums() -> None:
+    """The network gives parts of both mixtures in a known mingling."""
+    module, m = MixIT(regression(16), optimizer=adam).double(), mixtures(2)
+    shares = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    shares = torch.cat([shares[:8] / shares[:8].sum(0), shares[8:] / shares[8:].sum(0)])
+    outputs = torch.cat([shares[:8] * m[0], shares[8:] * m[1]])[torch.randperm(16)]
+    module.separator.network.forward = lambda _: outputs.unsqueeze(0)
+    perfect = [10 * math.log10(1e-3 * float(mixture.square().sum()) + 1e-8) for mixture in m]
+    assert module.loss({"mixtures": m}, random()).item() == pytest.approx(sum(perfect) / 2)
+
+
+@pytest.mark.parametrize(("outputs", "deals"), [(3, [(0, 0, 1), (0, 1, 0)]), (4, None)])
+def test_enhancement_keeps_the_first_output_for_the_speech(outputs: int, deals: list[tuple[int, ...]] | None) -> None:
+    deals = deals or [deal for deal in itertools.product((0, 1), repeat=4) if deal[0] == 0 and 1 <= sum(deal) <= 2]
+    options = {"assignments": "enhancement", "selection": "first"}
+    module, m = MixIT(regression(outputs), optimizer=adam, **options).double(), mixtures(8)
+    pairs = m.unflatten(0, (4, 2))
+    estimates = module.separator.network(pairs.sum(1)).detach()
+    expected = [least_over(deals, *each) for each in zip(estimates, pairs, strict=True)]
+    assert module.loss({"mixtures": m}, random()).item() == pytest.approx(sum(expected) / 4, rel=1e-9)
+    speech, noise = module.separator.separate(pairs.sum(1)).unbind(1)
+    torch.testing.assert_close(speech, estimates[:, 0])
+    torch.testing.assert_close(noise, estimates[:, 1:].sum(1))
+    assert "allowed" not in module.state_dict()
+
+
+def test_impossible_sums_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        MixIT(regression(4), num_mixtures=1, optimizer=adam)
+    for changes in ({"num_mixtures": 3}, {"network": regression(2)}):
+        with pytest.raises(ValueError, match="3 outputs or more"):
+            MixIT(**{"network": regression(4), "optimizer": adam, "assignments": "enhancement", **changes})
+
+
 # -- semi-supervised --
 
 

@@ -48,6 +48,18 @@ def test_regression_is_the_least_error_over_all_orders(logarithmic: bool, num_ou
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
+def test_dynamic_mixing_is_regression_on_mixtures_of_shuffled_sources() -> None:
+    module = SupervisedRegression(regression(3, 3), 3, optimizer=adam, dynamic_mixing=True).double()
+    data = batch(num_sources=3)
+    order = torch.randperm(18, generator=draws())
+    sources = data["sources"].flatten(0, 1)[order].view(6, 3, 1, 8, 8)
+    total = 0.0
+    for found, truth in zip(module.separator.separate(sources.sum(1)), sources, strict=True):
+        orders = itertools.permutations(range(3))
+        total += min(sum(float((found[i] - truth[j]).square().sum()) for i, j in enumerate(o)) / 3 for o in orders)
+    assert module.loss(data, random()).item() == pytest.approx(total / 6, rel=1e-9)
+
+
 def aligned_residual(network: VelocityNetwork, sources: Tensor, sigma: float = 1.0) -> Tensor:
     """The weighted R_t of ``examples/surf_minimal.py`` from the random numbers of batch ``BATCH``."""
     generator = draws()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from surf_lightning.metrics.tables import COLUMNS, SUPERVISED, paper_table, paper_tables
+from surf_lightning.metrics.tables import COLUMNS, SUPERVISED, columns_of, paper_table, paper_tables
 
 IMAGES = {"genuine": True, "sources": 2, "mixtures": 5000, "evaluation": "PerceptualMetrics"}
 AUDIO = {"genuine": True, "sample_rate": 16000, "evaluation": None}
@@ -31,7 +31,9 @@ AUDIO = {"genuine": True, "sample_rate": 16000, "evaluation": None}
         ({"data": "MNIST", **IMAGES, "mixtures": 25_000}, None),
         ({"data": "CIFAR10", **IMAGES, "evaluation": "SampleMetrics"}, None),
         ({"data": "MNIST", **IMAGES, "evaluation": "Mine"}, None),
-        ({"data": "Libri2Mix", **AUDIO, "mixtures": 3000, "sample_rate": 8000}, None),
+        ({"data": "Libri2Mix", **AUDIO, "mixtures": 3000, "sample_rate": 8000}, "Table I of the MixCycle paper"),
+        ({"data": "SC09Mix", **AUDIO, "mixtures": 5000, "sample_rate": 8000}, "Table I of the MixCycle paper"),
+        ({"data": "Libri2Mix", **AUDIO, "mixtures": 3000, "sample_rate": 44100}, None),
         ({"data": "Libri2Mix", **AUDIO, "mixtures": 2999}, None),
         ({"data": "MNIST"}, None),
     ],
@@ -43,9 +45,21 @@ def test_the_papers_table_stands_beside_its_own_data_and_protocol_alone(
     assert (found and found["source"]) == table
 
 
+def test_the_improvement_is_a_column_where_a_papers_table_has_it() -> None:
+    results = {
+        "data": "SC09Mix",
+        **AUDIO,
+        "mixtures": 5000,
+        "sample_rate": 8000,
+        "metrics": {"si_sdr": 1.0, "si_sdri": 2.0},
+    }
+    assert [column.key for column in columns_of([results], paper_table(results))] == ["si_sdr", "si_sdri"]
+    assert [column.key for column in columns_of([results])] == ["si_sdr"]
+
+
 def test_the_papers_tables_are_whole() -> None:
     known = {column.key for column in COLUMNS}
-    labels = {"Average", "MixIT", *SUPERVISED}
+    labels = {"Average", "MixIT", "MixPIT", "MixCycle", *SUPERVISED}
     labels |= {f"{kind} ({loss})" for kind in ("SURF", "Regression") for loss in ("ReMixIT", "Self-Remixing")}
     for table in paper_tables():
         assert set(table["metrics"]) <= known

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surf_lightning.inference.checkpoint import describe, rebuild
 from surf_lightning.networks.conv_tasnet import (
     ConsistencyWeights,
     ConvTasNet,
@@ -47,15 +48,26 @@ def test_parameters_of_the_published_sizes(num_outputs: int, skips: bool, expect
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
 
 
-def norm_by_hand(x: Tensor, norm: InstanceNorm) -> Tensor:
+def norm_by_hand(x: Tensor, norm: InstanceNorm, eps: float = 1e-5) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return norm.gain * centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() + norm.bias
+    return norm.gain * centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt() + norm.bias
 
 
-def test_norm_is_over_time_with_one_gain_and_bias() -> None:
-    x, norm = 3 + randn(2, 5, 7), perturbed(InstanceNorm())
+@pytest.mark.parametrize("eps", [1e-5, 1e-3])
+def test_norm_is_over_time_with_one_gain_and_bias(eps: float) -> None:
+    x, norm = 3 + 0.1 * randn(2, 5, 7), perturbed(InstanceNorm(eps))
     assert [tuple(parameter.shape) for parameter in norm.parameters()] == [(), ()]
-    torch.testing.assert_close(norm(x), norm_by_hand(x, norm), atol=1e-12, rtol=0)
+    torch.testing.assert_close(norm(x), norm_by_hand(x, norm, eps), atol=1e-12, rtol=0)
+
+
+def test_the_norms_epsilon_is_an_argument_that_old_checkpoints_do_not_have() -> None:
+    net = network(norm_eps=1e-3)
+    record = describe(net)
+    assert {norm.eps for norm in rebuild(record).modules() if isinstance(norm, InstanceNorm)} == {1e-3}
+    del record["init_args"]["norm_eps"]
+    assert {norm.eps for norm in rebuild(record).modules() if isinstance(norm, InstanceNorm)} == {1e-5}
+    mixtures = 0.1 * randn(1, 100)
+    assert not torch.allclose(net(mixtures), network()(mixtures), rtol=1e-3)
 
 
 def test_block_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Examples to look at and listen to while a run trains. Axes: B batch, K sources, C H W, T samples, F bands."""
+"""Examples to look at and listen to while a run trains. Axes: B batch, K sources, C H W, T samples."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import lightning as L
 import soundfile
 import torch
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from surf_lightning.audio.spectrogram import DYNAMIC_RANGE, log_spectrogram
 from surf_lightning.data.base import undeclared
 from surf_lightning.metrics.audio import align_by_si_sdr
 from surf_lightning.metrics.images import align_by_mse, to_unit_range
 
 ROWS, CLIPS = 8, 2  # mixtures of images, of audio, that are kept
 ZOOM_TO = 64  # pixels
-FFT, DYNAMIC_RANGE = 512, 80.0  # samples; dB below the loudest bin that are shown
 
 
 def image_grid(mixtures: Tensor, estimates: Tensor, sources: Tensor) -> Tensor:
@@ -29,20 +30,6 @@ def image_grid(mixtures: Tensor, estimates: Tensor, sources: Tensor) -> Tensor:
     zoom = max(1, ZOOM_TO // mixtures.shape[-1])
     pictures = to_unit_range(columns).flatten(0, 1).repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     return make_grid(pictures, nrow=columns.shape[1], pad_value=0.5)
-
-
-def log_spectrogram(signals: Tensor) -> Tensor:
-    """Levels in dB of the short-time spectrum.
-
-    Args:
-        signals: ``[...,T]``.
-
-    Returns:
-        ``[...,F,frames]``, 257 bands up to half the sample rate, and a frame every 128 samples.
-    """
-    window = torch.hann_window(FFT, device=signals.device)
-    options: Any = {"window": window, "pad_mode": "constant", "return_complex": True}
-    return 20 * torch.stft(signals.float(), FFT, FFT // 4, **options).abs().clamp_min(1e-8).log10()
 
 
 def spectrogram_grid(signals: Tensor) -> Tensor:
@@ -60,6 +47,26 @@ def named_signals(mixture: Tensor, estimates: Tensor, sources: Tensor | None) ->
         named |= {f"reference{k + 1}": source for k, source in enumerate(active)}
         estimates = align_by_si_sdr(estimates[None], active[None])[0]
     return named | {f"estimate{k + 1}": estimate for k, estimate in enumerate(estimates)}
+
+
+def send_image(logger: Logger, title: str, picture: Tensor, step: int) -> None:
+    """``picture [3,H,W]`` in [0,1] to W&B, TensorBoard or MLflow."""
+    if hasattr(logger, "log_image"):
+        logger.log_image(title, [picture], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(title, picture, step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_image(logger.run_id, picture.movedim(0, -1).numpy(), key=title, step=step)
+
+
+def send_audio(logger: Logger, title: str, signal: Tensor, rate: int, path: Path, step: int) -> None:
+    """``signal [T]``, which lies in the file ``path``, to W&B, TensorBoard or MLflow."""
+    if hasattr(logger, "log_audio"):
+        logger.log_audio(title, [signal.numpy()], step=step, sample_rate=[rate])
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_audio(title, signal[None].clamp(-1, 1), step, rate)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_artifact(logger.run_id, str(path), title.partition("/")[0])
 
 
 class Media(L.Callback):
@@ -98,14 +105,11 @@ class Media(L.Callback):
             path = self.folder / f"step_{trainer.global_step:07d}_{number + 1}_{name}.wav"
             soundfile.write(path, signal.float().cpu().numpy(), rate, subtype="FLOAT")
             for logger in trainer.loggers:
-                if hasattr(logger, "log_audio"):
-                    options = {"step": trainer.global_step, "sample_rate": [rate]}
-                    logger.log_audio(f"audio{number + 1}/{name}", [signal.float().cpu().numpy()], **options)
+                send_audio(logger, f"audio{number + 1}/{name}", signal.float().cpu(), rate, path, trainer.global_step)
         grid = spectrogram_grid(torch.stack(list(signals.values())))
         self._picture(trainer, f"spectrograms{number + 1}", f"_{number + 1}", grid)
 
     def _picture(self, trainer: L.Trainer, title: str, suffix: str, grid: Tensor) -> None:
         save_image(grid, self.folder / f"step_{trainer.global_step:07d}{suffix}.png")
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image(title, [grid], step=trainer.global_step)
+            send_image(logger, title, grid.float().cpu(), trainer.global_step)

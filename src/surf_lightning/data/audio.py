@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
@@ -69,6 +70,13 @@ def find_folder(root: str, places: Sequence[str], contents: str, what: str, opti
     )
 
 
+def check_share(name: str, share: float) -> float:
+    """``share``, which the argument ``name`` gives; raises ValueError where it is none."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is a share, between 0 and 1, not {share}")
+    return share
+
+
 class AudioMixtures(SeparationData):
     """Mono crops of recordings, random to train on and fixed to validate on; tests take whole recordings, one by one.
 
@@ -77,6 +85,8 @@ class AudioMixtures(SeparationData):
         sample_rate: in Hz, that all recordings are brought to.
         num_validation: held-out crops looked at after each epoch, at most as many as there are.
         max_bad_share: files that cannot be used are reported and skipped; more than this share of a set is an error.
+        train_share: of the training examples that are used, drawn alike for every seed; a smaller share is part of a
+            larger one. For comparisons of how much data a method needs.
         batch_size: mixtures in a training batch of one process.
         num_workers: processes that read and resample; 0 does it in the training process.
         weights: folder that holds DNSMOS/DNSMOS/sig_bak_ovr.onnx, the network of DNSMOS; by default the package
@@ -87,6 +97,7 @@ class AudioMixtures(SeparationData):
 
     monitor = "val/si_sdri"
     monitor_mode = "max"
+    single_source_share = 0.0
     num_sources: int | None
     """Rows of ``sources`` where there is truth, those beyond a mixture's own being 0."""
 
@@ -96,6 +107,7 @@ class AudioMixtures(SeparationData):
         sample_rate: int = 16000,
         num_validation: int = 256,
         max_bad_share: float = 0.2,
+        train_share: float = 1.0,
         batch_size: int = 4,
         num_workers: int = 2,
         weights: str | None = None,
@@ -103,11 +115,13 @@ class AudioMixtures(SeparationData):
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, **options)
         self.crop, self.sample_rate = round(crop_seconds * sample_rate), sample_rate
-        self.num_validation, self.max_bad_share, self.weights = num_validation, max_bad_share, weights
+        self.num_validation, self.weights = num_validation, weights
+        self.max_bad_share = check_share("max_bad_share", max_bad_share)
         if self.crop < 1 or num_validation < 1:
             raise ValueError("crop_seconds and num_validation must be positive")
-        if not 0 <= max_bad_share <= 1:
-            raise ValueError(f"max_bad_share is a share, between 0 and 1, not {max_bad_share}")
+        if not 0 < train_share <= 1:
+            raise ValueError(f"train_share is a share above 0 and up to 1, not {train_share}")
+        self.train_share = train_share
         self._loaded: dict[Part, Examples] = {}
 
     @abstractmethod
@@ -133,7 +147,16 @@ class AudioMixtures(SeparationData):
             self.test_batches()
 
     def training_batches(self, ranks: Ranks) -> Batches:
-        return RandomCrops(self.examples("train"), self.crop, self.batch_size, self.seed, ranks)
+        examples = self.trained_on()
+        return RandomCrops(examples, self.crop, self.batch_size, self.seed, ranks, self.single_source_share)
+
+    def trained_on(self) -> Examples:
+        """The training examples, or ``train_share`` of them, at least one."""
+        examples = self.examples("train")
+        if self.train_share == 1:
+            return examples
+        order = np.random.default_rng(0).permutation(len(examples))
+        return examples.select(np.sort(order[: max(1, round(self.train_share * len(examples)))]))
 
     def validation_batches(self) -> Batches:
         examples = self.examples("validation")

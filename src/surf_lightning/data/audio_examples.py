@@ -164,14 +164,21 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
     Crop number p of the run is a function of (seed, p). A round through the set visits the examples in a new order,
     each as often as its length in crops, at least once: all seconds of audio count alike. Each visit starts at a random
     sample. A crop that is silent or cannot be read is replaced by another, drawn with the same seed; a file is reported
-    the first time it fails.
+    the first time it fails. Of a share ``single_source_share`` of the crops one source is left, which is the mixture:
+    the "1-or-2-source" mixtures of the MixIT paper, Section 4.1.
     """
 
     def __init__(
-        self, examples: Examples, crop: int, batch_size: int, seed: int = 0, ranks: Ranks | None = None
+        self,
+        examples: Examples,
+        crop: int,
+        batch_size: int,
+        seed: int = 0,
+        ranks: Ranks | None = None,
+        single_source_share: float = 0.0,
     ) -> None:
         self.examples, self.crop, self.batch_size = examples, crop, batch_size
-        self.seed, self.ranks = seed, ranks or Ranks()
+        self.seed, self.ranks, self.single_source_share = seed, ranks or Ranks(), single_source_share
         self.visits = np.repeat(np.arange(len(examples)), num_crops(examples, crop))
         self.failed = torch.zeros(len(examples), dtype=torch.bool).share_memory_()  # known to all workers
         self._round, self._order = -1, torch.empty(0)
@@ -192,13 +199,21 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
             starts = max(int(self.examples.lengths[example]) - self.crop, 0) + 1
             start = int(torch.randint(starts, (), generator=generator))
             try:
-                signals = self.examples.read(example, start, self.crop)
+                signals = self._perhaps_alone(self.examples.read(example, start, self.crop), generator)
                 if is_active(signals[0]):
                     return signals
             except BadAudio as error:
                 self._report(example, error)
             example = int(self.visits[int(torch.randint(len(self.visits), (), generator=generator))])
         raise UserError(f"{MAX_DRAWS} random crops in a row of {self.examples.root} are silent or cannot be read")
+
+    def _perhaps_alone(self, signals: Tensor, generator: torch.Generator) -> Tensor:
+        """``signals [1+K,T]``, or one of the K sources as the mixture and its first source, the others being 0."""
+        if not self.single_source_share or torch.rand((), generator=generator) >= self.single_source_share:
+            return signals
+        alone = torch.zeros_like(signals)
+        alone[:2] = signals[1 + int(torch.randint(len(signals) - 1, (), generator=generator))]
+        return alone
 
     def _visited(self, position: int) -> int:
         number, place = divmod(position, len(self.visits))

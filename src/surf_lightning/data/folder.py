@@ -125,9 +125,13 @@ class Folder(AudioMixtures):
             return recordings
         return recordings.select(self._held_out_files() == (part == "validation"))
 
-    def _held_out_files(self) -> np.ndarray:
+    def hashes(self) -> np.ndarray:
+        """A number in [0, 1) of each recording, by its path alone."""
         paths = (name.replace(os.fsencode(os.sep), b"/") for name in self.recordings.files[:, 0].tolist())
-        hashes = np.array([zlib.crc32(path) / 2**32 for path in paths])
+        return np.array([zlib.crc32(path) / 2**32 for path in paths])
+
+    def _held_out_files(self) -> np.ndarray:
+        hashes = self.hashes()
         held_out = hashes < (self.validation_share or self._enough(hashes))
         return held_out if 0 < held_out.sum() < len(held_out) else hashes == hashes.min()
 

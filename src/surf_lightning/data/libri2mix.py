@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surf_lightning.audio.files import EXTENSIONS
-from surf_lightning.data.audio import AudioMixtures, Part, find_folder
+from surf_lightning.data.audio import AudioMixtures, Part, check_share, find_folder
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.errors import UserError
 from surf_lightning.files import files_under
@@ -28,16 +28,24 @@ class Libri2Mix(AudioMixtures):
         root: the folder Libri2Mix.
         train_split: train-360 or train-100.
         with_sources: training batches hold the sources, cropped alike: for supervised methods.
+        single_source_share: of the training mixtures that hold one speaker alone, either of the two, for MixIT.
         options: the arguments of ``AudioMixtures``.
     """
 
     num_sources = 2
 
     def __init__(
-        self, root: str = "data/Libri2Mix", train_split: str = "train-360", with_sources: bool = False, **options: Any
+        self,
+        root: str = "data/Libri2Mix",
+        train_split: str = "train-360",
+        with_sources: bool = False,
+        single_source_share: float = 0.0,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.root, self.with_sources = root, with_sources
+        self.root = root
+        self.single_source_share = check_share("single_source_share", single_source_share)
+        self.with_sources = with_sources or single_source_share > 0
         self.splits: dict[Part, str] = {"train": train_split, "validation": "dev", "test": "test"}
 
     def genuine(self) -> bool:

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch.optim  # noqa: F401  jsonargparse finds classes by their names once they are imported
@@ -36,7 +37,7 @@ from surf_lightning.engine.fit import TRAINER_DEFAULTS, filter_warnings, make_tr
 from surf_lightning.engine.progress import tell_end
 from surf_lightning.engine.sizes import fill_in_sizes
 from surf_lightning.errors import UserError
-from surf_lightning.functional import losses
+from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
 
 TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}  # by default, where it is installed
@@ -87,7 +88,8 @@ class SurfCLI(LightningCLI):
         self.folder = Path(given) if given else run_folder.default_folder(config.name, _first_config(config))
         self.is_new = subcommand == "fit" and config.ckpt_path is None
         find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
-        checkpoint = find(self.folder, config.ckpt_path)
+        is_oracle = _named(config.model.class_path).is_oracle
+        checkpoint = None if is_oracle else find(self.folder, config.ckpt_path)
         fill_in_sizes(config, checkpoint)
         # What config.yaml holds: given to surf again, it means this run, but neither its checkpoint nor its W&B run.
         self.lasting_config = copy.deepcopy(config)
@@ -155,14 +157,21 @@ def _arguments(described: type) -> list[str]:
     return list(dict.fromkeys(name for names in inherited for name in names if name != "self"))
 
 
+def _named(path: str, package: ModuleType = losses) -> Any:
+    """What the import path ``path`` names, in ``package`` where it is a name alone."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module or package.__name__), name)
+
+
 def _loss(name: str) -> Callable[..., Any]:
-    """A loss of ``functional.losses`` by its name, or any function by its import path."""
-    module, _, function = name.rpartition(".")
-    return getattr(importlib.import_module(module or losses.__name__), function)
+    """A loss of ``functional`` by its name, or any function by its import path."""
+    loss: Callable[..., Any] = _named(name, signal_losses if hasattr(signal_losses, name) else losses)
+    return loss
 
 
 def _loss_name(loss: Callable[..., Any]) -> str:
-    return loss.__name__ if loss.__module__ == losses.__name__ else f"{loss.__module__}.{loss.__name__}"
+    ours = loss.__module__ in (losses.__name__, signal_losses.__name__)
+    return loss.__name__ if ours else f"{loss.__module__}.{loss.__name__}"
 
 
 def _list(given: Any) -> list[Any]:
@@ -202,7 +211,7 @@ def run_lightning(*args: str) -> None:
     filter_warnings()
     if args[0] != "fit":
         warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # they are those of fit
-    for loss in (losses.EnergyLoss, losses.Reduction):
+    for loss in (losses.EnergyLoss, losses.Reduction, signal_losses.SignalLoss):
         register_type(loss, _loss_name, _loss, (ImportError, AttributeError), lambda value, _: callable(value))
     argv, sys.argv = sys.argv, [sys.argv[0], *with_config_paths(args)]  # DDP starts the other processes by sys.argv
     strict = {"exit_on_error": False, "allow_abbrev": False}

@@ -31,7 +31,7 @@ def fill_in_sizes(config: Namespace, checkpoint: str | None) -> None:
     Raises:
         UserError: the data's arguments are refused.
     """
-    data, model = config.data.init_args, config.model.init_args
+    data, model = (config[part].get("init_args") or Namespace() for part in ("data", "model"))
     missing = [name for name in UNITS if name in data and data[name] is None]
     sizes = {name: data.get(name) for name in UNITS}
     if missing:
@@ -42,9 +42,9 @@ def fill_in_sizes(config: Namespace, checkpoint: str | None) -> None:
         if is_file:
             said = [f"{found[name]:,} {UNITS[name]}" for name in missing if found[name]]
             rank_zero_info(f"{' at '.join(said)}, as in {path}.")
-    if sizes["num_sources"]:
+    if sizes["num_sources"] and isinstance(model.get("network"), Namespace):
         _set_sources(config.model, sizes["num_sources"])
-    if sizes["sample_rate"]:
+    if sizes["sample_rate"] and "num_sources" in data:  # folders: other sets have configurations for their rates
         data.sample_rate = sizes["sample_rate"]
         for part in (model.get("network"), model.get("noise")):
             if isinstance(part, Namespace) and "sample_rate" in (part.get("init_args") or {}):
@@ -71,7 +71,8 @@ def _sizes_of(data: Namespace) -> dict[str, int | None]:
 
 def _set_sources(method: Namespace, sources: int) -> None:
     """``sources`` for a method and its network, with as many outputs a source as configured."""
-    model, network = method.init_args, method.init_args.network.init_args
+    model = method.init_args
+    network = model.network.get("init_args") or Namespace()
     before = network.get("num_sources") or model.get("num_sources")
     if "num_outputs" in network and before and before != sources:
         least = LEAST_OUTPUTS if method.class_path.endswith("MixIT") else sources

@@ -6,7 +6,6 @@ import functools
 import itertools
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 # 6! = 720 sums of 6 terms are cheaper on any device than a round trip to the host; 7! = 5040 of 7 are not.
@@ -39,6 +38,8 @@ def best_permutation(cost: Tensor) -> Tensor:
         orders = _all_permutations(size, cost.device)
         totals = cost.detach().double()[:, torch.arange(size, device=cost.device), orders].sum(-1)
         return orders[totals.argmin(1)]
+    from scipy.optimize import linear_sum_assignment  # a fifth of the start of `surf separate`, and seldom needed
+
     host = cost.detach().double().cpu().numpy()
     return torch.stack([torch.as_tensor(linear_sum_assignment(c)[1]) for c in host]).to(cost.device)
 
@@ -53,7 +54,8 @@ def reorder(rows: Tensor, permutation: Tensor) -> Tensor:
     Returns:
         ``[B,K,*S]``.
     """
-    return torch.take_along_dim(rows, permutation.view(*permutation.shape, *[1] * (rows.ndim - 2)), dim=1)
+    index = permutation.view(*permutation.shape, *[1] * (rows.ndim - 2))
+    return rows.gather(1, index.expand(*permutation.shape, *rows.shape[2:]))
 
 
 def order_without_mates(

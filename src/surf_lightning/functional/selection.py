@@ -50,3 +50,8 @@ def most_energetic(estimates: Tensor, count: int) -> Tensor:
     energies = at_least_float32(estimates).flatten(2).square().sum(-1)
     kept = energies.topk(count, dim=1).indices.sort(1).values
     return reorder(estimates, kept)
+
+
+def first_outputs(estimates: Tensor, count: int) -> Tensor:
+    """The first ``count - 1`` of ``estimates [B,M,*S]`` and the sum of the others: in enhancement, speech and noise."""
+    return torch.cat([estimates[:, : count - 1], estimates[:, count - 1 :].sum(1, keepdim=True)], 1)

@@ -62,12 +62,14 @@ class EventDetector:
             self.frames.append(
                 self._measure(torch.nn.functional.pad(self.held, (0, self.size - self.held.shape[-1]))[:, :, None])
             )
-        frames = torch.cat(self.frames) if self.frames else torch.zeros(0, self.held.shape[1], 3)
+        if not self.frames:
+            return []
+        frames = torch.cat(self.frames)
         power = frames[..., 0]
         share = power / power.sum(1, keepdim=True).clamp_min(torch.finfo(power.dtype).tiny)
         events = []
         for k in range(power.shape[1]):
-            loud = power[:, k].quantile(0.99) if len(power) < 1 << 23 else power[:, k].max()
+            loud = power[:, k].quantile(0.99)
             active = (power[:, k] > loud * 10 ** (-RANGE / 10)) & (share[:, k] > SHARE)
             events += [self._event(k, first, last, frames[first:last, k]) for first, last in stretches(active)]
         return sorted(events, key=lambda event: (event.begin, event.source))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from surf_lightning.errors import UserError
 from surf_lightning.files import new_folder
 from surf_lightning.inference.checkpoint import PREFIX, load_separator_checkpoint, rebuild
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # named as the Hugging Face Hub has them
+Beside = Callable[[nn.Module, dict[str, Any], Path], Any]
 METADATA = ("method", "separator", "signal", "version")  # of a checkpoint's metadata, what a separator needs
 
 CARD_TEMPLATE = """\
@@ -71,13 +73,16 @@ def model_card(metadata: dict[str, Any], parameters: int) -> str:
     return CARD_TEMPLATE.format(name=name, method=method, version=version, parameters=parameters, **words)
 
 
-def export(checkpoint: str | PathLike[str], output: str | PathLike[str], trust: bool = False) -> None:
+def export(
+    checkpoint: str | PathLike[str], output: str | PathLike[str], trust: bool = False, beside: Beside | None = None
+) -> None:
     """Write the separator of ``checkpoint`` to the folder ``output``, complete or not at all.
 
     Args:
         checkpoint: a run's.
         output: a new or an empty folder.
         trust: import classes from outside this package, if it needs any.
+        beside: writes more into the folder: it is given the separator, its ``signal`` and the folder.
 
     Raises:
         UserError: there is no such checkpoint, or ``output`` is there already and not empty.
@@ -96,6 +101,8 @@ def export(checkpoint: str | PathLike[str], output: str | PathLike[str], trust: 
             (folder / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner alone
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             (folder / CARD).write_text(model_card(metadata, parameters), encoding="utf-8")
+            if beside is not None:
+                beside(separator.eval(), metadata["signal"], folder)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error}") from error
 

@@ -16,7 +16,7 @@ from surf_lightning.files import writing
 from surf_lightning.functional.randomness import mix_seed
 from surf_lightning.inference.jobs import Done, Job, Settings, Task, Work, manifest_rows
 from surf_lightning.inference.sampling import Window, posterior
-from surf_lightning.inference.separator import FlowSeparator, Separator
+from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 
 
 class ImageTask(Task):
@@ -50,16 +50,16 @@ class ImageTask(Task):
         return list(torch.stack(posterior(sample.flatten(2).cpu().double() for sample in samples), 2).split(1))
 
     def _sample(self, mixtures: Tensor, number: int) -> Tensor:
-        generators = (
-            torch.Generator(mixtures.device).manual_seed(mix_seed(self.settings.seed, number)) for _ in mixtures
-        )
-        if isinstance(self.separator, FlowSeparator):
-            noise = torch.randn(
-                1, self.num_sources, *mixtures.shape[1:], generator=next(generators), device=mixtures.device
-            )
-            return self.separator.separate_from(mixtures, noise.expand(len(mixtures), -1, -1, -1, -1))
+        separator, seed = self.separator, mix_seed(self.settings.seed, number)
+        if isinstance(separator, RegressionSeparator):
+            return separator.separate(mixtures)
+        generators = [torch.Generator(mixtures.device).manual_seed(seed) for _ in mixtures]
+        if isinstance(separator, FlowSeparator):
+            shape = (1, self.num_sources, *mixtures.shape[1:])
+            noise = torch.randn(shape, generator=generators[0], device=mixtures.device)
+            return separator.separate_from(mixtures, noise.expand(len(mixtures), -1, -1, -1, -1))
         each = zip(mixtures.split(1), generators, strict=True)  # a sampler of another kind draws as it goes
-        return torch.cat([self.separator.separate(mixture, generator) for mixture, generator in each])
+        return torch.cat([separator.separate(mixture, generator) for mixture, generator in each])
 
     def paths(self, stem: Path) -> list[Path]:
         """The names of the sources."""

@@ -96,16 +96,12 @@ class SeparationRun(Observer):
         return self.journal.is_done(stem, self.prints[stem], recently=self.redo)
 
     def check_outputs(self) -> None:
-        """Raises UserError if a file would be overwritten, two would get one name, or the disk would be full."""
+        """Raises UserError if a file would be overwritten, or the disk would be full."""
         inputs = {job.path.resolve() for job in self.jobs.values()}
         taken: dict[Path, Path] = {}
-        names: dict[Path, Path] = {}
         for stem, job in self.jobs.items():
             if inputs & {path.resolve() for path in job.outputs}:
                 raise UserError(f"the sources of {job.path} would overwrite an input: give another --output")
-            for path in job.outputs:
-                if (other := names.setdefault(path, job.path)) != job.path:
-                    raise UserError(f"{other} and {job.path} would both be written to {path}: give other --names")
             own = set() if self.redo else self.journal.unfinished(stem)
             taken |= {path: job.path for path in job.outputs if path.exists() and path not in own}
         if not (self.overwrite or self.joins):

@@ -15,13 +15,14 @@ from torch.utils.checkpoint import checkpoint as recompute
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import euler, mixture_consistent, prior_from_noise, sample_prior
-from surf_lightning.functional.selection import merge_outputs, most_energetic
+from surf_lightning.functional.selection import first_outputs, merge_outputs, most_energetic
 from surf_lightning.inference.checkpoint import load_separator_checkpoint, rebuild
 from surf_lightning.inference.export import read_export
 from surf_lightning.inference.hub import local_path
 from surf_lightning.networks.base import ConstantNoise, PriorNoise, RegressionNetwork, VelocityNetwork, serializable
 
-Selection = Literal["loudest", "merged"]
+Selection = Literal["loudest", "merged", "first"]
+SELECTIONS = {"loudest": most_energetic, "merged": merge_outputs, "first": first_outputs}
 
 
 class Separator(nn.Module, ABC):
@@ -73,8 +74,8 @@ class RegressionSeparator(Separator):
     Args:
         network: of M outputs.
         num_sources: K, at most M.
-        selection: how M outputs become K: the ``loudest`` K, or all of them merged into K sums, see
-            ``functional.selection.merge_outputs``.
+        selection: how M outputs become K: the ``loudest`` K, all of them ``merged`` into K sums, see
+            ``functional.selection.merge_outputs``, or the ``first`` K - 1 and the sum of the others.
 
     Raises:
         ValueError: the network has fewer outputs, or is for mixtures of another number of sources.
@@ -88,7 +89,7 @@ class RegressionSeparator(Separator):
         if divisor != num_sources:
             raise ValueError(f"the network is for mixtures of {divisor} sources (its num_sources), not {num_sources}")
         self.network, self.num_sources = network, num_sources
-        self.select = {"loudest": most_energetic, "merged": merge_outputs}[selection]
+        self.select = SELECTIONS[selection]
 
     def forward(self, mixtures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return mixture_consistent(self.select(self.network(mixtures), self.num_sources), mixtures)

@@ -62,6 +62,8 @@ class SeparationModule(L.LightningModule, ABC):
     signal: dict[str, Any]
     label: str
     """The method's name in the tables of the paper."""
+    is_oracle = False
+    """Whether it looks at the true sources, has nothing to train, and is tested without a checkpoint."""
 
     def __init__(
         self,
@@ -224,6 +226,10 @@ class SeparationModule(L.LightningModule, ABC):
         generator = torch.Generator(self.device).manual_seed(mix_seed(HELD_OUT_SEED, batch))
         return self.separator.separate(mixtures, generator)
 
+    def estimates(self, batch: Batch, position: int) -> Tensor:
+        """What the metrics are given ``[B,K,*S]`` for held-out batch ``position``."""
+        return self.separate(batch["mixtures"], position)
+
     def outputs(self, mixtures: Tensor, batch_idx: int) -> Tensor:
         """All that is estimated of ``mixtures [B,*S]``, sums of held-out ones, ``[B,M,*S]``, for ``metrics.MoMi``."""
         return self.separate(mixtures, self._position(batch_idx))
@@ -258,7 +264,7 @@ class SeparationModule(L.LightningModule, ABC):
 
     def _measure(self, metrics: Metric | None, batch: Batch, batch_idx: int) -> Tensor:
         assert metrics is not None
-        estimates = self.separate(batch["mixtures"], self._position(batch_idx))
+        estimates = self.estimates(batch, self._position(batch_idx))
         metrics.update(estimates, batch["sources"], batch["mixtures"])
         return estimates
 

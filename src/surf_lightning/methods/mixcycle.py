@@ -17,7 +17,7 @@ from surf_lightning.functional.permutation import reorder
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods.base import Batch, SeparationModule
-from surf_lightning.methods.mixit import check_pairs, in_pairs
+from surf_lightning.methods.mixit import check_groups, in_groups
 from surf_lightning.networks.base import RegressionNetwork
 
 
@@ -58,10 +58,10 @@ class MixPIT(SeparationModule):
         self.error = error
 
     def check_batch(self, data: SeparationData) -> None:
-        check_pairs(data.batch_size)
+        check_groups(data.batch_size)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        pairs = in_pairs(batch["mixtures"])
+        pairs = in_groups(batch["mixtures"])
         return self._pit(pairs)
 
     def _pit(self, sources: Tensor) -> Tensor:
@@ -104,6 +104,6 @@ class MixCycle(MixPIT):
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         if self.steps_made < self.in_steps(self.mixpit_steps):
             return super().loss(batch, random)
-        estimates = self.teacher_estimates(in_pairs(batch["mixtures"]).flatten(0, 1))
+        estimates = self.teacher_estimates(in_groups(batch["mixtures"]).flatten(0, 1))
         swapped = random.uniform(len(estimates)) < 0.5
         return self._pit(exchange(estimates, swapped))

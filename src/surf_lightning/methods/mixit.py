@@ -1,8 +1,8 @@
-"""Mixture-invariant training. Axes: B batch, P = B/2 pairs of mixtures, K sources, M outputs, *S the signal."""
+"""Mixture-invariant training. Axes: B batch, P = B/N groups of N mixtures, K sources, M outputs, *S the signal."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from surf_lightning.data.base import SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import expand_like
-from surf_lightning.functional.losses import EnergyLoss, mixit, pit, thresholded_snr
+from surf_lightning.functional.losses import EnergyLoss, enhancement_assignments, mixit, pit, thresholded_snr
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator, Selection
 from surf_lightning.methods.base import Batch, SeparationModule
@@ -18,35 +18,47 @@ from surf_lightning.methods.supervised import true_sources, with_silence
 from surf_lightning.networks.base import RegressionNetwork
 
 
-def check_pairs(batch_size: int) -> None:
-    """Raises UserError where there are fewer than two mixtures."""
-    if batch_size < 2:
-        raise UserError("this method mixes pairs of mixtures: set data.batch_size to at least 2")
+def check_groups(batch_size: int, size: int = 2) -> None:
+    """Raises UserError where there are fewer than ``size`` mixtures."""
+    if batch_size < size:
+        raise UserError(f"this method adds up {size} mixtures: set data.batch_size to at least {size}")
 
 
-def in_pairs(mixtures: Tensor) -> Tensor:
-    """Neighbours ``[P,2,*S]`` of ``mixtures [B,*S]``, alike however the batch is shared out; an odd last is dropped.
+def in_groups(mixtures: Tensor, size: int = 2) -> Tensor:
+    """Neighbours ``[P,N,*S]`` of ``mixtures [B,*S]``, alike however the batch is shared out; what is over is dropped.
+
+    Args:
+        mixtures: ``[B,*S]``.
+        size: N.
 
     Raises:
-        UserError: there are fewer than two mixtures.
+        UserError: there are fewer than N mixtures.
     """
-    check_pairs(len(mixtures))
-    return torch.unflatten(mixtures[: len(mixtures) // 2 * 2], 0, (-1, 2))
+    check_groups(len(mixtures), size)
+    return torch.unflatten(mixtures[: len(mixtures) // size * size], 0, (-1, size))
 
 
 class MixIT(SeparationModule):
-    """Separates mixtures of two mixtures so that some sums of its M estimates give the two back.
+    """Separates mixtures of N mixtures so that some sums of its M estimates give the N back.
 
     Args:
         network: of M outputs.
         num_sources: sources in a mixture (K).
         selection: how M outputs become K, see ``RegressionSeparator``.
         error: of the best sums against the mixtures, a function of energies in ``surf_lightning.functional.losses``.
+        num_mixtures: N; the N^M assignments must not exceed 2^20.
+        assignments: ``all``, or ``enhancement``: of every two mixtures the first is noisy speech and the second noise,
+            and the first output must be the speech, see ``functional.losses.enhancement_assignments``. The data set
+            ``Enhancement`` has such batches; ``selection: first`` gives its sources in this order.
 
     The other arguments are those of ``SeparationModule``.
+
+    Raises:
+        ValueError: fewer than two mixtures, or an enhancement with other than two mixtures or below three outputs.
     """
 
     label = "MixIT"
+    allowed: Tensor | None
 
     def __init__(
         self,
@@ -54,44 +66,52 @@ class MixIT(SeparationModule):
         num_sources: int = 2,
         error: EnergyLoss = thresholded_snr,
         selection: Selection = "loudest",
+        num_mixtures: int = 2,
+        assignments: Literal["all", "enhancement"] = "all",
         **options: Any,
     ) -> None:
+        if num_mixtures < 2:
+            raise ValueError(f"num_mixtures must be at least 2, not {num_mixtures}")
+        if assignments == "enhancement" and (num_mixtures != 2 or network.num_outputs < 3):
+            raise ValueError("assignments for enhancement need num_mixtures 2 and a network of 3 outputs or more")
         super().__init__(RegressionSeparator(network, num_sources, selection), **options)
-        self.error = error
+        self.error, self.num_mixtures = error, num_mixtures
+        allowed = enhancement_assignments(network.num_outputs) if assignments == "enhancement" else None
+        self.register_buffer("allowed", allowed, persistent=False)
 
     def check_batch(self, data: SeparationData) -> None:
-        check_pairs(data.batch_size)
+        check_groups(data.batch_size, self.num_mixtures)
 
     def outputs(self, mixtures: Tensor, batch_idx: int) -> Tensor:
         """The network's M outputs ``[B,M,*S]``, not yet reduced to K."""
         return self.micro_batched(self.separator.network)(mixtures)
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        pairs = in_pairs(batch["mixtures"])
-        estimates = self.micro_batched(self.trained.network)(pairs.sum(1))
-        losses, _ = mixit(estimates, pairs, error=self.error)
+        groups = in_groups(batch["mixtures"], self.num_mixtures)
+        estimates = self.micro_batched(self.trained.network)(groups.sum(1))
+        losses, _ = mixit(estimates, groups, error=self.error, allowed=self.allowed)
         return losses.mean()
 
 
-def without_second(pairs: Tensor, zeroed: Tensor) -> Tensor:
-    """``pairs [P,2,...]``, the second set to 0 where ``zeroed [P]``; both are drawn alike, so either would do."""
-    first, second = pairs.unbind(1)
-    return torch.stack([first, torch.where(expand_like(zeroed, second), 0, second)], 1)
+def without_last(groups: Tensor, zeroed: Tensor) -> Tensor:
+    """``groups [P,N,...]``, the last set to 0 where ``zeroed [P]``; all are drawn alike, so any would do."""
+    last = groups[:, -1:]
+    return torch.cat([groups[:, :-1], torch.where(expand_like(zeroed, last), 0, last)], 1)
 
 
 class SemiSupervisedMixIT(MixIT):
     """MixIT, but some mixtures of mixtures are trained on their true sources (MixIT paper, Section 3.3).
 
-    A supervised pair of mixtures has the permutation-invariant error, Eq. (1), of all M outputs against the true
-    sources of both, padded with silence to M; see ``functional.losses.reference_energy`` for what silence costs. With
+    A supervised group of mixtures has the permutation-invariant error, Eq. (1), of all M outputs against the true
+    sources of all, padded with silence to M; see ``functional.losses.reference_energy`` for what silence costs. With
     ``supervised_share`` 1 this is the paper's supervised training on mixtures of mixtures. Training batches must hold
-    true sources; those of a pair that is not supervised are not looked at.
+    true sources; those of a group that is not supervised are not looked at.
 
     Args:
-        network: of at least 2K outputs.
+        network: of at least NK outputs.
         num_sources: sources in a mixture (K).
-        supervised_share: p, the probability that a pair is supervised.
-        zeroed_share: p0 of Table 1, the probability that of a supervised pair one mixture is zeroed, with its sources:
+        supervised_share: p, the probability that a group is supervised.
+        zeroed_share: p0 of Table 1, the probability that of a supervised group one mixture is zeroed, with its sources:
             what remains teaches the network not to over-separate.
 
     The other arguments are those of ``MixIT``.
@@ -110,22 +130,22 @@ class SemiSupervisedMixIT(MixIT):
         zeroed_share: float = 0.2,
         **options: Any,
     ) -> None:
-        if network.num_outputs < 2 * num_sources:
-            raise ValueError(f"two mixtures of {num_sources} sources need {2 * num_sources} outputs or more")
         if not 0 <= min(supervised_share, zeroed_share) <= max(supervised_share, zeroed_share) <= 1:
             raise ValueError("supervised_share and zeroed_share must lie in [0, 1]")
         super().__init__(network, num_sources, **options)
+        if network.num_outputs < (needed := self.num_mixtures * num_sources):
+            raise ValueError(f"{self.num_mixtures} mixtures of {num_sources} sources need {needed} outputs or more")
         self.supervised_share, self.zeroed_share = supervised_share, zeroed_share
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        pairs = in_pairs(batch["mixtures"])
-        supervised = random.uniform(len(pairs)) < self.supervised_share
-        zeroed = supervised & (random.uniform(len(pairs)) < self.zeroed_share)
+        groups = in_groups(batch["mixtures"], self.num_mixtures)
+        supervised = random.uniform(len(groups)) < self.supervised_share
+        zeroed = supervised & (random.uniform(len(groups)) < self.zeroed_share)
 
-        sources = in_pairs(true_sources(batch, self.separator.num_sources))  # [P,2,K,*S]
+        sources = in_groups(true_sources(batch, self.separator.num_sources), self.num_mixtures)  # [P,N,K,*S]
         sources = torch.where(expand_like(supervised, sources), sources, 0)
-        pairs, sources = without_second(pairs, zeroed), without_second(sources, zeroed).flatten(1, 2)
-        estimates = self.micro_batched(self.trained.network)(pairs.sum(1))
-        by_mixtures, _ = mixit(estimates, pairs, error=self.error)
-        by_sources, _ = pit(estimates, with_silence(sources, estimates.shape[1]), self.error, pairs.sum(1))
+        groups, sources = without_last(groups, zeroed), without_last(sources, zeroed).flatten(1, 2)
+        estimates = self.micro_batched(self.trained.network)(groups.sum(1))
+        by_mixtures, _ = mixit(estimates, groups, error=self.error, allowed=self.allowed)
+        by_sources, _ = pit(estimates, with_silence(sources, estimates.shape[1]), self.error, groups.sum(1))
         return torch.where(supervised, by_sources, by_mixtures).mean()

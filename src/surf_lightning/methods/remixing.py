@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from surf_lightning.functional.losses import Objective, Reduction, mean_square, 
 from surf_lightning.functional.permutation import reorder
 from surf_lightning.functional.randomness import ALONE, BatchRandomness, Shuffle
 from surf_lightning.functional.remixing import remix_over_ranks
+from surf_lightning.functional.signal_losses import SignalLoss, of_pairs
 from surf_lightning.inference.separator import RegressionSeparator, Separator
 from surf_lightning.methods.base import Batch
 from surf_lightning.methods.frozen_teacher import FrozenTeacherModule
@@ -99,6 +101,8 @@ class Remixing(TeacherStudentModule):
         network: the student; where it has more than K outputs, the K most energetic count.
         objective: ``remixit``, Eq. (16), ``self_remixing``, Eq. (17), or the weight of the former in a sum of both.
         reduction: ``mean_square`` (images) or ``log_energy`` (audio) of ``functional.losses``.
+        error: an error of ``functional.signal_losses`` in place of the reduced residual: ``signal_snr`` or
+            ``multi_resolution_l1``, the original losses of Self-Remixing. The pairing is by squared error with each.
         num_sources: sources in a mixture (K).
         teacher_steps: optimizer steps in which the frozen MixIT is the teacher, or, a float in (0, 1], their share of
             the run; from then on the student's EMA is.
@@ -115,11 +119,14 @@ class Remixing(TeacherStudentModule):
         reduction: Reduction = mean_square,
         num_sources: int = 2,
         teacher_steps: Steps = 200_000,
+        error: SignalLoss | None = None,
         **options: Any,
     ) -> None:
+        if error is not None:
+            reduction = functools.partial(of_pairs, error)
         super().__init__(RegressionSeparator(network, num_sources), objective, reduction, **options)
         check_steps("teacher_steps", teacher_steps, least=0)
-        self.teacher_steps = teacher_steps
+        self.teacher_steps, self.error = teacher_steps, error
 
     @property
     def schedules(self) -> dict[str, Steps | None]:
@@ -145,5 +152,6 @@ class Remixing(TeacherStudentModule):
         remixed = remix_over_ranks(estimates, order, ranks)
         estimates = self.micro_batched(self.student)(remixed.mixtures)
         pit = pit_permutation(estimates, remixed.sources)
-        residual = estimates - reorder(remixed.sources, pit)
+        sources = reorder(remixed.sources, pit)
+        residual = estimates - sources if self.error is None else torch.stack([estimates, sources], 2)
         return remixing_loss(self.objective, residual, pit, order, ranks, self.reduction).mean()

@@ -11,6 +11,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import flow_residual
 from surf_lightning.functional.losses import EnergyLoss, Reduction, mean_square, pit, squared_error
 from surf_lightning.functional.randomness import BatchRandomness
+from surf_lightning.functional.remixing import remix_over_ranks
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
 from surf_lightning.methods.base import Batch, SeparationModule
 from surf_lightning.networks.base import PriorNoise, RegressionNetwork, VelocityNetwork
@@ -42,8 +43,9 @@ class SupervisedRegression(SeparationModule):
     Args:
         network: of as many outputs as there are sources, or more: then the most energetic are taken.
         num_sources: sources in a mixture (K).
-        error: of each source, a function of energies: ``losses.log_mse`` (Section 5.1) or ``losses.squared_error``
-            (Appendix D.4).
+        error: of each source, a function of energies: ``losses.log_mse`` (Section 5.1), ``losses.squared_error``
+            (Appendix D.4) or ``losses.thresholded_snr`` (PIT of the MixIT and MixCycle papers).
+        dynamic_mixing: train on mixtures of the batch's sources in a new order (PIT-DM).
 
     The other arguments are those of ``SeparationModule``.
     """
@@ -51,14 +53,25 @@ class SupervisedRegression(SeparationModule):
     label = "Supervised Regression"
 
     def __init__(
-        self, network: RegressionNetwork, num_sources: int = 2, error: EnergyLoss = squared_error, **options: Any
+        self,
+        network: RegressionNetwork,
+        num_sources: int = 2,
+        error: EnergyLoss = squared_error,
+        dynamic_mixing: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(RegressionSeparator(network, num_sources), **options)
-        self.error = error
+        self.error, self.dynamic_mixing = error, dynamic_mixing
+        if dynamic_mixing:
+            self.label = "Dynamic Mixing"
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        estimates = self.micro_batched(self.trained)(batch["mixtures"])
-        losses, _ = pit(estimates, true_sources(batch, estimates.shape[1]), self.error)
+        mixtures, sources = batch["mixtures"], true_sources(batch, self.separator.num_sources)
+        if self.dynamic_mixing:
+            order = random.remix_order(sources.shape[0] * sources.shape[1], random.ranks)
+            remixed = remix_over_ranks(sources, order, random.ranks)
+            mixtures, sources = remixed.mixtures, remixed.sources
+        losses, _ = pit(self.micro_batched(self.trained)(mixtures), sources, self.error)
         return losses.mean()
 
 

@@ -13,7 +13,7 @@ import yaml
 Results = dict[str, Any]
 """What a test wrote: metrics.json of a run."""
 
-SUPERVISED = ("Supervised Regression", "Supervised Flow", "BASIS")
+SUPERVISED = ("Supervised Regression", "Supervised Flow", "BASIS", "Dynamic Mixing", "Ideal ratio mask")
 """Labels of the methods that need clean sources: shown, but not ranked with those that learn from mixtures alone."""
 BESIDE = {"si_sdri": "SI-SDRi (dB)", "MSi": "MSi (dB)"}
 """Metrics that are measured and are no columns of the papers."""
@@ -56,6 +56,7 @@ COLUMNS = (  # in the order of the papers' tables
     Column("pesq", "PESQ", True, 2),
     Column("dnsmos", "DNSMOS", True, 2),
     Column("momi", "MoMi (dB)", True, 2),
+    Column("si_sdri", "SI-SDRi (dB)", True, 2),  # where a paper's table has it, else beside the table
 )
 
 
@@ -125,10 +126,10 @@ def paper_row(table: dict[str, Any], values: Sequence[float], deviation: float |
 
 def columns_of(results: Sequence[Results], paper: dict[str, Any] | None = None) -> list[Column]:
     """The papers' columns that were measured or that ``paper`` expects, in their order, then other metrics."""
-    keys = {key for each in results for key in each["metrics"]}
+    keys = {key for each in results for key in each["metrics"]} - BESIDE.keys()
     keys |= set(paper.get("columns", paper["metrics"]) if paper else ())
     columns = [column for column in COLUMNS if column.key in keys]
-    others = sorted(keys - {column.key for column in columns} - BESIDE.keys() - {"is_std", "momi_error"})
+    others = sorted(keys - {column.key for column in columns} - {"is_std", "momi_error"})
     return [*columns, *(Column(key, key, None, 3) for key in others)]
 
 

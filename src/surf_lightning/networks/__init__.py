@@ -16,6 +16,7 @@ from surf_lightning.networks.conv_tasnet import ConvTasNet, VelocityConvTasNet
 from surf_lightning.networks.locoformer import MBLocoformer, RegressionLocoformer
 from surf_lightning.networks.ncsnpp import LogSigma, RegressionNCSNpp, SharedNCSNpp
 from surf_lightning.networks.score import ScoreNCSNpp, ScoreNetwork
+from surf_lightning.networks.stft_conv_tasnet import STFTConvTasNet
 
 __all__ = [
     "ConstantNoise",
@@ -29,6 +30,7 @@ __all__ = [
     "RegressionLocoformer",
     "RegressionNCSNpp",
     "RegressionNetwork",
+    "STFTConvTasNet",
     "ScoreNCSNpp",
     "ScoreNetwork",
     "SharedNCSNpp",

@@ -15,7 +15,7 @@ from surf_lightning.functional.flow import expand_like
 from surf_lightning.functional.precision import at_least_float32, full_precision
 from surf_lightning.networks.base import RegressionNetwork, SourceHead, VelocityNetwork, serializable
 from surf_lightning.networks.locoformer_layers import TimeEmbedding
-from surf_lightning.networks.stft import rms
+from surf_lightning.networks.stft import pad_to_hops, rms
 
 
 class ScaledConv(nn.Module):
@@ -57,12 +57,15 @@ class TemporalBlock(nn.Module):
         kernel: frames of the depthwise convolution, odd.
         dilation: frames between its taps.
         scale: initial scalar of the last map.
+        norm_eps: of the norms.
 
     Raises:
         ValueError: ``kernel`` is even.
     """
 
-    def __init__(self, channels: int, hidden: int, kernel: int, dilation: int, scale: float) -> None:
+    def __init__(
+        self, channels: int, hidden: int, kernel: int, dilation: int, scale: float, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"kernel {kernel} must be odd")
@@ -70,10 +73,10 @@ class TemporalBlock(nn.Module):
         self.layers = nn.Sequential(
             ScaledConv(channels, hidden),
             nn.PReLU(init=0.1),
-            InstanceNorm(),
+            InstanceNorm(norm_eps),
             nn.Conv1d(hidden, hidden, kernel, padding=padding, dilation=dilation, groups=hidden),
             nn.PReLU(init=0.1),
-            InstanceNorm(),
+            InstanceNorm(norm_eps),
             ScaledConv(hidden, channels, scale),
         )
 
@@ -91,16 +94,24 @@ class TemporalNetwork(nn.Module):
         repeats: number of repeats.
         blocks: blocks of each repeat.
         skip_residuals: add a linear map of every earlier repeat's input to the input of each later repeat.
+        norm_eps: of the norms.
     """
 
     def __init__(
-        self, channels: int, hidden: int, kernel: int, repeats: int, blocks: int, skip_residuals: bool
+        self,
+        channels: int,
+        hidden: int,
+        kernel: int,
+        repeats: int,
+        blocks: int,
+        skip_residuals: bool,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.repeats = nn.ModuleList(
             nn.Sequential(
                 *(
-                    TemporalBlock(channels, hidden, kernel, 2**block, 0.9 ** (repeat * blocks + block))
+                    TemporalBlock(channels, hidden, kernel, 2**block, 0.9 ** (repeat * blocks + block), norm_eps)
                     for block in range(blocks)
                 )
             )
@@ -143,7 +154,7 @@ class MaskedFilterbank(nn.Module):
     def encode(self, signals: Tensor) -> Tensor:
         """``signals [B,T] -> coefficients [B,E,N]``, N = ceil(T / hop) + frame / hop - 1, in float32 or better."""
         with full_precision(signals):
-            return F.relu(self.encoder(F.pad(signals, (0, -signals.shape[-1] % self.hop))[:, None]))
+            return F.relu(self.encoder(pad_to_hops(signals, self.hop)[:, None]))
 
     def decode(self, logits: Tensor, coefficients: Tensor, length: int) -> Tensor:
         """Mask logits ``[B,M*E,N]`` and ``coefficients [B,E,N] -> estimates [B,M,length]``, in float32 or better."""
@@ -186,6 +197,7 @@ class ConvTasNet(RegressionNetwork):
         skip_residuals: add links between the repeats, see :class:`TemporalNetwork`.
         sample_rate: in Hz, that ``frame``, ``hop`` and ``filters`` are meant for: the command line brings them to that
             of the data. The network itself knows no rate.
+        norm_eps: added to the variances that the norms divide by; 1e-3 in the MixIT paper's code.
 
     Raises:
         ValueError: ``frame`` is not 2, 3, ... times ``hop``, or ``kernel`` is even.
@@ -204,6 +216,7 @@ class ConvTasNet(RegressionNetwork):
         repeats: int = 4,
         blocks: int = 8,
         skip_residuals: bool = False,
+        norm_eps: float = 1e-5,
         sample_rate: int = 16000,
     ) -> None:
         super().__init__()
@@ -211,7 +224,7 @@ class ConvTasNet(RegressionNetwork):
         self.filterbank = MaskedFilterbank(filters, frame, hop)
         self.dense = ScaledConv(filters, bottleneck, bias=True)
         self.tcn = TemporalNetwork(
-            bottleneck, hidden, kernel=kernel, repeats=repeats, blocks=blocks, skip_residuals=skip_residuals
+            bottleneck, hidden, kernel, repeats, blocks, skip_residuals=skip_residuals, norm_eps=norm_eps
         )
         self.masks = nn.Conv1d(bottleneck, num_outputs * filters, 1, bias=False)
         self.consistency = ConsistencyWeights(bottleneck, num_outputs)

@@ -5,6 +5,8 @@ Axes: B batch, T samples, N frames, J frequency bins, and a last axis of 2 for t
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,12 @@ from torch import Tensor, nn
 from surf_lightning.functional.precision import at_least_float32, full_precision
 
 COMPRESSION = 0.33  # exponent of the magnitude compression, Tables 7 and 8 of the SURF paper
+
+
+def pad_to_hops(signals: Tensor, hop: int) -> Tensor:
+    """``signals [*,T]`` with zeros up to a whole number of hops."""
+    length = signals.shape[-1]
+    return F.pad(signals, (0, (length + hop - 1) // hop * hop - length))  # torch.export does not follow -length % hop
 
 
 def rms(signals: Tensor, eps: float = 1e-8) -> Tensor:
@@ -31,8 +39,13 @@ def expand(compressed: Tensor) -> Tensor:
     return compressed * power ** ((1 / COMPRESSION - 1) / 2)
 
 
+def ratio_masks(magnitudes: Tensor) -> Tensor:
+    """Each of ``magnitudes [B,M,...]``, none negative, as its share of the sum over M; 0 where all are 0."""
+    return magnitudes / magnitudes.sum(1, keepdim=True).clamp_min(torch.finfo(magnitudes.dtype).tiny)
+
+
 class STFT(nn.Module):
-    """Short-time Fourier transform with an energy-normalized Hamming window, and its least-squares inverse.
+    """Short-time Fourier transform with an energy-normalized window, and its least-squares inverse.
 
     The window's squares sum to one: each bin of a white signal has the expected power of one sample. Works in float32,
     for float64 inputs in float64, also under autocast.
@@ -40,6 +53,7 @@ class STFT(nn.Module):
     Args:
         n_fft: samples of a frame, even.
         hop: samples between frames, at most ``n_fft // 2``.
+        window: ``hamming`` or ``hann``, both periodic.
 
     Raises:
         ValueError: ``n_fft`` is odd or ``hop`` is out of range.
@@ -47,20 +61,21 @@ class STFT(nn.Module):
 
     window: Tensor
 
-    def __init__(self, n_fft: int, hop: int) -> None:
+    def __init__(self, n_fft: int, hop: int, window: Literal["hamming", "hann"] = "hamming") -> None:
         super().__init__()
         if n_fft % 2 or not 0 < hop <= n_fft // 2:
             raise ValueError(f"n_fft must be even and hop within 1..n_fft/2, not n_fft {n_fft} and hop {hop}")
         self.n_fft, self.hop = n_fft, hop
-        window = torch.hamming_window(n_fft, dtype=torch.float64)
-        self.register_buffer("window", (window / window.norm()).float(), persistent=False)
+        kind = {"hamming": torch.hamming_window, "hann": torch.hann_window}[window]
+        taps = kind(n_fft, dtype=torch.float64)
+        self.register_buffer("window", (taps / taps.norm()).float(), persistent=False)
 
     def forward(self, signals: Tensor) -> Tensor:
         """Map ``signals [*,T]``, any T, to spectra ``[*,N,J,2]``, N = 1 + ceil(T / hop) and J = n_fft / 2 + 1."""
         with full_precision(signals):
             signals = at_least_float32(signals)
             # A whole number of hops: two windows then overlap well at the last sample too.
-            rows = F.pad(signals.flatten(0, -2), (0, -signals.shape[-1] % self.hop))
+            rows = pad_to_hops(signals.flatten(0, -2), self.hop)
             spectrum = torch.stft(
                 rows,
                 self.n_fft,

@@ -1,0 +1,84 @@
+"""ONNX graphs against PyTorch, through the script that is written beside them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surf_lightning.cli import main
+from surf_lightning.errors import UserError
+from surf_lightning.inference.onnx import ConvolutionalSTFT, write_onnx
+from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
+from surf_lightning.networks.base import EnvelopeNoise
+from surf_lightning.networks.conv_tasnet import ConvTasNet, VelocityConvTasNet
+from surf_lightning.networks.locoformer import MBLocoformer
+from surf_lightning.networks.stft import STFT
+from tests.inference.test_separate import AUDIO, save
+from tests.tiny import perturbed, regression, velocity
+
+SMALL: dict[str, Any] = {"filters": 8, "frame": 8, "hop": 4, "bottleneck": 4, "hidden": 8, "repeats": 1, "blocks": 1}
+IMAGES = {"kind": "image", "shape": [1, 8, 8]}
+
+
+def script(folder: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("separate", folder / "separate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check(separator: Separator, folder: Path, *shapes: tuple[int, ...]) -> None:
+    runs = script(folder)
+    for batch, *shape in shapes:
+        mixtures, noise = torch.randn(batch, *shape), torch.randn(batch, separator.num_sources, *shape)
+        if hasattr(runs, "solve"):
+            found = runs.solve(mixtures.numpy(), noise.numpy())
+        else:
+            found = runs.separate(mixtures.numpy())
+        torch.testing.assert_close(torch.from_numpy(found), separator.separate_from(mixtures, noise), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_flow_on_audio_of_any_length() -> None:
+    flow = FlowSeparator(perturbed(VelocityConvTasNet(2, **SMALL)), 3, EnvelopeNoise(8000), 0.5).eval()
+    save(flow, AUDIO)
+    assert main(["export", "--checkpoint", "a.ckpt", "--output", "model", "--onnx"]) == 0
+    check(flow, Path("model"), (1, 801), (3, 1200))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("separator", "signal", "shapes"),
+    [
+        (RegressionSeparator(perturbed(ConvTasNet(4, 2, **SMALL)), 2), AUDIO, [(1, 801), (3, 1200)]),
+        (RegressionSeparator(perturbed(ConvTasNet(4, 2, **SMALL)), 2, "merged"), AUDIO, [(1, 801), (3, 1200)]),
+        (RegressionSeparator(regression(4), 2), IMAGES, [(1, 1, 8, 8), (5, 1, 8, 8)]),
+        (FlowSeparator(velocity(), 3), IMAGES, [(1, 1, 8, 8), (5, 1, 8, 8)]),
+    ],
+    ids=["loudest", "merged", "images", "a flow of images"],
+)
+def test_each_kind(separator: Separator, signal: dict[str, Any], shapes: list[tuple[int, ...]], tmp_path: Path) -> None:
+    write_onnx(separator.eval(), signal, tmp_path)
+    check(separator, tmp_path, *shapes)
+
+
+@pytest.mark.slow
+def test_a_network_without_an_onnx_form_is_named(tmp_path: Path) -> None:
+    network = MBLocoformer(2, features=8, attention=8, heads=2, hidden=8, blocks=1, mel_bands=8, sample_rate=8000)
+    with pytest.raises(UserError, match="MBLocoformer cannot be written as ONNX"):
+        write_onnx(FlowSeparator(network).eval(), AUDIO, tmp_path)
+
+
+@pytest.mark.parametrize(("n_fft", "hop", "length"), [(64, 16, 1001), (32, 8, 20), (16, 8, 64)])
+def test_the_transform_by_convolutions_is_the_transform(n_fft: int, hop: int, length: int) -> None:
+    stft, signals = STFT(n_fft, hop), torch.randn(2, 3, length)
+    convolutions = ConvolutionalSTFT(stft)
+    spectra = stft(signals)
+    torch.testing.assert_close(convolutions(signals), spectra, atol=1e-5, rtol=0)
+    torch.testing.assert_close(convolutions.inverse(spectra, length), stft.inverse(spectra, length), atol=1e-5, rtol=0)
