@@ -83,7 +83,7 @@ def separate(
 
     Args:
         *inputs: A file, a folder (its tree is mirrored) or a glob.
-        checkpoint: A run's checkpoint, a folder of surf export, or user/name on the Hugging Face Hub.
+        checkpoint: A run's checkpoint, a folder of surf export, or user/name[@revision] on the Hugging Face Hub.
         output: Folder for the sources.
         channels: Of a file of several: separate each, their mean, or the first.
         num_samples: Write the mean of so many posterior samples of a flow, and its uncertainty over time.
@@ -133,12 +133,13 @@ def app(
     launch(open_page(checkpoint, device, max_minutes, trust), port)
 
 
-def export(*, checkpoint: str, output: str, onnx: bool = False, trust: bool = False) -> None:
+def export(*, checkpoint: str, output: str, onnx: bool = False, push: str | None = None, trust: bool = False) -> None:
     """Write a trained separator in the Hugging Face layout: safetensors, a JSON config, a model card.
 
     Args:
         checkpoint: A run's checkpoint.
         output: A new folder.
+        push: Upload the folder to user/name on the Hugging Face Hub, as the account of `hf auth login`.
         onnx: Write ONNX graphs as well, and separate.py, which runs them by numpy and onnxruntime.
         trust: Import classes from outside this package, if the checkpoint needs any.
     """
@@ -150,6 +151,10 @@ def export(*, checkpoint: str, output: str, onnx: bool = False, trust: bool = Fa
         from surf_lightning.inference.onnx import write_onnx
     write(checkpoint, output, trust, write_onnx if onnx else None)
     print(f"written to {output}: {WEIGHTS}, {CONFIG} and {CARD}, the model card")
+    if push is not None:
+        from surf_lightning.inference.hub import push as upload
+
+        print(f"uploaded: {upload(output, push)}; --checkpoint hf://{push} takes it from there")
     if onnx:
         print(f"{output}/separate.py runs the ONNX graphs beside it: python {output}/separate.py MIXTURE")
 

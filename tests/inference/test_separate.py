@@ -300,6 +300,24 @@ def test_broken_inputs_are_reported_and_the_rest_is_done(toy: str, capsys: pytes
     assert "4 failed" in printed.out
 
 
+def test_an_odd_file_stops_only_itself(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    record("in/a.wav", 0.5)
+    record(f"in/{'n' * 240}.wav", 0.5)
+    os.mkfifo("in/pipe.wav")
+    os.symlink("loop.wav", "in/loop.wav")
+    record("in/liar.wav", 0.5)
+    usage = types.SimpleNamespace(free=30_000)
+    monkeypatch.setattr("surf_lightning.inference.separation_run.shutil.disk_usage", lambda path: usage)
+    record("in/liar.wav", 1.0)
+    assert separate("in") == 1
+    assert made() == ["a_source1.wav", "a_source2.wav"]
+    failed = {row["input"]: row["reason"] for row in json.loads(Path("out/summary.json").read_text())["failed"]}
+    said = {Path(name).stem[:4]: reason for name, reason in failed.items()}
+    assert said.keys() == {"nnnn", "pipe", "loop", "liar"}
+    assert "32 kB" in said["liar"]
+    assert "regular" in said["pipe"]
+
+
 # -- what was done before --
 
 

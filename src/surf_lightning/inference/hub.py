@@ -10,7 +10,8 @@ from pathlib import Path
 from surf_lightning.errors import UserError
 from surf_lightning.inference.export import CONFIG, WEIGHTS
 
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # user/name
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # user/name, at the newest revision or a given one
+SCHEME = "hf://"  # before a name: it is no path, whatever lies here
 SHIPPED = Path(__file__).parents[1] / "models"  # folders of surf export that come with the package
 
 
@@ -30,16 +31,43 @@ def local_path(checkpoint: str | PathLike[str]) -> str:
         UserError: it is neither a file nor a repository that can be downloaded.
     """
     path = os.fspath(checkpoint)
+    if path.startswith(SCHEME):
+        return _downloaded(path.removeprefix(SCHEME))
     if not os.path.exists(path) and path in shipped():
         return str(SHIPPED / path)
     is_path = os.path.exists(path) or path.endswith(".ckpt") or os.path.isdir(path.split("/")[0])
     if is_path or not REPOSITORY.fullmatch(path):
         return path
+    return _downloaded(path)
 
+
+def _downloaded(name: str) -> str:
+    """The folder of the repository ``user/name``, or of a revision of it, ``user/name@revision``."""
     from huggingface_hub import snapshot_download
 
+    repository, _, revision = name.partition("@")
     try:
-        return str(snapshot_download(path, allow_patterns=[WEIGHTS, CONFIG]))
+        return str(snapshot_download(repository, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG]))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"there is no file {path}, and no such separator on the Hugging Face Hub: {reason}") from error
+        raise UserError(f"there is no file {name}, and no such separator on the Hugging Face Hub: {reason}") from error
+
+
+def push(folder: str | PathLike[str], repository: str) -> str:
+    """Upload a folder of ``surf export`` to ``user/name`` on the Hub, as the account of `hf auth login`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: the Hub refuses, or is not reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="surf export").commit_url)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{repository} cannot be written on the Hugging Face Hub: {reason}") from error

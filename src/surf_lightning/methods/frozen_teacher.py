@@ -66,7 +66,7 @@ class FrozenTeacherModule(SeparationModule):
 
     def _read_earlier_stage(self, path: str) -> Separator:
         stage = self.earlier_stage
-        if not os.path.isfile(path):
+        if path.endswith(".ckpt") and not os.path.isfile(path):
             near = checkpoints_near(path) or "."
             raise UserError(
                 f"there is no checkpoint {path} of the earlier stage, {stage}{near} Train it first (surf fit --config "
