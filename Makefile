@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait must not spin: two trainings on two cores would slow each other down a hundredfold.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo digits table2-cifar test lint suite slow torture bench docs lock dist clean
+.PHONY: install demo digits table2-cifar test lint suite slow torture bench docs audit lock dist clean
 
 install: $(INSTALLED)
 
@@ -66,6 +66,8 @@ docs: install  # the site, into build/docs; a warning is an error
 # The newest versions that pyproject.toml allows: make lock LOCK=--upgrade. Without it, what is locked stays.
 COMPILE = uv pip compile -q --universal --generate-hashes --no-annotate --custom-compile-command 'make lock' $(LOCK) \
 	--python-version 3.11 pyproject.toml
+audit: install  # hashes, malicious releases and known vulnerabilities of what is locked
+	.ci/audit
 lock: install
 	$(COMPILE) --extra dev -o lock/dev.txt >/dev/null
 	for extra in audio bench; do \

@@ -43,7 +43,7 @@ def surf(*command: str, start: list[str] = CONSOLE_SCRIPT) -> subprocess.Complet
     return subprocess.run([sys.executable, *start, *command], capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("command", ["", "report", "separate", "export", "configs"])
+@pytest.mark.parametrize("command", ["", "report", "separate", "app", "export", "configs"])
 def test_help_comes_without_heavy_imports(command: str) -> None:
     heavy = {"torch", "lightning", "numpy", "wandb"} | ({"jsonargparse"} if not command else set())
     code = f"import sys, surf_lightning.cli as c\ntry: c.main({[*command.split(), '--help']})\n"

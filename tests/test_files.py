@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from surf_lightning.files import files_under, partial_path, replacing, writing
+from surf_lightning.files import (
+    files_under,
+    make_writable,
+    partial_path,
+    read_yaml,
+    replacing,
+    write_together,
+    writing,
+)
+
+LAUGHS = "a: &a0 [1]\n" + "".join(f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
 
 
 def tree(*names: str) -> None:
@@ -70,6 +81,44 @@ def test_a_written_file_waits_for_its_name() -> None:
     with pytest.raises(ValueError, match="stop"), writing(path, "w"):
         raise ValueError("stop")
     assert os.listdir() == []
+
+
+def test_a_link_in_place_of_the_partial_file_is_not_written_through() -> None:
+    Path("victim").write_text("precious")
+    Path(".a.txt.partial").symlink_to("victim")
+    with replacing(Path("a.txt"), "w") as file:
+        file.write("new")
+    assert (Path("victim").read_text(), Path("a.txt").read_text()) == ("precious", "new")
+    Path("folder").mkdir()
+    Path("folder/..probe.partial").symlink_to("../victim")
+    make_writable(Path("folder"))
+    assert Path("victim").read_text() == "precious"
+    assert os.listdir("folder") == []
+
+
+def test_files_are_written_together_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_together(Path("out"), {"a": b"1", "b": b"1"})
+    written = iter(range(3))
+
+    def full_disk(descriptor: int) -> None:
+        if next(written) == 2:  # after the probe of the folder
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_together(Path("out"), {"a": b"2", "b": b"2"})
+    assert caught.value.filename == "out/b"
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == {"a": b"1", "b": b"1"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1]", "a: [", "a: &a [*a]", "!!python/object/apply:os.system ['touch executed']", "a: " + 500 * "[", LAUGHS],
+)
+def test_a_yaml_text_that_is_no_plain_mapping_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]*$"):
+        read_yaml(text)
+    assert not Path("executed").exists()
 
 
 def test_an_error_names_the_file_itself() -> None:

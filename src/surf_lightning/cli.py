@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -182,6 +183,8 @@ def info() -> None:
     print("\n".join(environment()))
 
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what a library may say without the name of the file
+
 COMMANDS: dict[str, Callable[..., int | None]] = {
     function.__name__: function for function in (report, separate, app, export, configs, info)
 }
@@ -191,6 +194,13 @@ def help_text() -> str:
     """What `surf --help` prints."""
     first_lines = {name: (function.__doc__ or "").partition("\n")[0] for name, function in COMMANDS.items()}
     return HELP.format(commands="\n".join(f"  {name:10} {line}" for name, line in (TRAINING | first_lines).items()))
+
+
+def printable(text: str) -> str:
+    """``text`` with escapes in place of what would steer a terminal; a file's name may hold anything."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text
+    )
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -208,11 +218,11 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return _run(*args)
     except UserError as error:
-        print(f"surf {args[0]}: {error}", file=sys.stderr)
+        print(f"surf {printable(args[0])}: {printable(str(error))}", file=sys.stderr)
     except OSError as error:
-        if error.filename is None:  # no file of the user's
+        if error.filename is None and error.errno not in DISK:  # no file of the user's
             raise
-        print(f"surf {args[0]}: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"surf {args[0]}: {printable(str(error.filename or 'writing'))}: {error.strerror}", file=sys.stderr)
     return 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from surf_lightning.errors import UserError
+
+MAX_NODES = 100_000  # of a YAML text
 
 
 def files_under(root: Path, suffixes: tuple[str, ...], skip: Path | None = None) -> list[str]:
@@ -49,9 +52,9 @@ def make_writable(folder: Path) -> None:
     """Make ``folder`` if it does not exist; raises UserError if nothing can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe.partial"
-        probe.touch()
-        probe.unlink()
+        with writing(folder / ".probe"):
+            pass
+        partial_path(folder / ".probe").unlink()
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be written: {error}") from error
 
@@ -69,6 +72,71 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def read_list(path: Path) -> str:
+    """The text of a data set's list, UTF-8 with or without a mark at its beginning.
+
+    Raises:
+        UserError: it cannot be read, or is no such text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not written in UTF-8 (byte {error.start + 1}): save it as UTF-8 text") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if "\0" in text:
+        raise UserError(f"{path} is no text: it holds zero bytes")
+    return text
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative name, whatever its ``..``, stays in the folder that it is relative to."""
+    return not os.path.isabs(name) and os.path.normpath(name).split(os.sep)[0] != os.pardir
+
+
+def write_together(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write files into ``folder``, which is made, by their names: after an error none of them has changed."""
+    make_writable(folder)
+    try:
+        for name, content in contents.items():
+            with writing(folder / name) as file:
+                file.write(content)
+        for name in contents:
+            os.replace(partial_path(folder / name), folder / name)
+    finally:
+        for name in contents:
+            partial_path(folder / name).unlink(missing_ok=True)
+
+
+def read_yaml(text: str) -> dict[str, Any]:
+    """The mapping that a YAML text holds; it runs no code, and its aliases may not unfold without end.
+
+    Raises:
+        ValueError: it is no such text; one line says why.
+    """
+    import yaml
+
+    try:
+        if _unfolded(yaml.compose(text, yaml.SafeLoader), {}) > MAX_NODES:
+            raise ValueError(f"its aliases unfold to more than {MAX_NODES:,} values")
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is no YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict):
+        raise ValueError("it is no mapping of names to values")
+    return content
+
+
+def _unfolded(node: Any, known: dict[int, float]) -> float:
+    """How many nodes a tree of YAML has with every alias written out."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # of one that holds itself
+        parts = node.value if isinstance(getattr(node, "value", None), list) else []
+        parts = [part for each in parts for part in (each if isinstance(each, tuple) else [each])]
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
+    return known[id(node)]
+
+
 def sync(path: Path) -> None:
     """Flush a closed file to the disk."""
     with open(path, "rb+") as file:
@@ -79,14 +147,16 @@ def sync(path: Path) -> None:
 def writing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
     """An open file at ``partial_path(path)``: on disk when the block ends, removed after an error in it.
 
-    ``mode`` and ``options`` are those of ``open``. The caller moves the file to ``path``.
+    ``mode`` (``w`` or ``wb``) and ``options`` are those of ``open``. The caller moves the file to ``path``. A
+    file that is there already is replaced, never written into: it may be a stranger's link to another.
 
     Raises:
         OSError: it cannot be written; names ``path``.
     """
     partial = partial_path(path)
     try:
-        with open(partial, mode, **options) as file:
+        partial.unlink(missing_ok=True)
+        with open(partial, mode.replace("w", "x"), **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

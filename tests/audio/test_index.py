@@ -147,6 +147,17 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, examined: list[str], conte
     assert examined == ["a.wav"]
 
 
+def test_a_cache_that_unfolds_far_beyond_its_size_is_made_anew(tmp_path: Path, examined: list[str]) -> None:
+    write(tmp_path / "a.wav", noise(1.0, 0))
+    first = index_audio(tmp_path, ["a.wav"])
+    with np.load(tmp_path / CACHE_NAME) as cache:
+        bomb = {**cache, "zeros": np.zeros(1 << 24)}
+    np.savez_compressed(tmp_path / CACHE_NAME, **bomb)
+    examined.clear()
+    assert index_audio(tmp_path, ["a.wav"]) == first
+    assert examined == ["a.wav"]
+
+
 def test_a_cache_of_another_version_is_void(
     tmp_path: Path, examined: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

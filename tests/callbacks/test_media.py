@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,3 +141,14 @@ def test_the_spectrogram_of_a_tone_is_brightest_at_its_frequency() -> None:
     assert picture.shape[1] == 2 * 257 + 3 * 2
     assert int(256 - loud[:, 30].argmax()) == round(2000 / 16000 * 512)
     torch.testing.assert_close(loud.max() - quiet.max(), torch.tensor(40 / 80), atol=1e-3, rtol=0)
+
+
+def test_a_full_disk_costs_a_picture_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.warns(UserWarning, match=r"^run/media/step_0000123\.png is left out: No space left on device$"):
+        logger = validate()
+    assert logger.calls
+    assert list(Path("run/media").iterdir()) == []

@@ -37,6 +37,8 @@ def built(method: str) -> SeparationModule:
 
 
 def si_sdr(estimate: Tensor, reference: Tensor) -> float:
+    if not estimate.any():  # all outputs were dealt to the other mixture
+        return -80.0
     scaled = (estimate @ reference) / (reference @ reference) * reference
     return float(10 * torch.log10(scaled.square().sum() / (scaled - estimate).square().sum()))
 

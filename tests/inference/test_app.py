@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import runpy
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import pytest
 import soundfile
 from PIL import Image
 
+from surf_lightning.cli import main
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 from tests.inference.test_streaming import LocalVelocity
 from tests.tiny import regression, velocity
 
 gr = pytest.importorskip("gradio")
+from surf_lightning.inference import app  # noqa: E402
 from surf_lightning.inference.app import Page, launch  # noqa: E402
 
 RATE = 8000
@@ -112,6 +116,30 @@ def test_no_input_of_the_page_names_a_checkpoint() -> None:
     assert taken == {"audio", "slider", "state"}
 
 
+def test_a_long_recording_shows_how_far_it_is() -> None:
+    path, shares = recording(seconds=30), []
+    list(Page(flow(), "toy").separate(path, 1, 0, shares.append))
+    assert len(set(shares)) > 3
+    assert shares == sorted(shares)
+
+
+def test_a_space_runs_the_same_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SURF_CHECKPOINT", "digits")
+    monkeypatch.setattr(gr.Blocks, "launch", lambda self, **options: (None, "here", None))
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda self: None)
+    runpy.run_path(app.__file__, run_name="__main__")
+    assert "digits at here" in capsys.readouterr().out
+
+
+def test_without_gradio_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, app.__name__)
+    assert main(["app", "--checkpoint", "digits"]) == 2
+    assert "pip install 'surf-lightning[app]'" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no browser")
 def test_in_a_browser() -> None:
     """A wav is uploaded: two players and spectrograms appear, the sources sum to it, nothing is asked of others."""
@@ -131,9 +159,18 @@ def test_in_a_browser() -> None:
             tab.locator("audio[src]").nth(k).wait_for(state="attached", timeout=60_000)  # the first is the input's
         links = [tab.locator(f"a[href$='field_source{k}.wav']").first.get_attribute("href") for k in (1, 2)]
         found = [soundfile.read(io.BytesIO(tab.request.get(link).body()))[0] for link in links]
+        refused = call(tab.request, address, str(Path("field.wav").absolute()))
         browser.close()
+    assert "event: error" in refused  # a file of the server's own
     np.testing.assert_allclose(sum(found), read("field.wav"), atol=1e-6)
     assert all(url.startswith((address, "data:", "blob:")) for url in asked)
+
+
+def call(request: Any, address: str, path: str) -> str:
+    """What the page answers to a program that names a file of the server in place of an upload."""
+    data = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, 1, 0]}
+    event = request.post(f"{address}gradio_api/call/separate", data=data).json()["event_id"]
+    return str(request.get(f"{address}gradio_api/call/separate/{event}").text())
 
 
 def free_port() -> int:

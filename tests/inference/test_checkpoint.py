@@ -55,7 +55,8 @@ def saved(content: Any, path: str = "some.ckpt") -> Path:
 def valid() -> dict[str, Any]:
     separator = RegressionSeparator(regression(), 2)
     state = {f"separator.{name}": value for name, value in separator.state_dict().items()}
-    record = {"version": "0", "separator": describe(separator), "signal": {"kind": "image"}}
+    record = {"version": "0", "method": "MixIT", "separator": describe(separator)}
+    record["signal"] = {"kind": "image", "shape": [1, 8, 8]}
     return {KEY: record, "state_dict": state | {"student.x": torch.zeros(1)}}
 
 

@@ -11,9 +11,11 @@ import huggingface_hub
 import pytest
 import soundfile
 import torch
+import yaml
 
 from surf_lightning.cli import main
 from surf_lightning.errors import UserError
+from surf_lightning.inference.export import measured, model_index
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator, load_separator
 from surf_lightning.networks.base import ConstantNoise
 from surf_lightning.networks.conv_tasnet import ConvTasNet
@@ -77,7 +79,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """What is downloaded from the Hub: of user/name the folder ``exported``, of others nothing."""
     asked: list[tuple[str, list[str]]] = []
 
-    def download(repository: str, allow_patterns: list[str]) -> str:
+    def download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((repository, allow_patterns))
         if repository != "user/name":
             raise OSError(f"401 Client Error: {repository} was not found.\nMake sure of its name.")
@@ -157,7 +159,7 @@ def test_an_export_replaces_nothing_and_is_complete_or_absent(
     ("file", "content", "says"),
     [
         ("config.json", b"{", "damaged"),
-        ("config.json", b"{}", "surf export"),
+        ("config.json", b"{}", "does not say which separator"),
         ("model.safetensors", b"garbage", "damaged"),
         ("model.safetensors", None, "model.safetensors"),
         ("config.json", None, "config.json"),
@@ -174,3 +176,19 @@ def test_a_damaged_folder_is_refused_with_a_clear_message(file: str, content: by
 def test_there_is_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--checkpoint", "no.ckpt", "--output", "exported"]) == 2
     assert "no.ckpt" in capsys.readouterr().err
+
+
+def test_what_was_measured_stands_in_the_head_of_the_card() -> None:
+    results = {
+        "checkpoint": "runs/a/checkpoints/best.ckpt",
+        "data": "Digits",
+        "metrics": {"psnr": 21.73456, "fid": None},
+    }
+    folder = Path("runs/a")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(results))
+    assert measured(folder / "checkpoints/last.ckpt") == {}
+    index = yaml.safe_load(model_index(measured(folder / "checkpoints/best.ckpt"), "a", "image-to-image"))
+    (tested,) = index["model-index"][0]["results"]
+    assert tested["metrics"] == [{"type": "psnr", "value": 21.7346}]
+    assert tested["dataset"] == {"name": "Digits", "type": "digits"}

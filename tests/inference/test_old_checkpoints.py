@@ -1,6 +1,7 @@
-"""Checkpoints of version 0.1 before its folders moved load, separate as they did, and go on.
+"""Checkpoints of earlier versions load, separate as they did, and go on.
 
-``checkpoints_0.1.tar.xz`` holds one for every method and kind of network, and the estimates they gave.
+``checkpoints_0.1.tar.xz`` is of version 0.1 before its folders moved, the others are named by their days. Each holds
+checkpoints of every method and kind of network there was, and the estimates they gave.
 """
 
 from __future__ import annotations
@@ -14,28 +15,37 @@ import torch
 
 from surf_lightning.inference.separator import load_separator
 from surf_lightning.methods import SURF, MixIT, Remixing
+from tests.inference.make_checkpoints import ARCHIVES, held_by, mixtures_of, wanted
 from tests.tiny import adam, digits, regression, trainer, velocity
 
-ARCHIVE = Path(__file__).with_name("checkpoints_0.1.tar.xz")
+OLDEST = "checkpoints_0.1.tar.xz"
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    with tarfile.open(Path(__file__).with_name(name)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path
+    return unpacked(OLDEST, tmp_path)
 
 
-def test_every_old_checkpoint_separates_as_it_did(old: Path) -> None:
-    expected = np.load(old / "estimates.npz")
-    assert len(expected.files) == len(list(old.glob("*.ckpt"))) == 14
+@pytest.mark.parametrize("name", [path.name for path in ARCHIVES])
+def test_every_old_checkpoint_separates_as_it_did(name: str, tmp_path: Path) -> None:
+    folder = unpacked(name, tmp_path)
+    expected = np.load(folder / "estimates.npz")
+    assert len(expected.files) == len(list(folder.glob("*.ckpt"))) >= 14
     for name in expected.files:
-        separator = load_separator(old / f"{name}.ckpt")
-        shape = separator.signal.get("shape", [800])
-        mixtures = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-        mixtures *= 1 if separator.signal["kind"] == "image" else 0.1
-        estimates = separator.separate(mixtures, torch.Generator().manual_seed(1))[:1]
+        separator = load_separator(folder / f"{name}.ckpt")
+        estimates = separator.separate(mixtures_of(separator.signal), torch.Generator().manual_seed(1))[:1]
         torch.testing.assert_close(estimates.numpy(), expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_newest_archive_has_every_method_and_network_of_today(tmp_path: Path) -> None:
+    """Where this fails, add one to ``make_checkpoints.MAKERS`` and run it."""
+    assert wanted() - held_by(unpacked(ARCHIVES[-1].name, tmp_path)) == set()
 
 
 @pytest.mark.parametrize("name", ["digits_mixit", "digits_remixit", "digits_surf_rm"])

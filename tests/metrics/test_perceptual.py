@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torchvision
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
+from surf_lightning.metrics import perceptual
 from surf_lightning.metrics.evaluation import PerceptualMetrics, SampleMetrics, build_metrics
 from surf_lightning.metrics.images import ImageMetrics, to_unit_range
 from surf_lightning.metrics.perceptual import (
@@ -267,12 +270,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise OSError("no network here")
 
-    from torch_fidelity import feature_extractor_inceptionv3 as extractor
-
-    monkeypatch.setattr(extractor, "load_state_dict_from_url", unreachable)
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", unreachable)
-    monkeypatch.setattr(torchvision.models, "alexnet", unreachable)  # building it takes a second
-    monkeypatch.setattr(extractor.FeatureExtractorInceptionV3, "__init__", unreachable)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr(perceptual, "_LPIPS", lambda **options: None)  # building it takes a second
 
 
 @pytest.mark.usefixtures("_no_network")
@@ -309,6 +308,8 @@ def test_weights_without_a_classifier_give_features_but_no_inception_score(monke
     from torch_fidelity import feature_extractor_inceptionv3 as extractor
 
     monkeypatch.setattr(extractor, "FeatureExtractorInceptionV3", Headless)
+    Path("somewhere").mkdir()
+    torch.save({}, Path("somewhere", INCEPTION))
     with pytest.warns(UserWarning, match="no Inception Score: inception_fid.pth in somewhere has no classifier"):
         features = inception("somewhere")
     metric = SampleQuality(features, lambda: to_bytes(pictures(30, seed=2)), FEATURES)
@@ -331,6 +332,30 @@ def test_code_in_a_file_of_weights_is_not_run() -> None:
     for load, name in ((LPIPS, ALEXNET), (inception, INCEPTION)):
         with pytest.raises(RuntimeError, match=f"weights has no usable {name}, and: Weights only load failed"):
             load("weights")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("name", [INCEPTION, ALEXNET])
+def test_a_download_is_used_only_if_it_has_the_published_hash(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that lies in torch's cache, where a library would unpickle it."""
+    monkeypatch.setenv("TORCH_HOME", "torch")
+    torch.save({"features.0.weight": torch.ones(2)}, "genuine.pth")
+    torch.save({"features.0.weight": Payload()}, "bomb.pth")
+    url = f"https://example.org/{name}"
+    digest = hashlib.sha256(Path("genuine.pth").read_bytes()).hexdigest()
+    monkeypatch.setitem(perceptual.DOWNLOADS, name, (url, digest))
+    cached = Path("torch", "hub", "checkpoints", name)
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(Path("bomb.pth").read_bytes())
+    for delivered in ("bomb.pth", "genuine.pth"):
+        place = Path(delivered).absolute().as_uri()
+        monkeypatch.setattr(torch.hub, "urlopen", lambda _, place=place: urllib.request.urlopen(place))
+        if delivered == "bomb.pth":
+            with pytest.raises(RuntimeError, match="invalid hash value"):
+                perceptual._weights(None, name)
+        else:
+            assert perceptual._weights(None, name) == Path(torch.hub.get_dir(), "checkpoints", name)
+    assert cached.read_bytes() == Path("genuine.pth").read_bytes()
     assert not Path("executed").exists()
 
 

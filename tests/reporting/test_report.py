@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
+from hypothesis import strategies as st
 from PIL import Image
 
 from surf_lightning.reporting.figures import thinned
-from surf_lightning.reporting.report import make_sections, write_report
+from surf_lightning.reporting.report import html_page, make_sections, write_report
 from surf_lightning.reporting.runs import Run
+from tests.inference.test_untrusted import altered
 from tests.reporting.fabricate import audio_examples, image_examples, results, write
 
 VOID = {"meta", "img", "br"}
@@ -153,7 +157,7 @@ def test_the_page_holds_its_pictures(two_runs: tuple[Page, str, Path]) -> None:
 def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(two_runs: tuple[Page, str, Path]) -> None:
     _, text, folder = two_runs
     assert text.startswith("# Separation of Digits\n")
-    assert "| SURF <R&M> | **20.12** | **0.912** | 12,000 | 1.5 |\n" in text
+    assert "| SURF &lt;R&amp;M&gt; | **20.12** | **0.912** | 12,000 | 1.5 |\n" in text
     assert "1,000 mixtures of 2 digits." in text
     pictures = re.findall(r"!\[.*\]\((.*)\)", text)
     assert pictures == ["report.png", "report_curves.png"]
@@ -358,3 +362,59 @@ def test_a_long_curve_is_thinned_to_means() -> None:
     np.testing.assert_allclose(values, 0.5)
     steps, values = thinned({3: 1.5, 8: 2.5})
     assert (steps.tolist(), values.tolist()) == ([3, 8], [1.5, 2.5])
+
+
+HOSTILE = "</td><script>alert(1)</script> | $\\frac{ [x](javascript:alert(1)) \n# `"
+
+
+def test_what_a_strangers_run_says_is_shown_as_text() -> None:
+    metrics = {"psnr": 18.0, HOSTILE: 1.0}
+    facts = dict.fromkeys(("protocol", "hardware", "commit", "version", "checkpoint"), HOSTILE)
+    folder = write(
+        "a<b>", results(HOSTILE, metrics, **facts | {"data": "../../" + HOSTILE}), image_examples(), config=""
+    )
+    other = write("b", results("MixIT", metrics), None, config="")
+    write_report([Path(folder), Path(other)], Path("out/report"))
+    assert {path.parent.as_posix() for path in Path("out").rglob("*.*")} == {"out/report"}
+    Page(Path("out/report/report.html").read_text())
+    for name in ("report.html", "report.md"):
+        text = Path("out/report", name).read_text()
+        assert "<script" not in text
+        assert name == "report.html" or "[x]" not in text.replace("\\[x]", "")
+
+
+PARTS = ("metrics.json", "config.yaml", "metrics.csv", "test_examples.pt")
+
+
+def shown_or_missing(name: str, content: bytes) -> None:
+    """A report of a run whose part ``name`` has this content."""
+    if not Path("runs").exists():
+        for run in ("good", "bad"):
+            write(run, results("MixIT", {"psnr": 18.0}), image_examples())
+    for part in PARTS:
+        Path("runs/bad", part).write_bytes(Path("runs/good", part).read_bytes())
+    Path("runs/bad", name).write_bytes(content)
+    html_page("title", make_sections([Run.read(Path("runs/bad"))]))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def altered_results(draw: st.DrawFn) -> bytes:
+    content = results("MixIT", {"psnr": 18.0})
+    names = st.sampled_from([*content, "mean_of_samples", "other"])
+    return json.dumps({**content, **draw(st.dictionaries(names, VALUES, min_size=1, max_size=3))}).encode()
+
+
+def check_any_run(data: st.DataObject) -> None:
+    """Any bytes, altered bytes of a part, an altered structure."""
+    name = data.draw(st.sampled_from(PARTS))
+    kinds = [st.binary(max_size=60), altered(Path("runs/good", name).read_bytes())] if Path("runs").exists() else []
+    kinds += [altered_results()] if name == "metrics.json" else []
+    kinds += [VALUES.map(lambda value: yaml.safe_dump({"data": value}).encode())] if name == "config.yaml" else []
+    shown_or_missing(name, data.draw(st.one_of(kinds)))

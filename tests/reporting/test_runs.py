@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from surf_lightning.errors import UserError
 from surf_lightning.reporting.runs import Run, read_curves, runs_in
@@ -69,6 +71,16 @@ def test_a_test_alone_is_a_run_as_well() -> None:
         ("metrics.json", '{"metrics": {}}', "it has no data, label"),
         ("test_examples.pt", "no tensors", "test_examples.pt cannot be read"),
         ("metrics.csv", "loss,step\nhalf,3\n", "metrics.csv cannot be read"),
+        ("metrics.csv", "step,epoch,name,value\n1,0," + 200_000 * "x" + ",1\n", "metrics.csv cannot be read"),
+        ("metrics.json", "[]", "it is no object"),
+        ("metrics.json", "null", "it is no object"),
+        ("metrics.json", 5000 * "[", "metrics.json cannot be read"),
+        ("metrics.json", '{"metrics": {"psnr": "18"}, "label": "a", "data": "b"}', "not all numbers"),
+        ("metrics.json", '{"metrics": {"psnr": NaN}, "label": "a", "data": "b"}', "not all numbers"),
+        ("metrics.json", '{"metrics": {}, "label": ["a"], "data": "b"}', "its label is"),
+        ("metrics.json", '{"metrics": {}, "label": "a", "data": "b", "steps": 1e300}', "its steps is"),
+        ("config.yaml", "a: &a [*a]", "its aliases unfold"),
+        ("config.yaml", "- a list", "it is no mapping"),
     ],
 )
 def test_a_damaged_part_is_missing_and_the_rest_is_there(name: str, content: str, says: str) -> None:
@@ -136,3 +148,40 @@ def test_a_folder_of_runs_stands_for_them() -> None:
     assert [path.as_posix() for path in runs_in(Path("runs"))] == ["runs/a", "runs/b", "runs/demo/c"]
     assert runs_in(Path("runs/b.1")) == [Path("runs/b.1")]
     assert runs_in(Path("nowhere")) == []
+
+
+def test_a_link_out_of_the_folder_shows_nothing() -> None:
+    folder = run().folder
+    Path("secret").write_text("data: {class_path: x.Secret}")
+    (folder / "media").mkdir()
+    for name in ("config.yaml", "media/step_0000001.png"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(Path("secret").absolute())
+    linked = Run.read(folder)
+    assert (linked.config, linked.media) == ("", ())
+    assert "config.yaml cannot be read: it is a link to a file outside" in linked.missing[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mixtures": []},
+        {"sources": [torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 9, 9)]},
+        {"estimates": 4 * [torch.zeros(1, 1, 8, 8)]},
+        {"mixtures": 4 * [torch.zeros(8, 8)]},
+        {"mixtures": 4 * [torch.full((1, 8, 8), torch.nan)]},
+        {"mixtures": 4 * ["a"]},
+        {"kind": "video"},
+        {"kind": "audio"},
+    ],
+)
+def test_examples_of_another_structure_are_missing(change: dict[str, Any]) -> None:
+    folder = run().folder
+    torch.save({**image_examples(), **change}, folder / "test_examples.pt")
+    assert "test_examples.pt cannot be read" in Run.read(folder).missing[0]
+
+
+def test_no_more_examples_are_shown_than_a_test_leaves() -> None:
+    folder = run().folder
+    torch.save(image_examples(count=1000), folder / "test_examples.pt")
+    assert len(Run.read(folder).examples["mixtures"]) == 8

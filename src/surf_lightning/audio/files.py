@@ -22,6 +22,9 @@ EXTENSIONS = (
 MARGIN = 192  # samples at the lower of two rates: beyond them the resampling filter's response is below -120 dB
 PREROLL = {"MP3": 11520}  # frames: ten blocks, after which its decoder no longer depends on where it started
 UNKNOWN_LENGTH = 1 << 40  # frames: libsndfile's way of saying that the header gives none
+DENSEST = 10_000  # frames a byte: silence in the largest blocks of FLAC comes near it
+FASTEST = 10_000_000  # Hz
+NO_FILE = "unreadable (no file, but a folder, a named pipe or a device)"
 UNRECOGNISED_FORMAT = 1  # libsndfile's error code
 CHUNKS = {b"RIFF": ("<4sI", b"data"), b"FORM": (">4sI", b"SSND")}  # a chunk's name and size, and which holds the audio
 STREAM_SIZE = 0x7FFFF000  # bytes: what programs that write a WAV file to a pipe claim, or more
@@ -56,14 +59,21 @@ def open_audio(path: str | Path) -> SteadyFile:
         BadAudio: it is missing, no audio, or does not say how many samples it has.
     """
     name = os.fsencode(path)  # a file name need not be valid UTF-8
+    if os.path.exists(name) and not os.path.isfile(name):  # a named pipe would be waited for
+        raise BadAudio(NO_FILE)
     try:
         file = SteadyFile(name)
     except soundfile.LibsndfileError as error:
         raise BadAudio(_why_not_opened(name, error)) from error
-    if 0 < file.frames < UNKNOWN_LENGTH:
+    frames, rate = file.frames, file.samplerate
+    if 0 < frames <= min(UNKNOWN_LENGTH - 1, DENSEST * os.path.getsize(name)) and rate <= FASTEST:
         return file
     file.close()
-    raise BadAudio("its header does not say how long it is: encode it again" if file.frames else "holds no samples")
+    if frames >= UNKNOWN_LENGTH:
+        raise BadAudio("its header does not say how long it is: encode it again")
+    if frames and rate <= FASTEST:
+        raise BadAudio(f"its header claims {frames} samples, more than the file can hold")
+    raise BadAudio(f"a sample rate of {rate} Hz" if frames else "holds no samples")
 
 
 def _why_not_opened(name: bytes, error: soundfile.LibsndfileError) -> str:

@@ -15,7 +15,7 @@ import soundfile
 from torchmetrics.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from surf_lightning.audio.files import BadAudio, file_state, is_cut_short, open_audio, read_frames
+from surf_lightning.audio.files import FASTEST, NO_FILE, BadAudio, file_state, is_cut_short, open_audio, read_frames
 from surf_lightning.files import replacing
 
 CACHE_NAME = ".surf-audio-index.npz"
@@ -24,10 +24,11 @@ THREADS = min(32, 4 * (os.cpu_count() or 1))  # they wait for the disk, or decod
 CHUNK = 64  # files a task
 BLOCK = 1 << 16  # frames decoded at a time
 MIN_SECONDS = 0.5
-RATES = range(1000, 10_000_001)  # Hz
+RATES = range(1000, FASTEST + 1)  # Hz
 SILENCE = 1e-8
 LOUDEST = 1e6  # of full scale, 120 dB: far more is no sound, and its square soon no float32
 SILENT = "silent"
+UNPACKED, PACKING = 1 << 26, 200  # bytes, and times its own size, to which a cache may unfold: it may be a stranger's
 MAX_LISTED = 50
 BAR_DELAY = 2.0  # seconds: what is done sooner needs no progress bar
 
@@ -59,6 +60,8 @@ def examine(path: str | Path) -> tuple[int, int]:
     Raises:
         BadAudio: it is unreadable, truncated, empty, silent, too short, or holds NaN.
     """
+    if not os.path.isfile(path):
+        raise BadAudio(NO_FILE)
     _prefetch_ends(path)
     with open_audio(path) as file:
         frames, rate = file.frames, file.samplerate
@@ -172,7 +175,8 @@ def _read_cache(root: Path) -> dict[str, Examined]:
     for path in reversed(list(_cache_files(root))):
         # Whatever is wrong with a cache, its files are examined again.
         with suppress(Exception), np.load(path, allow_pickle=False) as cache:
-            if cache["version"] != VERSION:
+            unpacked = sum(member.file_size for member in cache.zip.infolist())
+            if unpacked > max(UNPACKED, PACKING * path.stat().st_size) or cache["version"] != VERSION:
                 continue
             names, reasons = ([os.fsdecode(text) for text in cache[column].tolist()] for column in ("path", "reason"))
             numbers = cache["numbers"].tolist()

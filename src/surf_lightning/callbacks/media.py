@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import lightning as L
 import soundfile
 import torch
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from surf_lightning.audio.spectrogram import DYNAMIC_RANGE, log_spectrogram
 from surf_lightning.data.base import undeclared
+from surf_lightning.files import replacing
 from surf_lightning.metrics.audio import align_by_si_sdr
 from surf_lightning.metrics.images import align_by_mse, to_unit_range
 
@@ -65,7 +68,7 @@ def send_audio(logger: Logger, title: str, signal: Tensor, rate: int, path: Path
         logger.log_audio(title, [signal.numpy()], step=step, sample_rate=[rate])
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_audio(title, signal[None].clamp(-1, 1), step, rate)
-    elif isinstance(logger, MLFlowLogger):
+    elif isinstance(logger, MLFlowLogger) and path.is_file():
         logger.experiment.log_artifact(logger.run_id, str(path), title.partition("/")[0])
 
 
@@ -73,7 +76,8 @@ class Media(L.Callback):
     """Writes ``media/step_<n>*`` after each validation, and sends it to the loggers that take images or audio.
 
     Images: a grid of mixtures, estimates and truth. Audio: the mixture, its estimates and, where there are any, its
-    references as wav files, and their spectrograms in that order.
+    references as wav files, and their spectrograms in that order. What cannot be written, on a full disk, is said and
+    left out: the training goes on.
 
     Args:
         folder: the run's.
@@ -89,7 +93,6 @@ class Media(L.Callback):
         unseen = batch_idx or not trainer.is_global_zero or undeclared(trainer).fast_dev_run
         if unseen or (is_image and "sources" not in batch):
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         if is_image:
             grid = image_grid(*(x[:ROWS] for x in (batch["mixtures"], outputs, batch["sources"])))
             self._picture(trainer, "separated", "", grid)
@@ -102,14 +105,26 @@ class Media(L.Callback):
 
     def _audio(self, trainer: L.Trainer, number: int, signals: dict[str, Tensor], rate: int) -> None:
         for name, signal in signals.items():
+            file = io.BytesIO()
+            soundfile.write(file, signal.float().cpu().numpy(), rate, subtype="FLOAT", format="WAV")
             path = self.folder / f"step_{trainer.global_step:07d}_{number + 1}_{name}.wav"
-            soundfile.write(path, signal.float().cpu().numpy(), rate, subtype="FLOAT")
+            self._write(path, file.getvalue())
             for logger in trainer.loggers:
                 send_audio(logger, f"audio{number + 1}/{name}", signal.float().cpu(), rate, path, trainer.global_step)
         grid = spectrogram_grid(torch.stack(list(signals.values())))
         self._picture(trainer, f"spectrograms{number + 1}", f"_{number + 1}", grid)
 
     def _picture(self, trainer: L.Trainer, title: str, suffix: str, grid: Tensor) -> None:
-        save_image(grid, self.folder / f"step_{trainer.global_step:07d}{suffix}.png")
+        file = io.BytesIO()
+        save_image(grid, file, format="png")
+        self._write(self.folder / f"step_{trainer.global_step:07d}{suffix}.png", file.getvalue())
         for logger in trainer.loggers:
             send_image(logger, title, grid.float().cpu(), trainer.global_step)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                file.write(content)
+        except OSError as error:
+            rank_zero_warn(f"{path} is left out: {error.strerror}")

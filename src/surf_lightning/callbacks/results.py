@@ -9,12 +9,11 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from torch import Tensor
 from torchmetrics import Metric
 
 from surf_lightning.data.base import undeclared
-from surf_lightning.files import make_writable, replacing
+from surf_lightning.files import make_writable, read_yaml, replacing
 from surf_lightning.metrics.images import ImageMetrics
 from surf_lightning.metrics.tables import BESIDE, Results, results_table
 from surf_lightning.provenance import provenance
@@ -53,9 +52,11 @@ def results_name(data: Any) -> str:
 
 def fitted_seed(folder: Path, otherwise: int) -> int:
     """The seed that the run in ``folder`` was trained from: a test may be given another one."""
-    path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    return config.get("seed_everything", otherwise)
+    try:
+        seed = read_yaml((folder / "config.yaml").read_text(encoding="utf-8")).get("seed_everything")
+    except (OSError, ValueError):  # a damaged one must not cost the measurements
+        seed = None
+    return seed if isinstance(seed, int) else otherwise
 
 
 class TestResults(L.Callback):

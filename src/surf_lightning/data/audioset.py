@@ -20,6 +20,7 @@ from surf_lightning.data.folder import Folder
 from surf_lightning.data.fuss import FUSS
 from surf_lightning.data.librispeech_fuss import LibriSpeechFUSS
 from surf_lightning.errors import UserError
+from surf_lightning.files import read_list
 
 SMALLEST_PART = 15_000  # clips: AudioSet's balanced part, less the videos that are gone
 CLIP = re.compile(r"Y?([A-Za-z0-9_-]{11})(_\d+(\.\d+)?){0,2}")  # <YTID>, Y<YTID>, <YTID>_<start>, <YTID>_<start>_<end>
@@ -37,10 +38,7 @@ def _name_error(path: str) -> str:
 
 def listed_ids(segments: Path) -> set[str]:
     """The videos of a segments CSV: lines of ``YTID, start, end, "labels"``, comments by #. Raises UserError."""
-    try:
-        lines = segments.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read the segments {segments}: {error.strerror}") from error
+    lines = read_list(segments).splitlines()
     return {line.split(",")[0].strip() for line in lines if line.strip() and not line.startswith("#")}
 
 

@@ -10,6 +10,7 @@ from torchmetrics import Metric, MetricCollection
 from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.errors import UserError
+from surf_lightning.files import is_inside, read_list
 from surf_lightning.metrics.fuss import MAX_SOURCES, FUSSMetrics
 
 NUM_EVAL = 1000
@@ -26,12 +27,14 @@ def fuss_folder(root: str, part: Part) -> Path:
 def fuss_rows(folder: Path, part: Part) -> list[list[str]]:
     """A mixture, its background and its foregrounds, by example; paths relative to ``folder``. Raises UserError."""
     path = folder / f"{LISTS[part]}_example_list.txt"
-    rows = [line.rstrip("\r").split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    rows = [line.rstrip("\r").split("\t") for line in read_list(path).split("\n") if line.strip()]
     if not rows:
         raise UserError(f"{path} lists no examples")
     for row in rows:
         if not 2 <= len(row) <= 1 + MAX_SOURCES:
-            raise UserError(f"{path} lists {row[0]} with {len(row) - 1} sources: FUSS has 1 to {MAX_SOURCES}")
+            raise UserError(f"{path} lists {row[0][:200]} with {len(row) - 1} sources: FUSS has 1 to {MAX_SOURCES}")
+        if outside := [name for name in row if not is_inside(name)]:
+            raise UserError(f"{path} lists {outside[0][:200]}, which lies outside of {folder}")
     return rows
 
 

@@ -12,7 +12,7 @@ from surf_lightning.audio.files import EXTENSIONS
 from surf_lightning.data.audio import AudioMixtures, Part, check_share, find_folder
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.errors import UserError
-from surf_lightning.files import files_under
+from surf_lightning.files import files_under, read_list
 
 NUM_TEST = 3000
 COLUMNS = {"mix_clean": "mixture_path", "s1": "source_1_path", "s2": "source_2_path"}
@@ -22,7 +22,7 @@ class Libri2Mix(AudioMixtures):
     """Mixtures of two speakers, ``min`` version.
 
     A split is what its metadata list or, without metadata, what its mix_clean folder holds. The paths in the metadata
-    are those of the machine that made the set: a file of that name in this set's own folder comes first.
+    are those of the machine that made the set: the files of those names in this set's own folders are read.
 
     Args:
         root: the folder Libri2Mix.
@@ -60,7 +60,7 @@ class Libri2Mix(AudioMixtures):
         kinds = list(COLUMNS) if part != "train" or self.with_sources else ["mix_clean"]
         metadata = base / "metadata" / f"mixture_{split}_mix_clean.csv"
         if metadata.is_file():
-            rows = _listed(metadata, base / split, kinds)
+            rows = _listed(metadata, kinds)
         else:
             names = files_under(base / split / "mix_clean", EXTENSIONS)
             rows = [[os.path.join(kind, name) for kind in kinds] for name in names]
@@ -69,17 +69,13 @@ class Libri2Mix(AudioMixtures):
         return self._usable(base / split, rows, len(kinds) - 1)
 
 
-def _listed(metadata: Path, folder: Path, kinds: list[str]) -> list[list[str]]:
-    here = {kind: set(os.listdir(folder / kind)) if (folder / kind).is_dir() else set() for kind in kinds}
-
-    def found(kind: str, path: str) -> str:
-        name = re.split(r"[\\/]", path)[-1]
-        own = os.path.join(kind, name)
-        return own if name in here[kind] or not os.path.isfile(path) else path
-
-    with metadata.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+def _listed(metadata: Path, kinds: list[str]) -> list[list[str]]:
+    reader = csv.DictReader(read_list(metadata).splitlines(keepends=True))
+    try:
         missing = {COLUMNS[kind] for kind in kinds} - set(reader.fieldnames or ())
         if missing:
             raise UserError(f"{metadata} has no column {', '.join(sorted(missing))}: it is not LibriMix's metadata")
-        return [[found(kind, row[COLUMNS[kind]] or "") for kind in kinds] for row in reader]
+        rows = [[re.split(r"[\\/]", row[COLUMNS[kind]] or "")[-1] for kind in kinds] for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{metadata}: {error}") from error
+    return [[os.path.join(kind, name) for kind, name in zip(kinds, row, strict=True)] for row in rows]

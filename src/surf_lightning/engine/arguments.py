@@ -56,8 +56,8 @@ def call(function: Callable[..., Any], args: Sequence[str]) -> Any:
     documented = docstring_parser.parse(function.__doc__ or "")
     parser = CommandParser(prog=f"surf {function.__name__}", description=documented.description, exit_on_error=False)
     explained = {parameter.arg_name: parameter.description for parameter in documented.params}
-    parameters = inspect.signature(function).parameters.values()
-    words = [parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL]
+    parameters = inspect.signature(function).parameters
+    words = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_POSITIONAL]
     for name in words:
         word = name.removesuffix("s").upper()
         parser.add_argument(name, nargs="*", default=SUPPRESS, metavar=word, help=explained.get(f"*{name}"))
@@ -69,6 +69,9 @@ def call(function: Callable[..., Any], args: Sequence[str]) -> Any:
             readable(str(error)) + near_option(str(error), {"": list(inspect.signature(function).parameters)})
         ) from error
     given = [word for name in words for word in options.pop(name, [])]
+    empty = [f"--{name}" for name, value in options.items() if value == "" and parameters[name].default != ""]
+    if empty or "" in given:
+        raise UserError(f"{', '.join(empty) or 'a name'} is empty: an unset variable of the shell?")
     return function(*given, **options)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from surf_lightning.errors import UserError, did_you_mean
+from surf_lightning.files import read_list, read_yaml
 
 
 def config_folder() -> Path:
@@ -56,7 +57,7 @@ def with_config_paths(args: Sequence[str]) -> list[str]:
     A path to nothing is refused here as well, as its name may be near to that of a shipped one.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is neither, or a file is no configuration.
     """
     found = list(args)
     for index, argument in enumerate(found):
@@ -67,7 +68,24 @@ def with_config_paths(args: Sequence[str]) -> list[str]:
             found[index] = f"{option}={shipped_config(value)}"
         elif not equals and index + 1 < len(found) and _is_name(found[index + 1]):
             found[index + 1] = str(shipped_config(found[index + 1]))
+        check_config(Path(found[index].partition("=")[2] if equals else found[index + 1] if found[index + 1 :] else ""))
     return found
+
+
+def check_config(path: Path) -> None:
+    """Raises UserError where ``path`` is a file and no configuration: what is below is for the parser to judge."""
+    if not path.is_file():
+        return
+    try:
+        config = read_yaml(read_list(path))
+    except ValueError as error:
+        raise UserError(
+            str(error) if isinstance(error, UserError) else f"{path} is no configuration: {error}"
+        ) from error
+    for part in ("trainer", "checkpoints"):
+        given = config.get(part, {})
+        if not (isinstance(given, dict) or str(given).endswith((".yaml", ".yml", ".json"))):
+            raise UserError(f"{path}: {part} is {str(given)[:40]}, where names and their values are expected")
 
 
 def _is_name(value: str) -> bool:

@@ -35,6 +35,13 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,  # it counts zero FLOPs: ``tell_network`` says what can be said
 }
+AT_LEAST = {  # of arguments of the trainer, which itself takes less in silence, or fails later
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 1,
+    "gradient_clip_val": 0,
+    "val_check_interval": 1e-9,
+}
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
@@ -93,6 +100,9 @@ def make_trainer(
         num_samples: An argument of ``TestResults``.
         options: The other arguments of ``lightning.Trainer``.
     """
+    for name, least in AT_LEAST.items():
+        if isinstance(given := options.get(name), int | float) and not given >= least:
+            raise UserError(f"trainer.{name} is {given}, but must be {'positive' if least else 'at least 0'}")
     standard = standard_callbacks(folder, subcommand, bool(logger), num_samples, **(checkpoints or {}))
     standard += progress_bar(options.get("enable_progress_bar"), callbacks)
     # LastCheckpoint requeues, after writing between two steps. Within SLURM, torchrun knows better of processes.
@@ -129,6 +139,10 @@ def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, co
             "trainer.overfit_batches does not apply, as mixtures are drawn at random: limit an epoch by "
             "data.batches_per_epoch, or the images and recordings themselves"
         )
+    interval = trainer.val_check_interval
+    if trainer.check_val_every_n_epoch and type(interval) is int and interval > data.batches_per_epoch:
+        epoch = data.batches_per_epoch
+        raise UserError(f"trainer.val_check_interval is {interval} batches, but data.batches_per_epoch only {epoch}")
     module.check_sources(data)
     module.check_batch(data)
     describe(module.separator)  # as every checkpoint will have to

@@ -6,8 +6,10 @@ import copy
 import importlib
 import inspect
 import os
+import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +42,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
 
+MISUSE = (TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, ImportError, RuntimeError)
 TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}  # by default, where it is installed
 
 
@@ -105,8 +108,15 @@ class SurfCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+        except (UserError, MisconfigurationException):
+            raise
         except ValueError as error:  # an argument that its class refuses; jsonargparse may have wrapped it
             raise UserError(str(error.__cause__ or error)) from error
+        except MISUSE as error:
+            said = str(error.__cause__ or error).partition("\n")[0]
+            raise UserError(
+                f"an argument of the configuration cannot be used: {type(error).__name__}: {said}"
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = {**self._get(self.config_init, "trainer"), **kwargs}
@@ -197,6 +207,12 @@ def _follow_torchrun(trainer: Namespace) -> None:
             trainer[name] = count
 
 
+def _while_restoring(error: BaseException) -> bool:
+    """Whether Lightning was taking over a checkpoint, in which a stranger may have put anything."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(code.co_filename.endswith("checkpoint_connector.py") and "restore" in code.co_name for code in frames)
+
+
 def _first_config(config: Namespace) -> str | None:
     paths = config.get("config") or []
     return os.fspath(paths[0]) if paths else None
@@ -209,6 +225,8 @@ def run_lightning(*args: str) -> None:
         UserError: for whatever the user can change.
     """
     filter_warnings()
+    if seeded := [argument for argument in args if re.match(r"--(model|data)\.(init_args\.)?seed\b", argument)]:
+        raise UserError(f"{seeded[0]} would be overwritten: --seed_everything sets the seed of all parts")
     if args[0] != "fit":
         warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # they are those of fit
     for loss in (losses.EnergyLoss, losses.Reduction, signal_losses.SignalLoss):
@@ -237,6 +255,9 @@ def run_lightning(*args: str) -> None:
     except Exception as error:
         if loggers.is_wandb_error(error):
             raise UserError(f"W&B: {error}") from error
+        if _while_restoring(error):
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise UserError(f"the checkpoint does not hold what this run would go on from: {said}") from error
         raise
     finally:
         sys.argv = argv

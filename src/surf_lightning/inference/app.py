@@ -151,7 +151,9 @@ def open_page(checkpoint: str, device: str = "auto", max_minutes: float = 10, tr
     local = local_path(checkpoint)
     separator = load_separator(local, choose_device(device), trust)
     examples = sorted(Path(local, "examples").glob("*.*")) if os.path.isdir(local) else []
-    return Page(separator, Path(checkpoint).name, max_minutes, examples)
+    path = Path(checkpoint)
+    name = path.resolve().parts[-3] if path.parent.name == "checkpoints" else path.name  # of a run: the run's
+    return Page(separator, name, max_minutes, examples)
 
 
 def launch(page: Page, port: int | None = None, block: bool = True) -> str:

@@ -9,15 +9,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from surf_lightning import __version__
 from surf_lightning.errors import UserError, did_you_mean
+from surf_lightning.inference.untrusted import MAX_NUMBER, building, load_tensors
 
 KEY = "surf_lightning"  # our part of a Lightning checkpoint
 PREFIX = "separator."  # of the separator's weights in its state_dict
 PACKAGE = __name__.split(".")[0]
+BUILT = ("networks", "methods", "inference.separator")  # our modules that a checkpoint may name, or modules in them
 # Checkpoints of version 0.1 before its folders moved name classes by these modules.
 OLD_MODULES = {
     "networks.heads": "networks.base",
@@ -42,7 +43,12 @@ def describe(instance: Any) -> dict[str, Any]:
 
 def class_path(instance: Any) -> str:
     """The import path of an instance's class."""
-    return f"{type(instance).__module__}.{type(instance).__qualname__}"
+    return class_path_of(type(instance))
+
+
+def class_path_of(cls: type) -> str:
+    """The import path of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _describe_value(value: Any) -> Any:
@@ -63,31 +69,86 @@ def rebuild(description: Any, trust: bool = False) -> Any:
     """The inverse of ``describe``.
 
     Raises:
-        UserError: the class is from outside this package, and ``trust`` is not given; or it does not exist, or is no
-            ``nn.Module``: a checkpoint must not call whatever else a package holds.
+        UserError: the class is from outside this package, and ``trust`` is not given; or it does not exist, is not
+            ``serializable`` or cannot be built so: a checkpoint must not call whatever else a package holds.
     """
     if isinstance(description, list):
         return [rebuild(item, trust) for item in description]
     if not isinstance(description, dict):
-        return description
-    module, _, name = current(description["class_path"]).rpartition(".")
+        return _plain(description)
+    path, arguments = description.get("class_path"), description.get("init_args")
+    if not (isinstance(path, str) and isinstance(arguments, dict) and all(isinstance(key, str) for key in arguments)):
+        raise UserError("the checkpoint describes a part of its network in a way that is not known")
+    cls = _class(current(path), trust)
+    gone = OLD_ARGUMENTS.get(class_path_of(cls).removeprefix(f"{PACKAGE}."), set())
+    values = {key: rebuild(value, trust) for key, value in arguments.items() if key not in gone}
+    try:
+        return cls(**values)
+    except UserError:
+        raise
+    except Exception as error:  # of any type: the arguments may be anything
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"the checkpoint's {cls.__name__} cannot be rebuilt: {said}") from error
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str | None):
+        raise UserError(f"the checkpoint gives its network a {type(value).__name__}, which is no plain value")
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise UserError(f"the checkpoint gives its network the number {value}, beyond all sizes and rates")
+    return value
+
+
+def _class(path: str, trust: bool) -> Any:
+    """The class of a description. Nothing is imported before its name is known to be harmless."""
+    module, _, name = path.rpartition(".")
+    inside = module.removeprefix(f"{PACKAGE}.")
     if module.split(".")[0] != PACKAGE and not trust:
         raise UserError(
             f"the checkpoint would import {module}.{name}, from outside {PACKAGE}. Where you trust it, allow that: "
             "--model.trust_checkpoint true in a later stage, --trust to surf separate and export, trust=True in Python"
         )
+    if module.split(".")[0] == PACKAGE and not f"{inside}.".startswith(tuple(f"{part}." for part in BUILT)):
+        raise UserError(f"the checkpoint would call {module}.{name}, which is no network")
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"the checkpoint needs {module}.{name}, which cannot be imported: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module) and "is_serializable" in vars(cls)):
         raise UserError(f"the checkpoint would call {module}.{name}, which is no network")
-    gone = OLD_ARGUMENTS.get(f"{module}.{name}".removeprefix(f"{PACKAGE}."), set())
-    arguments = {key: rebuild(value, trust) for key, value in description["init_args"].items() if key not in gone}
-    try:
-        return cls(**arguments)
-    except ValueError as error:
-        raise UserError(f"the checkpoint's {name} cannot be rebuilt: {error}") from error
+    return cls
+
+
+def build(description: Any, state: dict[str, Tensor], trust: bool = False) -> Any:
+    """The module of a ``description`` with the weights ``state``. A larger network than these is not begun.
+
+    Raises:
+        UserError: as ``rebuild``, or the weights are not those of the module.
+    """
+    if not trust:
+        with building(len(state)):
+            _check_weights(rebuild(description), state)
+    module = rebuild(description, trust)
+    _check_weights(module, state)
+    module.load_state_dict(state)
+    return module
+
+
+def _check_weights(module: Any, state: dict[str, Tensor]) -> None:
+    if not isinstance(module, nn.Module):
+        raise UserError("the checkpoint describes no network")
+    own = module.state_dict()
+    wrong = [f"it has no {key}" for key in own if key not in state] + [
+        f"{key} is unknown" for key in state if key not in own
+    ]
+    wrong += [
+        f"{key} is {list(value.shape)} there, {list(own[key].shape)} here"
+        for key, value in state.items()
+        if key in own and own[key].shape != value.shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(f"the weights are not of the network that it describes: {wrong[0]}{more}")
 
 
 def current(path: str) -> str:
@@ -105,16 +166,21 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     """
     if not os.path.isfile(path):
         raise UserError(f"there is no checkpoint {path}{checkpoints_near(path)}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # of any type: the unpickler stumbles over damaged bytes in every way
-        if code := re.search(r"Unsupported \w+: GLOBAL ([\w.]+)", str(error)):
-            raise UserError(f"{path} holds code ({code[1]}), which is not run: {PACKAGE} has not written it") from error
-        raise UserError(f"{path} is no checkpoint, or a damaged one") from error
+    checkpoint = load_tensors(path)
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"{path} was not written by {PACKAGE}")
+    record, state = checkpoint[KEY], checkpoint.get("state_dict")
+    check_record(record, path)
+    if not (
+        isinstance(state, dict)
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+    ):
+        raise UserError(f"{path} holds no weights by name")
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{path} holds NaN or infinity in {broken[0]} ({len(broken)} of {len(state)} weights): take an earlier one"
+        )
     return _with_current_names(checkpoint)
 
 
@@ -125,6 +191,23 @@ def checkpoints_near(path: str | PathLike[str]) -> str:
     if own := sorted(map(str, run.glob("**/*.ckpt"))) if run.is_dir() and run != Path() else []:
         return f"; there is {', '.join(own[:5])}."
     return did_you_mean(str(given), map(str, run.parent.glob("*/checkpoints/*.ckpt")))
+
+
+def check_record(record: Any, path: str | PathLike[str]) -> None:
+    """Raises UserError where what ``path`` says of its separator is not as ``checkpoint_metadata`` says it."""
+    signal = record.get("signal") if isinstance(record, dict) else None
+    if not (isinstance(record, dict) and isinstance(record.get("separator"), dict) and isinstance(signal, dict)):
+        raise UserError(f"{path} does not say which separator it holds")
+    if not all(isinstance(record.get(name), str) for name in ("version", "method")):
+        raise UserError(f"{path} does not say its version and method")
+    shape, rate = signal.get("shape"), signal.get("sample_rate")
+    is_image = isinstance(shape, list) and len(shape) == 3 and all(_is_size(size) for size in shape)
+    if not {"image": is_image, "audio": _is_size(rate)}.get(str(signal.get("kind"))):
+        raise UserError(f"{path} is of no signals that this version, {__version__}, knows: {str(signal)[:200]}")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and 0 < value <= MAX_NUMBER
 
 
 def _with_current_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -139,8 +222,13 @@ def _with_current_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def load_separator_checkpoint(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Our record in the checkpoint, and the weights of its separator."""
     checkpoint = read_checkpoint(path)
+    return checkpoint[KEY], weights_of(checkpoint, PREFIX)
+
+
+def weights_of(checkpoint: dict[str, Any], prefix: str) -> dict[str, Tensor]:
+    """The weights of the part whose names begin with ``prefix``, by their names in it."""
     state = checkpoint["state_dict"].items()
-    return checkpoint[KEY], {key[len(PREFIX) :]: value for key, value in state if key.startswith(PREFIX)}
+    return {key[len(prefix) :]: value for key, value in state if key.startswith(prefix)}
 
 
 def check_fits(checkpoint: dict[str, Any], separator: nn.Module) -> None:

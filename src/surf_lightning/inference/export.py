@@ -1,4 +1,4 @@
-"""`surf export`: a trained separator as safetensors, a JSON config and a model card, and reading that back."""
+"""`surf export`: a trained separator as safetensors, a JSON config and a model card."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+import yaml
+from safetensors.torch import save
+from torch import nn
 
 from surf_lightning.errors import UserError
 from surf_lightning.files import new_folder
-from surf_lightning.inference.checkpoint import PREFIX, load_separator_checkpoint, rebuild
+from surf_lightning.inference.checkpoint import PREFIX
+from surf_lightning.inference.hub import CARD, CONFIG, METADATA, WEIGHTS
+from surf_lightning.inference.separator import read_separator
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # named as the Hugging Face Hub has them
 Beside = Callable[[nn.Module, dict[str, Any], Path], Any]
-METADATA = ("method", "separator", "signal", "version")  # of a checkpoint's metadata, what a separator needs
 
 CARD_TEMPLATE = """\
 ---
@@ -27,7 +27,7 @@ pipeline_tag: {pipeline}
 tags:
 - source-separation
 - unsupervised-learning
----
+{index}---
 
 # {name}
 
@@ -51,8 +51,30 @@ under which licence the weights may be used.
 """
 
 
-def model_card(metadata: dict[str, Any], parameters: int) -> str:
-    """The README of an exported separator."""
+def measured(checkpoint: str | PathLike[str]) -> dict[str, Any]:
+    """What `surf test` wrote into the run of ``checkpoint``, if it was this checkpoint that was tested."""
+    path = Path(checkpoint).parent.parent / "metrics.json"
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return results if Path(str(results.get("checkpoint"))).name == Path(checkpoint).name else {}
+
+
+def model_index(results: dict[str, Any], name: str, pipeline: str) -> str:
+    """``results`` as the Hub's pages read them: YAML for the head of a model card."""
+    if not results:
+        return ""
+    metrics = [
+        {"type": key, "value": round(value, 4)} for key, value in results["metrics"].items() if value is not None
+    ]
+    tested = {
+        "task": {"type": pipeline, "name": "source separation"},
+        "dataset": {"name": results["data"], "type": results["data"].lower()},
+        "metrics": metrics,
+    }
+    return yaml.safe_dump({"model-index": [{"name": name, "results": [tested]}]}, sort_keys=False)
+
+
+def model_card(metadata: dict[str, Any], parameters: int, results: dict[str, Any] | None = None) -> str:
+    """The README of an exported separator; ``results`` are those of `surf test`."""
     signal = metadata["signal"]
     if signal["kind"] == "audio":
         words = {
@@ -70,6 +92,7 @@ def model_card(metadata: dict[str, Any], parameters: int) -> str:
         }
     method, version = metadata["method"], metadata["version"]
     name = f"{method.rpartition('.')[2]} separator"
+    words["index"] = model_index(results or {}, name, words["pipeline"])
     return CARD_TEMPLATE.format(name=name, method=method, version=version, parameters=parameters, **words)
 
 
@@ -90,41 +113,16 @@ def export(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already: give the name of a new folder by --output")
-    metadata, state = load_separator_checkpoint(checkpoint)
-    separator = rebuild(metadata["separator"], trust)
-    separator.load_state_dict(state)  # raises if the weights do not fit
-    weights = {PREFIX + key: value.clone().contiguous() for key, value in state.items()}
+    metadata, separator = read_separator(checkpoint, trust)
+    weights = {PREFIX + key: value.clone().contiguous() for key, value in separator.state_dict().items()}
     config = {key: metadata[key] for key in METADATA}
     parameters = sum(parameter.numel() for parameter in separator.parameters())
     try:
         with new_folder(output) as folder:
             (folder / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner alone
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            (folder / CARD).write_text(model_card(metadata, parameters), encoding="utf-8")
+            (folder / CARD).write_text(model_card(metadata, parameters, measured(checkpoint)), encoding="utf-8")
             if beside is not None:
                 beside(separator.eval(), metadata["signal"], folder)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error}") from error
-
-
-def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The metadata and the separator's weights of a folder written by ``surf export``; nothing in it is unpickled.
-
-    Raises:
-        UserError: it is no such folder, or is damaged.
-    """
-    config, weights = Path(folder, CONFIG), Path(folder, WEIGHTS)
-    for path in (config, weights):
-        if not path.is_file():
-            raise UserError(
-                f"{folder} holds no {path.name}: give a checkpoint (of a run {folder}/checkpoints/best.ckpt), or a "
-                "folder written by surf export"
-            )
-    try:
-        metadata = json.loads(config.read_text(encoding="utf-8"))
-        state = load_file(weights)
-    except (ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be read as an exported separator; it is damaged: {error}") from error
-    if not isinstance(metadata, dict) or not set(METADATA) <= metadata.keys():
-        raise UserError(f"{config} was not written by surf export")
-    return metadata, {key[len(PREFIX) :]: value for key, value in state.items() if key.startswith(PREFIX)}

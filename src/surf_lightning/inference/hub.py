@@ -1,14 +1,23 @@
-"""Separators on the Hugging Face Hub: folders of ``surf export``, by the name of their repository."""
+"""Folders of ``surf export``, also on the Hugging Face Hub by the name of their repository."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from os import PathLike
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.inference.export import CONFIG, WEIGHTS
+from surf_lightning.inference.checkpoint import PREFIX, check_record
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # named as the Hugging Face Hub has them
+METADATA = ("method", "separator", "signal", "version")  # of a checkpoint's metadata, what a separator needs
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # user/name, at the newest revision or a given one
 SCHEME = "hf://"  # before a name: it is no path, whatever lies here
@@ -67,7 +76,33 @@ def push(folder: str | PathLike[str], repository: str) -> str:
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
-        return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="surf export").commit_url)
+        return str(
+            api.upload_folder(
+                repo_id=repository, folder_path=os.fspath(folder), commit_message="surf export"
+            ).commit_url
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{repository} cannot be written on the Hugging Face Hub: {reason}") from error
+
+
+def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata and the separator's weights of a folder written by ``surf export``; nothing in it is unpickled.
+
+    Raises:
+        UserError: it is no such folder, or is damaged.
+    """
+    config, weights = Path(folder, CONFIG), Path(folder, WEIGHTS)
+    for path in (config, weights):
+        if not path.is_file():
+            raise UserError(
+                f"{folder} holds no {path.name}: give a checkpoint (of a run {folder}/checkpoints/best.ckpt), or a "
+                "folder written by surf export"
+            )
+    try:
+        metadata = json.loads(config.read_text(encoding="utf-8"))
+        state = load_file(weights)
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be read as an exported separator; it is damaged: {error}") from error
+    check_record(metadata, config)
+    return metadata, {key[len(PREFIX) :]: value for key, value in state.items() if key.startswith(PREFIX)}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from surf_lightning.errors import UserError
-from surf_lightning.files import files_under
+from surf_lightning.files import files_under, is_inside
 
 
 def find_inputs(arguments: Sequence[str], extensions: tuple[str, ...], output: Path) -> dict[Path, Path]:
@@ -41,7 +41,8 @@ def find_inputs(arguments: Sequence[str], extensions: tuple[str, ...], output: P
         else:
             base, files = _matches(argument, extensions, output)
         for file in files:
-            found.setdefault(os.path.realpath(file), (file, file.relative_to(base)))
+            name = file.relative_to(base)  # which a pattern such as x/*/../../*.wav leads out of the output folder
+            found.setdefault(os.path.realpath(file), (file, name if is_inside(os.fspath(name)) else Path(file.name)))
     return dict(found.values())
 
 

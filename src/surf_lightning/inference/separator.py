@@ -16,9 +16,8 @@ from surf_lightning import __version__
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import euler, mixture_consistent, prior_from_noise, sample_prior
 from surf_lightning.functional.selection import first_outputs, merge_outputs, most_energetic
-from surf_lightning.inference.checkpoint import load_separator_checkpoint, rebuild
-from surf_lightning.inference.export import read_export
-from surf_lightning.inference.hub import local_path
+from surf_lightning.inference.checkpoint import build, load_separator_checkpoint
+from surf_lightning.inference.hub import local_path, read_export
 from surf_lightning.networks.base import ConstantNoise, PriorNoise, RegressionNetwork, VelocityNetwork, serializable
 
 Selection = Literal["loudest", "merged", "first"]
@@ -111,8 +110,10 @@ class FlowSeparator(Separator):
         self, network: VelocityNetwork, num_steps: int = 5, noise: PriorNoise | None = None, sampling_noise: float = 1.0
     ) -> None:
         super().__init__()
-        if sampling_noise < 0:
-            raise ValueError(f"sampling_noise must not be negative: {sampling_noise}")
+        if sampling_noise < 0 or num_steps < 1:
+            raise ValueError(
+                f"sampling_noise ({sampling_noise}) must be at least 0, num_steps ({num_steps}) at least 1"
+            )
         self.network: VelocityNetwork = network
         self.num_sources, self.num_steps, self.sampling_noise = network.num_sources, num_steps, sampling_noise
         self.noise: PriorNoise = noise or ConstantNoise()
@@ -191,15 +192,22 @@ def load_separator(
     Raises:
         UserError: there is no such file, or it is no checkpoint of this package, or of a version that does not fit.
     """
+    record, separator = read_separator(checkpoint, trust)
+    separator.signal = record["signal"]
+    return separator.to(device).eval()
+
+
+def read_separator(checkpoint: str | PathLike[str], trust: bool = False) -> tuple[dict[str, Any], Separator]:
+    """What ``load_separator`` loads, and the checkpoint's record of it."""
     checkpoint = local_path(checkpoint)
     read = read_export if os.path.isdir(checkpoint) else load_separator_checkpoint
     record, state = read(checkpoint)
     try:
-        separator: Any = rebuild(record["separator"], trust)
-        separator.load_state_dict(state)
-    except (TypeError, RuntimeError) as error:
-        raise UserError(
-            f"{checkpoint}, of version {record['version']}, does not fit this version, {__version__}: {error}"
-        ) from error
-    separator.signal = record["signal"]
-    return separator.to(device).eval()
+        separator = build(record["separator"], state, trust)
+    except UserError as error:
+        version = record["version"][:20]
+        other = "" if version == __version__ else f", of version {version}, does not fit this version, {__version__}"
+        raise UserError(f"{checkpoint}{other}: {error}") from error
+    if not isinstance(separator, Separator):
+        raise UserError(f"{checkpoint} describes a {type(separator).__name__}, which separates nothing")
+    return record, separator

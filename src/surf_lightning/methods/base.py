@@ -81,6 +81,10 @@ class SeparationModule(L.LightningModule, ABC):
         super().__init__()
         if decay_steps is not None:
             check_steps("decay_steps", decay_steps)
+        if warmup_steps < 0 or (micro_batch is not None and micro_batch < 1):
+            raise ValueError(
+                f"warmup_steps ({warmup_steps}) must be at least 0, micro_batch ({micro_batch}) at least 1"
+            )
         self.separator, self.make_optimizer, self.follower = separator, optimizer, None
         if ema_decay is not None:
             self.student, self.follower = separator, EMATeacher(ema_decay, ema_every)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import KEY, checkpoints_near, describe, rebuild
+from surf_lightning.inference.checkpoint import KEY, build, checkpoints_near, describe, weights_of
 from surf_lightning.inference.separator import RegressionSeparator, Separator, load_separator
 from surf_lightning.methods.base import SeparationModule
 
@@ -141,7 +141,7 @@ class FrozenTeacherModule(SeparationModule):
                 f"{self.earlier_checkpoint or 'none'} (model.{self.checkpoint_argument})"
             )
         if record is not None:
-            self._freeze(rebuild(record, self.trust_checkpoint))
+            self._freeze(build(record, weights_of(checkpoint, "frozen_teacher."), self.trust_checkpoint))
 
 
 def _in_words(signal: dict[str, Any], sources: int) -> str:

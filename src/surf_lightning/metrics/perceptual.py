@@ -1,13 +1,14 @@
 """LPIPS, Fréchet Inception Distance and Inception Score. Axes: N images, C H W, F features.
 
-The networks' weights come from a folder, else torchvision and torch-fidelity download them. Metrics hold their network
-as a function, not as a submodule: no checkpoint stores its weights, and copies of a metric share it.
+The networks' weights come from a folder, else they are downloaded; a download, also one that lies in torch's cache, is
+used only if it has the published hash. Metrics hold their network as a function, not as a submodule: no checkpoint
+stores its weights, and copies of a metric share it.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ from surf_lightning.metrics.images import ImageMean
 
 INCEPTION = "inception_fid.pth"  # FID's Inception-v3, in torch-fidelity's keys
 ALEXNET = "alexnet_features.pth"  # AlexNet's convolutions, in torchvision's keys features.N.*
+DOWNLOADS = {  # where they are published, and their SHA-256
+    INCEPTION: (
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    ),
+    ALEXNET: (
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    ),
+}
 CHUNK = 64  # images that a network sees at once: Inception enlarges them to 299 x 299
 SMALLEST = 32  # pixels; AlexNet's second pooling fails on 28
 SPLITS = 10  # of the Inception Score
@@ -42,17 +53,24 @@ def to_bytes(images: Tensor) -> Tensor:
 # -- networks --
 
 
-@contextlib.contextmanager
-def _loading(weights: str | None, name: str) -> Iterator[str | None]:
-    """The path of ``name`` in the folder ``weights``, None to download it; errors say where it was looked for."""
-    path = Path(weights).expanduser() / name if weights else None
+def _weights(folder: str | None, name: str) -> Path:
+    """The file ``name`` in ``folder``, else the download; raises RuntimeError, which says where it was looked for."""
+    path = Path(folder).expanduser() / name if folder else None
     try:
-        if path and path.is_file():
-            torch.load(path, map_location="cpu", weights_only=True)  # refuses code, which the libraries would run
-        yield str(path) if path and path.is_file() else None
+        path = path if path and path.is_file() else _downloaded(*DOWNLOADS[name])
+        torch.load(path, map_location="cpu", weights_only=True)  # refuses code, which the libraries would run
+        return path
     except Exception as error:  # libraries raise errors of many kinds
-        place = f"{weights} has no usable {name}" if weights else f"no folder that holds {name} is named (data.weights)"
+        place = f"{folder} has no usable {name}" if folder else f"no folder that holds {name} is named (data.weights)"
         raise RuntimeError(f"{place}, and: {error}") from error
+
+
+def _downloaded(url: str, digest: str) -> Path:
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest, progress=False)  # replaces the file if the hash is right
+    return path
 
 
 @torch.no_grad()
@@ -69,13 +87,13 @@ def alexnet(weights: str | None = None) -> Callable[[Tensor, Tensor], Tensor]:
 
     Its linear layers ship with torchmetrics.
     """
-    with _loading(weights, ALEXNET) as path:
-        network = _LPIPS(net="alex", pnet_rand=path is not None)
-        if path:
-            layers = {name: layer for part in network.net.children() for name, layer in part.named_children()}
-            for key, value in torch.load(path, map_location="cpu", weights_only=True).items():
-                _, layer, parameter = key.split(".")
-                getattr(layers[layer], parameter).data.copy_(value)
+    path = _weights(weights, ALEXNET)
+    network = _LPIPS(net="alex", pnet_rand=True)
+    layers = {name: layer for part in network.net.children() for name, layer in part.named_children()}
+    for key, value in torch.load(path, map_location="cpu", weights_only=True).items():
+        part, layer, parameter = key.split(".")
+        if part == "features":
+            getattr(layers[layer], parameter).data.copy_(value)
     network.requires_grad_(False).eval()
     return lambda x, y: torch.cat([distance.flatten() for distance in _in_chunks(network, x, y)])
 
@@ -87,8 +105,8 @@ def inception(weights: str | None = None) -> Features:
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    with _loading(weights, INCEPTION) as path:
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], path)
+    path = str(_weights(weights, INCEPTION))
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], path)
     has_classifier = bool(network.fc.weight.any())
     if not has_classifier:
         rank_zero_warn(f"no Inception Score: {INCEPTION} in {weights} has no classifier (its layer fc is zero)")

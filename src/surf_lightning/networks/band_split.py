@@ -30,9 +30,14 @@ def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int
     Raises:
         ValueError: a band holds no bin.
     """
+    if not 0 < mel_bands <= n_fft:
+        raise ValueError(f"mel_bands ({mel_bands}) must be at least 1 and at most n_fft ({n_fft})")
     last, top = n_fft // 2, _mel(sample_rate / 2)
     edges = [_hertz(top * edge / (mel_bands + 1)) * n_fft / sample_rate for edge in range(mel_bands + 2)]  # in bins
-    bands = [[j for j in range(1, last) if low < j < high] for low, high in zip(edges, edges[2:], strict=False)]
+    bands = [
+        list(range(max(1, math.floor(low) + 1), min(last, math.ceil(high))))
+        for low, high in zip(edges, edges[2:], strict=False)
+    ]
     if not all(bands):
         raise ValueError(
             f"mel band {bands.index([])} of {mel_bands} has no bin: lower mel_bands, or raise n_fft {n_fft}"

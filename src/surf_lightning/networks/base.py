@@ -41,7 +41,7 @@ def serializable(cls: Class) -> Class:
         if type(self) is cls:  # else the subclass's own decorator stores them
             self.init_args = {name: bound.arguments[name] for name in named}
 
-    cls.__init__ = __init__
+    cls.__init__, cls.is_serializable = __init__, True
     return cls
 
 

@@ -51,6 +51,8 @@ class NCSNpp(nn.Module):
         conditional: bool = True,
     ) -> None:
         super().__init__()
+        if not multipliers or blocks < 1:
+            raise ValueError(f"multipliers ({list(multipliers)}) must not be empty, blocks ({blocks}) be at least 1")
         self.frame = Frame(image_size, len(multipliers) - 1)
         embedding = 4 * channels if conditional else None
         attended = [self.frame.padded_size >> level in attention_resolutions for level in range(len(multipliers))]

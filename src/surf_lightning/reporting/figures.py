@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from surf_lightning.audio.spectrogram import DYNAMIC_RANGE, log_spectrogram
 from surf_lightning.metrics.audio import align_by_si_sdr, is_active
 from surf_lightning.metrics.images import align_by_mse, to_unit_range
+from surf_lightning.reporting.parts import read_sound
 from surf_lightning.reporting.runs import Run, names_of
 
 POINTS = 300  # of a curve: more cannot be told apart
@@ -47,6 +48,7 @@ STYLE: Any = {
     "xtick.color": "#555555",
     "ytick.color": "#555555",
     "svg.hashsalt": "surf-lightning",
+    "text.parse_math": False,  # a name may hold a dollar
 }
 
 
@@ -253,10 +255,21 @@ def _validated(run: Run) -> tuple[dict[str, Signals], int]:
     rate = 0
     for path in run.media:
         if name := re.fullmatch(r"step_\d+_(\d+)_([a-z]+)\d*", path.stem):
-            samples, rate = soundfile.read(path, dtype="float32")
-            found.setdefault(name[1], {}).setdefault(name[2], []).append(torch.from_numpy(samples))
-    stacked = {number: {kind: torch.stack(each) for kind, each in kept.items()} for number, kept in found.items()}
-    return stacked, rate
+            try:
+                signal, rate = read_sound(path, SECONDS)
+            except ValueError:  # an example without it cannot be shown: the run's folder was changed
+                continue
+            found.setdefault(name[1], {}).setdefault(name[2], []).append(signal)
+    whole = {number: kept for number, kept in found.items() if _is_whole(kept)}
+    return {number: {kind: torch.stack(each) for kind, each in kept.items()} for number, kept in whole.items()}, rate
+
+
+def _is_whole(kept: dict[str, list[Tensor]]) -> bool:
+    """Whether a mixture has estimates, all of its length, and nothing unknown."""
+    lengths = {len(signal) for signals in kept.values() for signal in signals}
+    return {"mixture", "estimate"} <= kept.keys() <= {"mixture", "estimate", "reference"} and (
+        len(kept["mixture"]) == len(lengths) == 1
+    )
 
 
 def _same_mixtures(some: dict[str, Signals], others: dict[str, Signals]) -> bool:

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from surf_lightning import __version__
+from surf_lightning.files import write_together
 from surf_lightning.metrics.tables import SUPERVISED, Table
 from surf_lightning.reporting.figures import (
     SoundExample,
@@ -27,7 +28,7 @@ from surf_lightning.reporting.figures import (
 )
 from surf_lightning.reporting.runs import Run, facts_in_common, runs_in
 from surf_lightning.reporting.sweeps import Sweep, find_sweeps, repetitions, sweep_table
-from surf_lightning.reporting.tables import group_alike, make_table, markdown, momi_table
+from surf_lightning.reporting.tables import group_alike, make_table, markdown, momi_table, plain
 
 CAPTION = "Each row: a test mixture, what each method makes of it, and its true sources."
 
@@ -66,12 +67,12 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     different = {folder.resolve(): folder for folder in found}  # `runs/digits_mixit runs/digits_*` names one twice
     sections = make_sections([Run.read(folder) for folder in different.values()])
     title = f"Separation of {' and '.join(section.title for section in sections)}"
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "report.html").write_text(html_page(title, sections), encoding="utf-8")
+    files = {"report.html": html_page(title, sections).encode()}
     numbers = [_numbers(section) for section in sections]
-    pictures = [_pictures(section, output, len(sections) == 1) for section in sections]
+    pictures = [_pictures(section, files, len(sections) == 1) for section in sections]
     text = "\n".join(map("".join, zip(numbers, pictures, strict=True)))
-    (output / "report.md").write_text(f"# {title}\n\n{text}", encoding="utf-8")
+    files["report.md"] = f"# {plain(title)}\n\n{text}".encode()
+    write_together(output, files)
     print("\n".join([*numbers, f"written to {output}/report.html and report.md"]))
 
 
@@ -167,34 +168,35 @@ def _drawing(figure: Figure, kind: str) -> str:
 
 def _numbers(section: Section) -> str:
     """The section's tables and what is missing, in Markdown."""
-    parts = [f"## {section.title}\n", *map(_table, section.tables)]
+    parts = [f"## {plain(section.title)}\n", *map(_table, section.tables)]
     for sweep in section.sweeps:
-        parts += [f"### {sweep.title}\n", *map(_table, sweep.tables)]
-    parts += ["".join(f"- {item}\n" for item in section.missing)] if section.missing else []
+        parts += [f"### {plain(sweep.title)}\n", *map(_table, sweep.tables)]
+    parts += ["".join(f"- {plain(item)}\n" for item in section.missing)] if section.missing else []
     return "\n".join(parts)
 
 
 def _table(table: Table) -> str:
-    notes = "".join(f"- {note}\n" for note in table.notes)
-    return "\n".join(filter(None, [table.protocol and f"{table.protocol}\n", markdown(table), notes]))
+    notes = "".join(f"- {plain(note)}\n" for note in table.notes)
+    return "\n".join(filter(None, [table.protocol and f"{plain(table.protocol)}\n", markdown(table), notes]))
 
 
-def _pictures(section: Section, folder: Path, is_only: bool) -> str:
-    """The section's pictures, written into ``folder``, and what was run, in Markdown."""
-    lines, stem = [""], "report" if is_only else f"report_{section.title}"
+def _pictures(section: Section, files: dict[str, bytes], is_only: bool) -> str:
+    """The section's pictures, put into ``files``, and what was run, in Markdown."""
+    lines, stem = [""], "report" if is_only else f"report_{re.sub(r'[^A-Za-z0-9-]', '_', section.title)[:100]}"
     drawn: list[tuple[str, Any, str]] = [("", section.images, CAPTION), ("_curves", section.curves, "Learning curves")]
     drawn += [(f"_sweep{n}", sweep.curves, sweep.title) for n, sweep in enumerate(section.sweeps, 1)]
     for suffix, figure, caption in drawn:
         if figure:
-            path = folder / f"{stem}{suffix}.png"
-            path.write_bytes(save(figure, "png"))
-            lines += [f"![{caption}]({path.name})", ""]
+            name = f"{stem}{suffix}.png"
+            files[name] = save(figure, "png")
+            lines += [f"![{plain(caption)}]({name})", ""]
     if section.sounds:
         lines += ["Examples to listen to are in report.html.", ""]
     common, names = facts_in_common(section.runs)
     if common:
-        lines += ["Of all runs: " + " · ".join(f"{name} {value}" for name, value in common.items()) + ".", ""]
+        lines += ["Of all runs: " + " · ".join(f"{name} {plain(value)}" for name, value in common.items()) + ".", ""]
     lines += ["| run | method | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
     for run in section.runs:
-        lines.append("| " + " | ".join([str(run.folder), run.label, *(run.facts[name] for name in names)]) + " |")
+        cells = [str(run.folder), run.label, *(run.facts[name] for name in names)]
+        lines.append("| " + " | ".join(map(plain, cells)) + " |")
     return "\n".join(lines) + "\n"

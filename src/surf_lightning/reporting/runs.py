@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import functools
-import json
 import math
-import pickle
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,12 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-import yaml
-
 from surf_lightning import methods
 from surf_lightning.errors import UserError
+from surf_lightning.files import read_yaml
 from surf_lightning.metrics.tables import Results
+from surf_lightning.reporting.parts import own_file, read_config, read_examples, read_results
 
 Value = TypeVar("Value")
 ASIDE = re.compile(r"\.\d+$")  # an earlier run that a later one has moved aside
@@ -56,23 +53,22 @@ class Run:
 
         def read(name: str, how: Callable[[Path], Value], nothing: Value, hint: str) -> Value:
             path = folder / name
-            if not path.is_file():
+            if not os.path.lexists(path):
                 missing.append(f"no {name}{hint}")
                 return nothing
             try:
-                return how(path)
-            except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                missing.append(f"{name} cannot be read: {error}")
+                return how(own_file(folder, path))
+            except Exception as error:  # of any type: the file may be anything
+                missing.append(f"{name} cannot be read: {str(error).partition(chr(10))[0]}")
                 return nothing
 
-        config = read("config.yaml", Path.read_text, "", ": surf fit writes it")
+        config = read("config.yaml", read_config, "", ": surf fit writes it")
         tests = sorted(path.name for path in folder.glob("metrics*.json"))
         hint, nothing = ": surf test writes it", dict[str, Any]()
         results, examples = {}, nothing
         if tests or _data_class(_settings(config)) != "Folder":  # which has no truth to test against
-            results = {name: read(name, _results, nothing, hint) for name in tests or ["metrics.json"]}
-            load = functools.partial(torch.load, map_location="cpu", weights_only=True)
-            examples = read("test_examples.pt", load, nothing, hint)
+            results = {name: read(name, read_results, nothing, hint) for name in tests or ["metrics.json"]}
+            examples = read("test_examples.pt", read_examples, nothing, hint)
         run = cls(
             folder,
             {name.removesuffix(".json"): each for name, each in results.items() if each},
@@ -111,14 +107,12 @@ class Run:
     @property
     def unfinished(self) -> str:
         """What to know of a SURF run whose beta has not fallen to its end, else nothing."""
-        model = self.settings.get("model")
-        end = model["init_args"].get("beta_end", 0.0) if isinstance(model, dict) and "init_args" in model else 0.0
+        given = _method(self.settings)[1].get("beta_end", 0.0)
+        end = float(given) if isinstance(given, int | float) else 0.0
         last = list(self.curves.get("beta", {0: end}).values())[-1]
-        return (
-            f"beta has fallen to {last:.2f} only, not to {end:g}: MixIT still led the student"
-            if last > end + 0.05
-            else ""
-        )
+        if last <= end + 0.05:
+            return ""
+        return f"beta has fallen to {last:.2f} only, not to {end:g}: MixIT still led the student"
 
     @property
     def facts(self) -> dict[str, str]:
@@ -163,23 +157,28 @@ def facts_in_common(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
 
 
 def _settings(config: str) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(config)
-    except yaml.YAMLError:
-        return {}
-    return settings if isinstance(settings, dict) else {}
+    return read_yaml(config) if config.strip() else {}
 
 
 def _method_label(settings: dict[str, Any]) -> str:
     """The name of a configuration's method."""
+    name, arguments = _method(settings)
+    method: Any = getattr(methods, name, None)
+    try:
+        if hasattr(method, "label_of"):
+            return method.label_of(arguments.get("objective", "remixit"))
+    except (KeyError, TypeError, ValueError):  # a stranger's configuration may say anything
+        return name
+    return str(getattr(method, "label", name))
+
+
+def _method(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The class of a configuration's method, without its module, and its arguments."""
     model = settings.get("model")
     if not isinstance(model, dict):
-        return ""
-    name = str(model.get("class_path")).rpartition(".")[2]
-    method: Any = getattr(methods, name, None)
-    if hasattr(method, "label_of"):
-        return method.label_of((model.get("init_args") or {}).get("objective", "remixit"))
-    return getattr(method, "label", name)
+        return "", {}
+    arguments = model.get("init_args")
+    return str(model.get("class_path", "")).rpartition(".")[2], arguments if isinstance(arguments, dict) else {}
 
 
 def _data_class(settings: dict[str, Any]) -> str:
@@ -188,16 +187,9 @@ def _data_class(settings: dict[str, Any]) -> str:
 
 
 def _latest(media: Path) -> tuple[Path, ...]:
-    files = sorted(media.glob("step_*"))
+    inside = media.parent.resolve()  # no link may show what lies elsewhere
+    files = sorted(path for path in media.glob("step_*") if path.resolve().is_relative_to(inside) and path.is_file())
     return tuple(path for path in files if path.name[:STEP] == files[-1].name[:STEP])
-
-
-def _results(path: Path) -> Results:
-    results = json.loads(path.read_text())
-    absent = {"metrics", "label", "data"} - results.keys()
-    if absent:
-        raise ValueError(f"it has no {', '.join(sorted(absent))}")
-    return results
 
 
 def read_curves(path: Path) -> Curves:

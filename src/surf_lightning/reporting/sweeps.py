@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from surf_lightning.files import read_yaml
 from surf_lightning.metrics.tables import Row, Table, columns_of, measured_row, paper_row, paper_table, ranked
+from surf_lightning.reporting.parts import own_file, read_config
 from surf_lightning.reporting.runs import Run
 
 EARLIER = ("model.init_args.mixit_checkpoint", "model.init_args.flow_checkpoint")
@@ -34,7 +35,7 @@ class Setting(NamedTuple):
         mine = [values.get(key) for key in self.keys]
         try:
             return self.text(*mine)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return ", ".join(map(str, mine))
 
 
@@ -114,7 +115,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by dotted name, without the unseen ones; lists are values."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        name = prefix + key
+        name = f"{prefix}{key}"
         if name in UNSEEN or name.startswith("trainer.enable_"):
             continue
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
@@ -133,19 +134,21 @@ def repetitions(runs: Sequence[Run]) -> dict[Path, list[Run]]:
     return found
 
 
-def _recipe(settings: dict[str, Any]) -> str:
+def _recipe(settings: dict[str, Any], depth: int = 3) -> str:
     """All that is learned from but the seed: an earlier stage counts as its recipe where that can be read."""
     flat = _flat(settings)
     for name in EARLIER:
-        config = Path(str(flat.get(name))).parents[1:2]
-        if config and (path := config[0] / "config.yaml").is_file():
-            flat[name] = _recipe(yaml.safe_load(path.read_text()) or {})
+        if flat.get(name) and depth:
+            folder = Path(str(flat[name])).parent.parent
+            with suppress(OSError, ValueError):
+                config = read_config(own_file(folder, folder / "config.yaml"))
+                flat[name] = _recipe(read_yaml(config), depth - 1)
     return json.dumps(flat, sort_keys=True, default=str)
 
 
 def _most_common(values: Sequence[Any]) -> Any:
     """The most frequent value, the first of several; values need not be hashable."""
-    texts = [json.dumps(value, default=str) for value in values]
+    texts = [json.dumps(value, default=str, skipkeys=True) for value in values]
     return values[texts.index(Counter(texts).most_common(1)[0][0])]
 
 

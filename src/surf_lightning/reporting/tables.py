@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,15 +90,21 @@ def _below_teacher(runs: Sequence[Run], results: Sequence[Results]) -> list[str]
     return notes
 
 
+def plain(text: str) -> str:
+    """``text`` in one line in which Markdown and HTML find no markup."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    return line.replace("\\", "\\\\").replace("|", "\\|").replace("[", "\\[")
+
+
 def markdown(table: Table) -> str:
     """``table`` with the best value of a column in bold and the second underlined, as in the paper."""
     marked = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
     labels = {"supervised": "*{}*", "published": "*{}*", "group": "**{}**"}
 
     def line(row: Row) -> str:
-        cells = [marked[mark].format(text) for text, mark in row.cells]
-        return " | ".join([labels.get(row.kind, "{}").format(row.label), *cells, row.steps, row.minutes])
+        cells = [marked[mark].format(plain(text)) for text, mark in row.cells]
+        return " | ".join([labels.get(row.kind, "{}").format(plain(row.label)), *cells, row.steps, row.minutes])
 
     rule = "|---|" + "---:|" * (len(table.headings) - 1)
-    lines = [f"| {line} |" for line in (" | ".join(table.headings), *map(line, table.rows))]
+    lines = [f"| {line} |" for line in (" | ".join(map(plain, table.headings)), *map(line, table.rows))]
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
