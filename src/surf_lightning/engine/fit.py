@@ -15,14 +15,18 @@ from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.distributed.constants import default_pg_timeout
 
 from surf_lightning.callbacks.media import Media
 from surf_lightning.callbacks.results import PrintedResult, TestResults
 from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import run_folder
-from surf_lightning.engine.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.loggers import MetricsCSV, StartLoggers, filter_lightning_tips, finish_wandb
+from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
+from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
+from surf_lightning.engine.loggers import MetricsCSV, StartLoggers, filter_lightning_tips, finish_wandb, go_on_without
 from surf_lightning.engine.progress import Progress, tell_network
+from surf_lightning.engine.ranks import RANKS_WAIT, LostProcesses
+from surf_lightning.engine.signals import StopAtSignal
 from surf_lightning.errors import UserError
 from surf_lightning.files import replacing
 from surf_lightning.inference.checkpoint import describe
@@ -71,11 +75,11 @@ def standard_callbacks(
 ) -> list[L.Callback]:
     """The callbacks that every run of ``subcommand`` has; ``checkpoints`` are arguments of ``LastCheckpoint``."""
     if subcommand == "test":
-        return [TestResults(folder, num_samples), PrintedResult(folder)]
+        return [StopAtSignal(), TestResults(folder, num_samples), PrintedResult(folder)]
     if subcommand != "fit":
-        return [PrintedResult(folder)]
+        return [StopAtSignal(), PrintedResult(folder)]
     monitor = [LearningRateMonitor("step")] if has_loggers else []
-    return [*monitor, Media(folder), BestCheckpoint(folder), LastCheckpoint(folder, **checkpoints)]
+    return [*monitor, Media(folder), BestCheckpoint(folder), LastCheckpoint(folder, **checkpoints), LostProcesses()]
 
 
 def make_trainer(
@@ -108,13 +112,18 @@ def make_trainer(
     # LastCheckpoint requeues, after writing between two steps. Within SLURM, torchrun knows better of processes.
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
-    return L.Trainer(
+    trainer = L.Trainer(
         default_root_dir=folder,
         logger=logger,
         callbacks=[*callbacks, *standard],
-        plugins=[*plugins, AtomicCheckpointIO()],
+        plugins=[*plugins, AtomicCheckpointIO(folder)],
         **{**TRAINER_DEFAULTS, **options},
     )
+    if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._timeout == default_pg_timeout:
+        trainer.strategy._timeout = RANKS_WAIT
+    for tracker in trainer.loggers:
+        go_on_without(tracker)
+    return trainer
 
 
 def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, continued: str | None) -> None:
@@ -171,7 +180,7 @@ def train(
         notes: What to say of the loggers once they track.
 
     Raises:
-        UserError: the fit cannot succeed, or another one runs in the folder.
+        UserError: the fit cannot succeed, or another one runs in the folder, or one of its processes was lost.
     """
     check(trainer, module, data, continued)
     if undeclared(trainer).fast_dev_run:  # which leaves nothing
@@ -190,8 +199,11 @@ def train(
         tell_network(module)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=continued)
-        except Exception:
+        except Exception as error:
             finish_wandb(folder)  # or it would write into a folder that is removed
+            lost = "".join(getattr(callback, "lost", "") for callback in undeclared(trainer).callbacks)
+            if lost and isinstance(error, RuntimeError | OSError | EOFError):
+                raise UserError(lost) from error
             raise
 
 
