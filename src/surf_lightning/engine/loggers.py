@@ -73,6 +73,8 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        if not self._waiting:  # a fit that is refused leaves no table
+            return
         try:
             self._begin()
             self._append(self._waiting)

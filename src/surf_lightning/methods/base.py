@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
@@ -19,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from surf_lightning.callbacks.beta_schedule import Steps, check_steps, in_steps
+from surf_lightning.callbacks.beta_schedule import Steps, check_steps
 from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.callbacks.finite_steps import FiniteSteps
 from surf_lightning.callbacks.momi import MeasureMoMi
@@ -34,7 +32,7 @@ Batch = dict[str, Tensor]
 HELD_OUT_SEED = 0  # held-out mixtures are separated from the same noise in every run
 
 
-class SeparationModule(L.LightningModule, ABC):
+class SeparationModule(ScheduledModule, ABC):
     """A training stage. Subclasses give ``loss``.
 
     Args:
@@ -131,21 +129,6 @@ class SeparationModule(L.LightningModule, ABC):
     def check_batch(self, data: SeparationData) -> None:
         """Raises UserError where the batches of ``data`` are too small for the method."""
 
-    @property
-    def run_steps(self) -> int:
-        """Optimizer steps of the whole run, of which schedules may be shares; -1 where it has no end."""
-        steps = self.trainer.max_steps if self._trainer is not None else -1
-        return steps if steps > 0 else self._run_steps_before or -1
-
-    def in_steps(self, schedule: Steps) -> int:
-        """A schedule's length in optimizer steps."""
-        return in_steps(schedule, self.run_steps)
-
-    @property
-    def schedules(self) -> dict[str, Steps | None]:
-        """The lengths of all schedules, by their arguments."""
-        return {"decay_steps": self.decay_steps}
-
     def check_earlier_stage(self) -> None:
         """Raises UserError where a fit from the beginning lacks what an earlier stage was to leave."""
 
@@ -215,13 +198,6 @@ class SeparationModule(L.LightningModule, ABC):
             clip([weight for group in optimizer.param_groups for weight in group["params"]], gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def learning_rate_factor(self, step: int) -> float:
-        """What the learning rate is multiplied by at optimizer step ``step``, counted from 0."""
-        warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        if self.decay_steps is None:
-            return warmup
-        return warmup * 0.5 * (1 + math.cos(math.pi * min(step / self.in_steps(self.decay_steps), 1.0)))
 
     # -- evaluation --
 
@@ -298,12 +274,7 @@ class SeparationModule(L.LightningModule, ABC):
                 f"The resumed run goes on with the optimizer settings of its checkpoint, {restored}, "
                 f"NOT with those configured now, {self._configured}."
             )
-        shares = [name for name, steps in self.schedules.items() if isinstance(steps, float)]
-        if shares and self._run_steps_before not in (None, self.run_steps):
-            rank_zero_warn(
-                f"The resumed run ends at step {self.run_steps:,}, it was to end at {self._run_steps_before:,}: "
-                f"{', '.join(shares)}, which are shares of the run, are longer or shorter from here on."
-            )
+        self.check_length()
         if self._batch_before not in (None, batch := self.whole_batch()):
             rank_zero_warn(
                 f"The resumed run goes on with {batch} mixtures a batch (data.batch_size, times the processes), NOT "
