@@ -17,7 +17,7 @@ from surf_lightning.audio.band import common_band, exceeds, usual_rate
 from surf_lightning.audio.files import EXTENSIONS
 from surf_lightning.audio.index import index_audio
 from surf_lightning.data.audio import AudioMixtures, Part
-from surf_lightning.data.audio_examples import Examples, num_crops
+from surf_lightning.data.audio_examples import Examples, Readable, num_crops
 from surf_lightning.errors import UserError
 from surf_lightning.files import files_under
 
@@ -105,11 +105,12 @@ class Folder(AudioMixtures):
             f"{count:,} of {rate:,} Hz" for rate, count in Counter(file.rate for file in files).most_common()
         )
         trained, held_out = self.examples("train"), self.examples("validation")
+        lasting = _duration(held_out.lengths.sum() / self.sample_rate)
         others = Counter(Path(path).suffix.lower() or "without suffix" for path in files_under(self._folder, ("",)))
         ignored = [f"{count:,} {kind}" for kind, count in others.most_common() if kind not in EXTENSIONS]
         return (
             f"{self._folder}: {len(files):,} recordings, {_duration(seconds)} ({rates}), used at {self.sample_rate:,} "
-            f"Hz; {len(trained):,} to train on, {len(held_out):,} held out ({_duration(held_out.seconds)})"
+            f"Hz; {len(trained):,} to train on, {len(held_out):,} held out ({lasting})"
             + (f"; ignored: {', '.join(ignored)}" if ignored else "")
         )
 
@@ -123,17 +124,13 @@ class Folder(AudioMixtures):
         if len(recordings) == 1:
             rank_zero_warn(f"{self.root} holds one recording: it is both trained and validated on")
             return recordings
-        return recordings.select(self._held_out_files() == (part == "validation"))
+        hashes = self.hashes()
+        held_out = are_held_out(hashes, self.validation_share or self._enough(hashes))
+        return recordings.select(held_out == (part == "validation"))
 
     def hashes(self) -> np.ndarray:
         """A number in [0, 1) of each recording, by its path alone."""
-        paths = (name.replace(os.fsencode(os.sep), b"/") for name in self.recordings.files[:, 0].tolist())
-        return np.array([zlib.crc32(path) / 2**32 for path in paths])
-
-    def _held_out_files(self) -> np.ndarray:
-        hashes = self.hashes()
-        held_out = hashes < (self.validation_share or self._enough(hashes))
-        return held_out if 0 < held_out.sum() < len(held_out) else hashes == hashes.min()
+        return path_hashes(self.recordings.files[:, 0].tolist())
 
     def _enough(self, hashes: np.ndarray) -> float:
         """The bound of the hashes below which the files last long enough, within the two shares."""
@@ -142,9 +139,21 @@ class Folder(AudioMixtures):
         place = min(int(np.searchsorted(lasting, HELD_OUT_SECONDS)), len(order) - 1)
         return float(np.clip(np.nextafter(hashes[order][place], 1), SHARE, LARGEST_SHARE))
 
-    def _num_crops(self, examples: Examples) -> int:
+    def _num_crops(self, examples: Readable) -> int:
         return int(num_crops(examples, self.crop).sum())  # of a long recording more than one
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+
+
+def path_hashes(names: list[bytes]) -> np.ndarray:
+    """A number in [0, 1) of each path, ``[N]``."""
+    paths = (name.replace(os.fsencode(os.sep), b"/") for name in names)
+    return np.array([zlib.crc32(path) / 2**32 for path in paths])
+
+
+def are_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
+    """Which of two or more files are validated on, by their ``hashes [N]``: some, but not all."""
+    held_out = hashes < share
+    return held_out if 0 < held_out.sum() < len(held_out) else hashes == hashes.min()

@@ -27,6 +27,7 @@ from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_see
 from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_metadata, class_path
 from surf_lightning.inference.sampling import posterior
 from surf_lightning.inference.separator import Separator, compile_networks, in_micro_batches
+from surf_lightning.methods.schedules import ScheduledModule
 
 Batch = dict[str, Tensor]
 HELD_OUT_SEED = 0  # held-out mixtures are separated from the same noise in every run
