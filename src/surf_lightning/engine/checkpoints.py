@@ -109,12 +109,11 @@ class LastCheckpoint(ModelCheckpoint):
             self._next_sync_step = trainer.global_step + (1 if slow else SYNC_EVERY)
         signalled = self._on_any_rank(trainer, self._signal != 0)
         if signalled or self._on_any_rank(trainer, now - self._saved > 60 * self.every_minutes):
-            # As Lightning does after this hook: what a checkpoint has behind it must be logged before it is written.
-            trainer._logger_connector.update_train_step_metrics()
             assert trainer.fit_loop._data_fetcher is not None
             self._validation_due = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
             self.save(trainer)
         if signalled:
+            trainer._logger_connector.update_train_step_metrics()  # which Lightning does after this hook
             self._stop(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
