@@ -22,7 +22,8 @@ STEPS, STOP = 11, 7  # epochs of 4 batches, 3 workers' batches ahead of the step
 
 def fit(name: str, folder: str, *more: str) -> dict[str, Any]:
     args = [*arguments(name, Path()), "--trainer.default_root_dir", folder, "--data.batches_per_epoch", "4"]
-    args += ["--trainer.logger", "MetricsCSV", *more]
+    # A schedule over all of max_steps would be another one in each part.
+    args += ["--trainer.logger", "MetricsCSV", "--model.decay_steps", "20", *more]
     assert main(args) == 0
     return torch.load(Path(folder, "checkpoints", "last.ckpt"), weights_only=True)
 
@@ -54,6 +55,8 @@ def test_resuming_in_mid_epoch_continues_bit_for_bit(method: str, mixit: str) ->
         "surf_sr": ["--model.mixit_checkpoint", mixit, "--model.beta_steps", "8", "--model.frozen_steps", "2"],
         "self_remixing": ["--model.mixit_checkpoint", mixit],
     }.get(method, [])
+    if method == "self_remixing":
+        options += ["--model.teacher_steps", "2"]
     name = f"digits_{method}"
     whole = fit(name, "whole", *options, "--trainer.max_steps", str(STEPS))
     fit(name, "parts", *options, "--trainer.max_steps", str(STOP))
@@ -87,7 +90,14 @@ def test_resuming_with_accumulated_gradients_continues_bit_for_bit() -> None:
 
 
 def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_bit_for_bit() -> None:
-    options = ["--model.network.init_args.dropout", "0.3", "--trainer.logger", "MetricsCSV"]
+    options = [
+        "--model.network.init_args.dropout",
+        "0.3",
+        "--model.decay_steps",
+        "20",
+        "--trainer.logger",
+        "MetricsCSV",
+    ]
     args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "parts", *options]
     command = [sys.executable, "-m", "surf_lightning", *args]
     command += ["--trainer.max_steps", "1000000"]

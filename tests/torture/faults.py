@@ -20,7 +20,16 @@ from tests.test_configs import arguments
 
 RUN, WHOLE = "parts", "whole"
 FOREVER = 10**9
-OPTIONS = ["--data.batches_per_epoch", "10", "--model.beta_steps", "100", "--model.network.init_args.dropout", "0.3"]
+OPTIONS = [
+    "--data.batches_per_epoch",
+    "10",
+    "--model.frozen_steps",
+    "10",
+    "--model.beta_steps",
+    "100",
+    "--model.network.init_args.dropout",
+    "0.3",
+]
 OPTIONS += ["--trainer.enable_model_summary", "false", "--trainer.logger", "MetricsCSV", "--ckpt_path", "last"]
 
 
