@@ -76,7 +76,8 @@ class FrozenTeacherModule(SeparationModule):
         return frozen_teacher
 
     def _take_over(self, frozen_teacher: Separator) -> None:
-        if frozen_teacher.signal != self.signal or frozen_teacher.num_sources != self.separator.num_sources:
+        theirs, own = ({**signal, "values": None} for signal in (frozen_teacher.signal, self.signal))  # scaled alike
+        if theirs != own or frozen_teacher.num_sources != self.separator.num_sources:
             raise UserError(
                 f"{self.earlier_checkpoint} separates {frozen_teacher.num_sources} sources of {frozen_teacher.signal}, "
                 f"but this run has {self.separator.num_sources} sources of {self.signal}"
