@@ -29,6 +29,8 @@ IMAGES = ["mixit", "mixpit", "mixcycle", *REMIXED, *SUPERVISED, "basis"]
 METHODS = {
     "arrays": ["mixit", "surf_rm"],
     "digits": [*IMAGES, "semisupervised", "scratch", "one_step"],
+    "digits3": ["mixit", "self_remixing", "surf_rm"],
+    "digits4": ["mixit", "self_remixing", "surf_rm"],
     "mnist": IMAGES,
     "cifar": IMAGES,
     "mnist-small": ["mixit", "remixit", "self_remixing", "surf_rm", *SUPERVISED],
@@ -55,7 +57,8 @@ def arguments(name: str, root: Path, command: str = "fit") -> list[str]:
     """The command line of config ``name``, shrunk, on the sets in ``root``; the shipped trackers off."""
     family, method = name.split("_", 1)
     args = [command, "--config", str(ROOT / "configs" / f"{name}.yaml")]
-    args += ["--config", str(ROOT / "tests" / f"tiny_{'audio' if family in AUDIO else 'images'}.yaml")]
+    kind = "audio" if family in AUDIO else "arrays" if family == "arrays" else "images"
+    args += ["--config", str(ROOT / "tests" / f"tiny_{kind}.yaml")]
     args += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
     args += SHORTENED.get(method, [])
     if family == "arrays":
@@ -64,7 +67,7 @@ def arguments(name: str, root: Path, command: str = "fit") -> list[str]:
         args += ["--data.noise_root", str(root / "AudioSet")]
     if family in ("libri2mix", "fuss", "audioset") and method not in LEARNED_FILTERS:
         args += [f"--model.network.init_args.{key}" for key in ("features=8", "attention=8", "heads=2")]
-    return args if family == "digits" else [*args, "--data.root", str(root / FOLDERS.get(family, ""))]
+    return args if family.startswith("digits") else [*args, "--data.root", str(root / FOLDERS.get(family, ""))]
 
 
 def loaded(path: str) -> Any:
