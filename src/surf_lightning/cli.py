@@ -247,4 +247,7 @@ def entry_point() -> Any:
     # Threads that spin while they wait slow two trainings on the same cores down a hundredfold; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"  # not where it is raised
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before there was anything to save
+        sys.exit(130)

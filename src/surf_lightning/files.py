@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
+import struct
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,9 @@ from typing import Any
 
 from surf_lightning.errors import UserError
 
+SEAL = b"sha256:"
+SEALED = len(SEAL) + 64  # bytes of a seal
+END = struct.Struct("<4s4H2LH")  # a zip file's last record; the length of the comment behind it is its last number
 MAX_NODES = 100_000  # of a YAML text
 
 
@@ -181,3 +187,37 @@ def replacing(path: Path, mode: str = "wb", shared: bool = False, **options: Any
     except OSError as error:
         partial_path(own).unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def seal(file: Any) -> None:
+    """Put the SHA-256 of a zip file, open and just written, into its comment, which readers pass over."""
+    file.seek(0)
+    comment = SEAL + hashlib.file_digest(file, "sha256").hexdigest().encode()
+    file.seek(-2, os.SEEK_END)
+    file.write(struct.pack("<H", len(comment)) + comment)
+
+
+def is_damaged(path: str | os.PathLike[str]) -> bool:
+    """Whether any byte of a zip file is lost or other than ``seal`` saw it; of one without seal, of its contents."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - END.size - SEALED, 0))
+        tail = file.read()
+        start = tail.rfind(b"PK\5\6")
+        end, comment = tail[max(start, 0) :][: END.size], tail[start + END.size :]
+        if start < 0 or len(end) < END.size or END.unpack(end)[-1] != len(comment):
+            return True
+        if comment:
+            file.seek(0)
+            whole = hashlib.sha256()
+            left = size - len(comment) - 2
+            while left and (block := file.read(min(left, 1 << 20))):
+                whole.update(block)
+                left -= len(block)
+            whole.update(bytes(2))  # the length of the comment that was not there yet
+            return comment != SEAL + whole.hexdigest().encode()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None  # torch checks no sums
+    except (zipfile.BadZipFile, EOFError, NotImplementedError):
+        return True

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torchvision.io import read_image
 
-from surf_lightning.callbacks.media import Media, image_grid, spectrogram_grid
+from surf_lightning.callbacks.media import Media, image_grid, send_image, spectrogram_grid
 
 
 def example(batch: int, sources: int, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,6 +141,15 @@ def test_the_spectrogram_of_a_tone_is_brightest_at_its_frequency() -> None:
     assert picture.shape[1] == 2 * 257 + 3 * 2
     assert int(256 - loud[:, 30].argmax()) == round(2000 / 16000 * 512)
     torch.testing.assert_close(loud.max() - quiet.max(), torch.tensor(40 / 80), atol=1e-3, rtol=0)
+
+
+def test_a_tracker_that_takes_no_picture_is_told_of_and_stops_nothing() -> None:
+    class Gone:
+        def log_image(self, *_: object, **__: object) -> None:
+            raise BrokenPipeError("its server is gone")
+
+    with pytest.warns(UserWarning, match=r"Gone has failed \(its server is gone\)\. The training goes on"):
+        send_image(Gone(), "separated", torch.zeros(3, 2, 2), 1)  # type: ignore[arg-type]
 
 
 def test_a_full_disk_costs_a_picture_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

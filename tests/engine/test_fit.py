@@ -22,6 +22,8 @@ from surf_lightning.cli import main
 from surf_lightning.engine import fit as engine
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.engine.fit import TRAINER_DEFAULTS, Progress, check, fit, progress_bar, standard_callbacks, train
+from surf_lightning.engine.ranks import LostProcesses
+from surf_lightning.engine.signals import StopAtSignal
 from surf_lightning.errors import UserError
 from surf_lightning.methods import SURF, MixIT
 from surf_lightning.provenance import hardware
@@ -103,10 +105,10 @@ def test_each_command_has_its_callbacks() -> None:
     def types(subcommand: str, has_loggers: bool) -> list[type]:
         return [type(callback) for callback in standard_callbacks(Path("run"), subcommand, has_loggers)]
 
-    assert types("fit", True) == [LearningRateMonitor, Media, BestCheckpoint, LastCheckpoint]
-    assert types("fit", False) == [Media, BestCheckpoint, LastCheckpoint]
-    assert types("test", True) == [engine.TestResults, PrintedResult]
-    assert types("validate", True) == [PrintedResult]
+    assert types("fit", True) == [LearningRateMonitor, Media, BestCheckpoint, LastCheckpoint, LostProcesses]
+    assert types("fit", False) == [Media, BestCheckpoint, LastCheckpoint, LostProcesses]
+    assert types("test", True) == [StopAtSignal, engine.TestResults, PrintedResult]
+    assert types("validate", True) == [StopAtSignal, PrintedResult]
 
 
 class Remembering(Logger):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from surf_lightning.engine import run_folder
-from surf_lightning.engine.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
+from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.inference.checkpoint import KEY
 
 NAN = float("nan")
@@ -50,6 +51,7 @@ class PlainIO(AtomicCheckpointIO):
     """For a module that is none of ours."""
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = True) -> Any:
+        self._is_ours = Path(path).resolve().is_relative_to(self._folder.resolve())
         return torch.load(path, map_location, weights_only=True)
 
 
@@ -82,8 +84,8 @@ def fit(
     fitter = L.Trainer(
         accelerator="cpu",
         num_sanity_val_steps=0,
-        callbacks=[BestCheckpoint(folder), LastCheckpoint(folder), *(further or [])],
-        plugins=[PlainIO()],
+        callbacks=[*(further or []), BestCheckpoint(folder), LastCheckpoint(folder)],
+        plugins=[PlainIO(folder)],
         **{"max_steps": 2 * len(scores), **quiet, **options},
     )
     fitter.fit(module, datamodule=Rows(mode), ckpt_path=ckpt_path)
@@ -159,6 +161,19 @@ def test_a_foreign_checkpoint_removes_no_file_or_folder(name: str) -> None:
     assert torch.load("run/checkpoints/best.ckpt", weights_only=True)["global_step"] == 4
 
 
+@pytest.mark.parametrize("victim", ["theirs.ckpt", "best.ckpt", "mine.ckpt"])
+def test_a_foreign_checkpoint_removes_no_other_checkpoint(victim: str) -> None:
+    """Neither through a ``ModelCheckpoint`` of the user's, in whose folder the others lie."""
+    fit([1], further=[ModelCheckpoint("run/checkpoints", "mine")])
+    Path("run/checkpoints/theirs.ckpt").write_bytes(Path("run/checkpoints/last.ckpt").read_bytes())
+    path = Path("run/checkpoints", victim).absolute()
+    before = path.stat().st_ino
+    fit([1], ckpt_path=foreign(str(path)), further=[ModelCheckpoint("run/checkpoints", "new")])
+    fit([1, 3], ckpt_path=foreign(str(path)), further=[ModelCheckpoint("run/checkpoints", "new")])
+    assert path.exists()
+    assert path.stat().st_ino == before or victim == "best.ckpt"
+
+
 @pytest.mark.parametrize("state", [{}, {"best_model_score": "high", "validation_owed": [1]}])
 def test_a_checkpoint_without_our_state_is_continued(state: dict[str, Any]) -> None:
     fit([1])
@@ -172,7 +187,7 @@ def test_a_checkpoint_without_our_state_is_continued(state: dict[str, Any]) -> N
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    io, path = AtomicCheckpointIO(), Path("run/checkpoints/last.ckpt")
+    io, path = AtomicCheckpointIO(Path()), Path("run/checkpoints/last.ckpt")
     io.save_checkpoint({KEY: {}, "global_step": 1}, path)
     complete = torch.save
 
@@ -185,17 +200,17 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyP
         for target in (path, path.with_name("best.ckpt")):
             with pytest.raises(OSError, match="no space"):
                 io.save_checkpoint({KEY: {}, "global_step": 2}, target)
-    assert io.load_checkpoint(path)["global_step"] == 1
+    assert torch.load(path, weights_only=True)["global_step"] == 1
     assert run_folder.trained_checkpoint(Path("run"), None) == str(path)  # what is left of best is not taken for it
     assert list(path.parent.glob("*.ckpt")) == [path]
 
     io.save_checkpoint({KEY: {}, "global_step": 3}, path)
-    assert io.load_checkpoint(path)["global_step"] == 3
+    assert torch.load(path, weights_only=True)["global_step"] == 3
     assert not path.with_name(".last.ckpt.partial").exists()
 
 
 def test_a_disk_that_is_full_is_named_and_keeps_the_old_checkpoint() -> None:
-    io, path = AtomicCheckpointIO(), Path("last.ckpt")
+    io, path = AtomicCheckpointIO(Path()), Path("last.ckpt")
     io.save_checkpoint({KEY: {}, "global_step": 1}, path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
@@ -204,7 +219,7 @@ def test_a_disk_that_is_full_is_named_and_keeps_the_old_checkpoint() -> None:
             io.save_checkpoint({KEY: {}, "x": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert io.load_checkpoint(path)["global_step"] == 1
+    assert torch.load(path, weights_only=True)["global_step"] == 1
     assert list(Path().iterdir()) == [path]  # no part of the new one takes up room
 
 
@@ -223,6 +238,6 @@ def test_the_bytes_are_on_disk_before_the_name_is(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
-    AtomicCheckpointIO().save_checkpoint({KEY: {}, "x": torch.zeros(100)}, "a.ckpt")
+    AtomicCheckpointIO(Path()).save_checkpoint({KEY: {}, "x": torch.zeros(100)}, "a.ckpt")
     size = Path("a.ckpt").stat().st_size
     assert done == [("sync", size), ("rename", size)]

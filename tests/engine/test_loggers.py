@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import logging
+import resource
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import lightning as L
 import pytest
 import wandb as service
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from surf_lightning.engine.loggers import (
@@ -26,7 +29,9 @@ from surf_lightning.engine.loggers import (
     why_offline,
 )
 from surf_lightning.errors import UserError
+from surf_lightning.methods import MixIT
 from surf_lightning.reporting.runs import read_curves
+from tests import tiny
 
 WANDB = "lightning.pytorch.loggers.WandbLogger"
 CSV = "surf_lightning.engine.loggers.MetricsCSV"
@@ -337,3 +342,75 @@ def test_wandb_is_not_given_what_it_warns_of(
     shown = capfd.readouterr().err
     assert "Run data is saved locally" in shown
     assert "anonymous" not in shown
+
+
+# -- trackers that fail --
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Files end at 400 bytes. (Not as a fixture: pytest writes files as well.)"""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_lines_wait_for_room() -> None:
+    logger = MetricsCSV("run")
+    with warnings.catch_warnings(record=True) as told, full_disk():
+        warnings.simplefilter("always")
+        for step in range(60):
+            logger.log_metrics({"loss": step / 7}, step)
+        logger.finalize("success")
+    table = Path("run/metrics.csv").read_text()
+    assert len(table) <= 400
+    assert table.endswith("\n"), "the last line is whole"
+    lost = 61 - table.count("\n")
+    assert [str(warning.message) for warning in told] == [
+        "run/metrics.csv: File too large. The training goes on, its metrics are kept and tried again.",
+        f"run/metrics.csv: the last {lost} lines could not be written.",
+    ]
+    logger.log_metrics({"loss": 1.0}, 60)
+    assert list(read_curves(Path("run/metrics.csv"))["loss"]) == list(range(61))
+
+
+def test_a_folder_that_cannot_be_written_stops_no_training() -> None:
+    Path("run").write_text("no folder")
+    with pytest.warns(UserWarning, match="The training goes on"):
+        MetricsCSV("run").log_metrics({"loss": 1.0}, 0)
+
+
+class Failing(Logger):
+    """As a tracker whose server is gone, or whose disk is full."""
+
+    name, version = "failing", ""
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def log_metrics(self, *_: Any, **__: Any) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    log_image = save = finalize = after_save_checkpoint = log_metrics
+
+
+def test_a_tracker_that_fails_in_mid_run_stops_no_training() -> None:
+    table = MetricsCSV("run")
+    fitted = tiny.trainer(Path("run"), logger=[Failing(), table], max_steps=4, log_every_n_steps=1)
+    with pytest.warns(UserWarning, match=r"Failing has failed \(.*Broken pipe\)\. The training goes on") as told:
+        fitted.fit(MixIT(tiny.regression(4), optimizer=tiny.adam), tiny.digits())
+    assert sum("has failed" in str(warning.message) for warning in told) == 1
+    assert fitted.global_step == 4
+    assert list(read_curves(Path("run/metrics.csv"))["loss"]) == [0, 1, 2, 3]
+
+
+def test_a_table_of_an_early_version_is_read_and_continued() -> None:
+    """It had a column for each name."""
+    Path("run").mkdir()
+    Path("run/metrics.csv").write_text("epoch,loss,step,val/psnr\n0,3.5,0,\n0,3.25,1,\n0,,1,20.5\n1,2.")
+    assert read_curves(Path("run/metrics.csv")) == {"loss": {0: 3.5, 1: 3.25}, "val/psnr": {1: 20.5}}
+    write("run", [(1, {"loss": 3.0, "epoch": 0}), (2, {"loss": 2.0})])
+    assert read_curves(Path("run/metrics.csv")) == {"loss": {0: 3.5, 1: 3.0, 2: 2.0}, "val/psnr": {1: 20.5}}

@@ -8,12 +8,15 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
 
 from surf_lightning.engine import run_folder
+from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.engine.run_folder import (
     checkpoint,
     checkpoint_to_continue,
@@ -23,6 +26,7 @@ from surf_lightning.engine.run_folder import (
     trained_checkpoint,
 )
 from surf_lightning.errors import UserError
+from surf_lightning.inference.checkpoint import KEY
 
 
 def run(path: str, *parts: str) -> Path:
@@ -183,9 +187,67 @@ def test_what_is_no_run_stays() -> None:
     assert {path.name for path in Path("runs").iterdir()} == {"a"}
 
 
+RECORD = {"version": "0", "method": "MixIT", "separator": {}, "signal": {"kind": "image", "shape": [1, 8, 8]}}
+
+
+def written(folder: Path, *names: str) -> Path:
+    """Checkpoints, each a second newer than the one before."""
+    content = {KEY: RECORD, "state_dict": {"weight": torch.ones(300)}}
+    for age, name in enumerate(names):
+        AtomicCheckpointIO(Path()).save_checkpoint(content, folder / name)
+        os.utime(folder / name, (age, age))
+    return folder
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut in half": lambda data: data[: len(data) // 2],
+    "cut by a byte": lambda data: data[:-1],
+    "a byte of its weights": lambda data: data.replace(b"\x80\x3f", b"\x81\x3f", 1),
+    "a bit of its hash": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "zeros": lambda data: bytes(len(data)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_in_place_of_an_unreadable_checkpoint_the_newest_readable_is_taken_and_said(
+    damage: Callable[[bytes], bytes],
+) -> None:
+    names = [f"checkpoints/{name}.ckpt" for name in ("best", "step_0000020", "step_0000030", "last")]
+    folder = written(Path("runs/a"), *names)
+    for name in reversed(names[2:]):
+        path = folder / name
+        path.write_bytes(damage(path.read_bytes()))
+    said = r"last\.ckpt is no .*step_0000030\.ckpt is no .*goes on from .*step_0000020\.ckpt"
+    with pytest.warns(UserWarning, match=said):
+        assert checkpoint_to_continue(folder, "last") == str(folder / names[1])
+    for name in names[:2]:
+        (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    with pytest.raises(UserError, match=r"no checkpoint can be read: .*last\.ckpt.*best\.ckpt is no checkpoint"):
+        checkpoint_to_continue(folder, "last")
+
+
+def test_a_run_without_its_last_checkpoint_does_not_begin_anew() -> None:
+    folder = written(Path("runs/a"), BEST)
+    with pytest.warns(UserWarning, match=r"no checkpoint runs/a/checkpoints/last\.ckpt.* goes on from .*best\.ckpt"):
+        assert checkpoint_to_continue(folder, "last") == str(folder / BEST)
+    (folder / BEST).rename("elsewhere.ckpt")
+    (folder / LAST).symlink_to("gone.ckpt")
+    with pytest.raises(UserError, match="no checkpoint can be read"):
+        checkpoint_to_continue(folder, "last")
+
+
+def test_a_diverged_checkpoint_is_passed_over() -> None:
+    folder = written(Path("runs/a"), BEST)
+    broken = {KEY: RECORD, "state_dict": {"weight": torch.tensor([1.0, float("nan")])}}
+    AtomicCheckpointIO(Path()).save_checkpoint(broken, folder / LAST)
+    with pytest.warns(UserWarning, match=r"last\.ckpt holds NaN or infinity.* goes on from"):
+        assert checkpoint_to_continue(folder, "last") == str(folder / BEST)
+
+
 @pytest.mark.parametrize("name", ["last", "best"])
 def test_a_fit_goes_on_from_its_own_checkpoint_in_the_same_folder(name: str) -> None:
-    folder = run("runs/a", LAST, BEST, "metrics.csv")
+    folder = written(run("runs/a", "metrics.csv"), LAST, BEST)
     assert checkpoint_to_continue(folder, name) == str(checkpoint(folder, name)) == f"runs/a/checkpoints/{name}.ckpt"
     assert (folder / "metrics.csv").is_file()
     assert not Path("runs/a.1").exists()

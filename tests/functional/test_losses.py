@@ -673,3 +673,45 @@ def test_log_energy_of_regrouped_residuals_is_the_log_of_eq_30() -> None:
     original = collapse(4, 2) @ matrix(order).T @ blkdiag(sigma).T @ residual.reshape(8, 6)
     expected = [10 * math.log10(6 * square) for square in squares(original, 4)]
     assert log_energy(regrouped(residual, sigma, order)).tolist() == pytest.approx(expected, rel=1e-8)
+
+
+# -- what has no energy --
+
+
+def degenerate(count: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Signals ``[2,count,8]`` that a logarithm or a division may stumble over."""
+    noise = torch.randn(2, count, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    return {
+        "silence": torch.zeros(2, count, 8, dtype=dtype),
+        "one silent": torch.cat([torch.zeros(2, 1, 8, dtype=dtype), noise[:, 1:]], 1),
+        "identical": noise[:, :1].expand(-1, count, -1).clone(),
+        "opposite": noise[:, :1] * torch.tensor([1.0, -1.0] * count)[:count, None].to(dtype),
+        "faint": 1e-22 * noise,
+        "loud": 1e9 * noise,
+    }
+
+
+@pytest.mark.parametrize("sources", degenerate(2))
+@pytest.mark.parametrize("estimates", degenerate(2))
+def test_every_loss_has_finite_gradients_where_there_is_no_energy(estimates: str, sources: str) -> None:
+    references, order = degenerate(2)[sources], torch.tensor([2, 1, 0, 3])
+
+    def finite(loss: Callable[[Tensor], Tensor], count: int = 2) -> None:
+        outputs = degenerate(count)[estimates].requires_grad_()
+        value = loss(outputs)
+        value.sum().backward()
+        assert value.isfinite().all()
+        assert outputs.grad is not None
+        assert outputs.grad.isfinite().all()
+
+    for error in (squared_error, log_mse, thresholded_snr):
+        finite(lambda x, error=error: mixit(x, references, error=error)[0], count=4)
+        finite(lambda x, error=error: pit(x, references, error)[0])
+        finite(lambda x, error=error: pit(x, references, error, references.sum(1))[0])
+    for reduction in (mean_square, log_energy):
+        finite(lambda x, reduction=reduction: remixit(x - references, reduction))
+        finite(
+            lambda x, reduction=reduction: self_remixing(
+                x - references, pit_permutation(x, references), order, reduction
+            )
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from surf_lightning.engine.checkpoints import AtomicCheckpointIO
+from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import (
     KEY,
@@ -136,7 +136,7 @@ def test_code_in_a_checkpoint_is_not_run(unsafe: bool | None) -> None:
     with pytest.raises(UserError, match=r"some\.ckpt holds code \(.*\), which is not run: .* has not written it$"):
         read_checkpoint(path)
     with pytest.raises(UserError, match="holds code"):
-        AtomicCheckpointIO().load_checkpoint(path, weights_only=unsafe)
+        AtomicCheckpointIO(Path()).load_checkpoint(path, weights_only=unsafe)
     assert not Path("executed").exists()
     torch.load(path, weights_only=False)
     assert Path("executed").exists()  # it would have run

@@ -64,6 +64,20 @@ def test_resuming_in_mid_epoch_continues_bit_for_bit(method: str, mixit: str) ->
     assert curves("whole") == curves("parts")
 
 
+@pytest.mark.parametrize("name", ["digits_mixit", "folder_mixit"])
+def test_the_same_seed_gives_the_same_weights_for_any_number_of_data_workers(name: str, audio_sets: Path) -> None:
+    def weights(folder: str, workers: int) -> dict[str, Any]:
+        args = [*arguments(name, audio_sets), "--trainer.default_root_dir", folder, "--data.batches_per_epoch", "4"]
+        assert main([*args, "--trainer.max_steps", "6", "--data.num_workers", str(workers)]) == 0
+        return torch.load(Path(folder, "checkpoints", "last.ckpt"), weights_only=True)
+
+    first = weights("first", 0)
+    for folder, workers in (("again", 0), ("three", 3)):
+        same = weights(folder, workers)
+        for part in ("state_dict", "optimizer_states"):
+            assert_same(first[part], same[part], part)
+
+
 def test_resuming_with_accumulated_gradients_continues_bit_for_bit() -> None:
     options = ["--trainer.accumulate_grad_batches", "2", "--model.network.init_args.dropout", "0.3"]
     whole = fit("digits_mixit", "whole", *options, "--trainer.max_steps", "5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,9 @@ LOOK_EVERY = 100  # steps; a look at a number on CUDA waits for the device
 class FiniteSteps(L.Callback):
     """Skips optimizer steps whose gradient holds NaN or infinity: weights, optimizer state and EMA never see one.
 
+    What is said of a skipped step names the batches and the mixtures in them that hold NaN or infinity, and, where the
+    data set has a method ``names(batch, row)``, the files behind them; where all are finite, the loudest mixture.
+
     The gradient of a distributed batch is the same on all processes, so all skip alike. On CUDA a fused optimizer skips
     on the device, without waiting for it; what was skipped is then said up to 100 steps later.
 
@@ -31,33 +35,36 @@ class FiniteSteps(L.Callback):
         if patience < 1:
             raise ValueError(f"patience must be at least 1 step, not {patience}")
         self.patience = patience
-        self.skipped, self._batch = 0, 0
+        self.skipped = 0
         self._in_a_row: int | Tensor = 0
         self._unseen: Tensor | None = None  # on CUDA: steps skipped, longest row of them
-        self._mixtures: Any = None
+        self._peaks: dict[int, Tensor] = {}  # of each mixture, by the number of the batch
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        self._batch, self._mixtures = progress.processed, batch
+        mixtures = batch.get("mixtures") if isinstance(batch, dict) else None
+        peaks = torch.zeros(0) if mixtures is None else mixtures.detach().flatten(1).abs().amax(1)
+        self._peaks[progress.processed] = peaks
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
-        if trainer.precision == "16-mixed":
-            return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not gradients:
+        if not gradients or trainer.precision == "16-mixed":
+            self._peaks.clear()
             return
         norms = torch._foreach_norm(gradients)
         broken = ~torch.stack([norm.float() for norm in norms]).isfinite().all()
         if gradients[0].is_cuda and any(group.get("fused") for group in optimizer.param_groups):
             self._skip_on_device(trainer, optimizer, broken)
-        elif broken:
+            return
+        if broken:
             for group in optimizer.param_groups:  # an optimizer passes over parameters without a gradient
                 for parameter in group["params"]:
                     parameter.grad = None
             self._in_a_row = int(self._in_a_row) + 1
-            self._tell(self._in_a_row, 1)
+            self._tell(trainer, self._in_a_row, 1)
         else:
             self._in_a_row = 0
+        self._peaks.clear()
 
     def _skip_on_device(self, trainer: L.Trainer, optimizer: Any, broken: Tensor) -> None:
         optimizer.found_inf = broken.float()  # as GradScaler tells fused optimizers
@@ -70,28 +77,45 @@ class FiniteSteps(L.Callback):
             skipped, in_a_row = self._unseen.tolist()
             self._unseen = None
             if skipped:
-                self._tell(in_a_row, skipped)
+                self._tell(trainer, in_a_row, skipped)
+            self._peaks.clear()
 
-    def _tell(self, in_a_row: int, skipped: int) -> None:
+    def _tell(self, trainer: L.Trainer, in_a_row: int, skipped: int) -> None:
         self.skipped += skipped
-        said = f"training batch {self._batch}: the gradient is not finite{self._rows()}"
+        here = self._broken_rows(trainer)
+        rows = here or self._loudest_row(trainer)
+        said = f"training batch {max(self._peaks, default=0)}: the gradient is not finite{rows}"
         if in_a_row >= self.patience:
             raise UserError(
                 f"{said}, and {in_a_row} steps in a row were skipped. The weights are those before them: look at the "
                 "data and the learning rate, then go on with --ckpt_path last"
             )
-        rank_zero_warn(f"{said}: step skipped, {self.skipped} so far. The weights are untouched.")
+        warn = warnings.warn if here else rank_zero_warn  # the process that has such a mixture knows its file
+        warn(f"{said}: step skipped, {self.skipped} so far. The weights are untouched.")
 
-    def _rows(self) -> str:
-        """Which mixtures of the batch hold NaN or infinity, and the files they come from where the data say so."""
-        if not isinstance(self._mixtures, dict) or "mixtures" not in self._mixtures:
+    def _broken_rows(self, trainer: L.Trainer) -> str:
+        """Which mixtures of the batches since the last look hold NaN or infinity."""
+        broken = {batch: (~peaks.isfinite()).nonzero().flatten().tolist() for batch, peaks in self._peaks.items()}
+        found = [_named(trainer, batch, rows) for batch, rows in broken.items() if rows]
+        return f" (mixtures {' and '.join(found)} hold NaN or infinity)" if found else ""
+
+    def _loudest_row(self, trainer: L.Trainer) -> str:
+        peaks = {batch: float(peaks.max()) for batch, peaks in self._peaks.items() if len(peaks)}
+        if not peaks:
             return ""
-        finite = self._mixtures["mixtures"].flatten(1).isfinite().all(1)
-        rows = (~finite).nonzero().flatten().tolist()
-        return f" (mixtures {', '.join(map(str, rows))} of it hold NaN or infinity)" if rows else ""
+        batch = max(peaks, key=lambda number: peaks[number])
+        loudest = _named(trainer, batch, [int(self._peaks[batch].argmax())])
+        return f" (all mixtures are finite; the loudest, {loudest} reaches {peaks[batch]:.3g})"
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = int(state_dict["skipped"])
+
+
+def _named(trainer: L.Trainer, batch: int, rows: list[int]) -> str:
+    """Rows of a batch, and the files behind them where the data set knows."""
+    dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
+    files = "; ".join(dataset.names(batch, row) for row in rows) if hasattr(dataset, "names") else ""
+    return f"{', '.join(map(str, rows))} of batch {batch}{f', {files},' if files else ''}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,20 @@ def named_signals(mixture: Tensor, estimates: Tensor, sources: Tensor | None) ->
     return named | {f"estimate{k + 1}": estimate for k, estimate in enumerate(estimates)}
 
 
+def untroubled(send: Callable[..., None]) -> Callable[..., None]:
+    """``send``, whose failure is said and ends no training: a server may be gone, its folder's disk full."""
+
+    @functools.wraps(send)
+    def attempt(logger: Logger, *args: Any) -> None:
+        try:
+            send(logger, *args)
+        except Exception as error:
+            rank_zero_warn(f"{type(logger).__name__} has failed ({error}). The training goes on without it.")
+
+    return attempt
+
+
+@untroubled
 def send_image(logger: Logger, title: str, picture: Tensor, step: int) -> None:
     """``picture [3,H,W]`` in [0,1] to W&B, TensorBoard or MLflow."""
     if hasattr(logger, "log_image"):
@@ -62,6 +78,7 @@ def send_image(logger: Logger, title: str, picture: Tensor, step: int) -> None:
         logger.experiment.log_image(logger.run_id, picture.movedim(0, -1).numpy(), key=title, step=step)
 
 
+@untroubled
 def send_audio(logger: Logger, title: str, signal: Tensor, rate: int, path: Path, step: int) -> None:
     """``signal [T]``, which lies in the file ``path``, to W&B, TensorBoard or MLflow."""
     if hasattr(logger, "log_audio"):

@@ -178,12 +178,21 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
         first = (batch * self.ranks.world_size + self.ranks.rank) * self.batch_size
         return as_batch(torch.stack([self.draw(first + row) for row in range(self.batch_size)]))
 
+    def names(self, batch: int, row: int) -> str:
+        """The file behind row ``row`` of this rank's training batch ``batch``."""
+        first = (batch * self.ranks.world_size + self.ranks.rank) * self.batch_size
+        return self.examples.path(self._drawn(first + row)[0])
+
     def draw(self, position: int) -> Tensor:
         """Crop number ``position``, ``[1+K,T]``.
 
         Raises:
             UserError: too many files cannot be read, or many crops in a row are silent.
         """
+        return self._drawn(position)[1]
+
+    def _drawn(self, position: int) -> tuple[int, Tensor]:
+        """An example's number, and the crop of it."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, position))
         example = self._visited(position)
         for _ in range(MAX_DRAWS):
@@ -192,7 +201,7 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
             try:
                 signals = self._perhaps_alone(self.examples.read(example, start, self.crop), generator)
                 if is_active(signals[0]):
-                    return signals
+                    return example, signals
             except BadAudio as error:
                 self._report(example, error)
             example = int(self.visits[int(torch.randint(len(self.visits), (), generator=generator))])

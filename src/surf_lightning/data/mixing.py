@@ -59,11 +59,20 @@ class RandomMixtures(Dataset[dict[str, Tensor]]):
         self.seed, self.ranks, self.single_source_share = seed, ranks, single_source_share
         self.fewest_sources = fewest_sources or num_sources
 
-    def __getitem__(self, batch: int) -> dict[str, Tensor]:
+    def names(self, batch: int, row: int) -> str:
+        """The numbers of the images in row ``row`` of this rank's training batch ``batch``."""
+        chosen, _ = self._chosen(batch)
+        return f"training images {' and '.join(map(str, self.ranks.local(chosen)[row].tolist()))}"
+
+    def _chosen(self, batch: int) -> tuple[Tensor, torch.Generator]:
+        """The images of the whole batch ``[world*B,K]``, and the generator that drew them."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, batch))
         everywhere = self.batch_size * self.ranks.world_size
-        chosen = distinct(everywhere, self.num_sources, len(self.images), generator)
-        single = torch.rand(everywhere, generator=generator) < self.single_source_share
+        return distinct(everywhere, self.num_sources, len(self.images), generator), generator
+
+    def __getitem__(self, batch: int) -> dict[str, Tensor]:
+        chosen, generator = self._chosen(batch)
+        single = torch.rand(len(chosen), generator=generator) < self.single_source_share
         sources = to_sources(self.images[self.ranks.local(chosen)])
         if (more := self.num_sources - self.fewest_sources) > 0:
             counts = torch.randint(more + 1, (everywhere,), generator=generator)

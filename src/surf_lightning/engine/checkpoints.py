@@ -4,9 +4,11 @@ Private names of Lightning that this folder uses, to look at before its version 
 
 - ``ModelCheckpoint``: ``_should_skip_saving_checkpoint``, ``_save_none_monitor_checkpoint``, ``_monitor_candidates``,
   ``_save_checkpoint``, ``_last_global_step_saved``
-- ``trainer.fit_loop``: ``_should_accumulate``, ``_data_fetcher``, ``epoch_loop._should_check_val_fx``
+- ``trainer.fit_loop``: ``_should_accumulate``, ``_data_fetcher``, ``epoch_loop._should_check_val_fx``,
+  ``epoch_loop.restarted_on_last``, ``epoch_loop.val_loop._has_run``
+- ``DDPStrategy._timeout``, ``strategy.launcher.procs``
 - ``trainer._logger_connector.update_train_step_metrics``
-- ``.temp.ckpt``, the file in which processes that Lightning has spawned return their weights
+- ``.temp.ckpt`` (in checkpoint_io), the file in which processes that Lightning has spawned return their weights
 - in the other files: ``LightningCLI._parse_ckpt_path``, ``_set_seed``, ``_get`` and ``_parser``;
   ``TQDMProgressBar._should_update``; ``WandbLogger._wandb_init`` and ``_log_model``
 """
@@ -17,7 +19,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from types import FrameType
@@ -26,55 +27,26 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from surf_lightning.data.base import undeclared
 from surf_lightning.engine.run_folder import CHECKPOINTS
+from surf_lightning.engine.signals import SIGNALS, requeue, status
 from surf_lightning.files import replacing
-from surf_lightning.inference.checkpoint import read_checkpoint
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SYNC_EVERY = 20  # optimizer steps between two questions of the ranks to each other, each of which waits for the device
 SYNC_SECONDS = 5.0  # where that many steps take longer, the ranks ask at every step
-SPAWNED = ".temp.ckpt"
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, and renames: a kill leaves the old checkpoint or the new one, whole.
-
-    Reads with ``weights_only=True`` alone.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as error:  # raised while it closed a file that could not be written
-                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = True) -> Any:
-        if Path(path).name == SPAWNED:
-            return super().load_checkpoint(path, map_location, weights_only=True)
-        return read_checkpoint(path)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove a checkpoint file, never a folder or another file: the path may come from a stranger's checkpoint."""
-        if Path(path).suffix == ".ckpt" and Path(path).is_file():
-            Path(path).unlink()
 
 
 class LastCheckpoint(ModelCheckpoint):
     """``last.ckpt`` after every validation, when time has passed, at the end, and on SIGTERM, SIGUSR1 or Ctrl-C.
 
     Accumulated gradients are in no checkpoint: after a validation in the middle of an accumulation, it waits for the
-    next step. A signal only sets a flag: the checkpoint is written between two optimizer steps, after the EMA, so that
-    ``--ckpt_path last`` continues bit for bit. The process then ends with status 143, and a SLURM job requeues itself;
-    after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once. If a validation was due, the resumed run
-    begins with it.
+    next step. A signal only sets a flag: the checkpoint is written between two optimizer steps, after the EMA, or two
+    batches of a validation, so that ``--ckpt_path last`` continues bit for bit. The process then ends with status 143,
+    and a SLURM job requeues itself; after Ctrl-C the status is 130, and a second Ctrl-C ends the run at once, or when a
+    checkpoint is written. If a validation was due or not over, the resumed run begins with it.
 
     Args:
         folder: the run's.
@@ -93,6 +65,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._validation_due = False  # at the step of the latest checkpoint, before the next one
         self._next_sync_step, self._last_sync = 0, (0, 0.0)  # the last is a step and its time
         self._previous: dict[signal.Signals, Any] = {}
+        self._shared_batches = 0  # of the validation that runs, which all ranks have
 
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint now, unless there is one of this step."""
@@ -114,10 +87,11 @@ class LastCheckpoint(ModelCheckpoint):
             _validate(trainer)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal == number == signal.SIGINT:
+            raise SystemExit(status(number))
         self._signal = number
         if number == signal.SIGINT:
             rank_zero_info("Stopping after this step; Ctrl-C again stops at once.")
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -140,6 +114,28 @@ class LastCheckpoint(ModelCheckpoint):
             trainer._logger_connector.update_train_step_metrics()  # which Lightning does after this hook
             self._stop(trainer)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        batches = torch.tensor(trainer.num_val_batches[0], device=pl_module.device)
+        self._shared_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # A validation changes no weight: it is left, and the resumed run begins with it.
+        if trainer.sanity_checking or trainer.fit_loop._should_accumulate() or batch_idx >= self._shared_batches:
+            return
+        if self._on_any_rank(trainer, self._signal != 0):
+            self._validation_due = True
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
+            self.save(trainer)
+            self._stop(trainer)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._validation_due:  # there is a checkpoint of this step, from before
             self._validation_due, self._last_global_step_saved = False, 0
@@ -158,10 +154,9 @@ class LastCheckpoint(ModelCheckpoint):
     def _stop(self, trainer: L.Trainer) -> None:
         interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
         rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
-        if interrupted:
-            raise SystemExit(128 + signal.SIGINT)
-        _requeue()
-        raise SystemExit(128 + signal.SIGTERM)
+        if not interrupted:
+            requeue()
+        raise SystemExit(status(signal.SIGINT if interrupted else signal.SIGTERM))
 
     def _on_any_rank(self, trainer: L.Trainer, here: bool) -> bool:
         return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)
@@ -182,11 +177,14 @@ class LastCheckpoint(ModelCheckpoint):
 
 def _validate(trainer: L.Trainer) -> None:
     """Run the validation that Lightning skips where a run is resumed from the last batch of an epoch."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
+    epoch = trainer.fit_loop.epoch_loop
+    loop = epoch.val_loop
     loop.restarting = False
     trainer.validating = True
     loop.run()
     trainer.training = True
+    if epoch.restarted_on_last:  # stopped amid a validation: the epoch is at an end once it has passed over it
+        loop._has_run = False
 
 
 def keep_newest(last: Path, step: int, keep: int) -> None:
@@ -200,15 +198,6 @@ def keep_newest(last: Path, step: int, keep: int) -> None:
             shutil.copyfileobj(original, copy)
     for old in sorted(last.parent.glob("step_*.ckpt"), key=lambda path: path.stat().st_mtime_ns)[:-keep]:
         old.unlink()
-
-
-@rank_zero_only
-def _requeue() -> None:
-    if job := os.environ.get("SLURM_JOB_ID"):
-        try:
-            subprocess.run(["scontrol", "requeue", job], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            rank_zero_warn(f"The job cannot be requeued from here ({error}): submit it again.")
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -16,13 +16,17 @@ from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar, TQDMProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.distributed.constants import default_pg_timeout
 
 from surf_lightning.callbacks.media import Media
 from surf_lightning.callbacks.results import PrintedResult, TestResults
 from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import run_folder
-from surf_lightning.engine.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.loggers import MetricsCSV, filter_lightning_tips, start_loggers
+from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
+from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
+from surf_lightning.engine.loggers import MetricsCSV, filter_lightning_tips, go_on_without, start_loggers
+from surf_lightning.engine.ranks import RANKS_WAIT, LostProcesses
+from surf_lightning.engine.signals import StopAtSignal
 from surf_lightning.errors import UserError
 from surf_lightning.files import replacing
 from surf_lightning.inference.checkpoint import describe
@@ -83,11 +87,11 @@ def standard_callbacks(
 ) -> list[L.Callback]:
     """The callbacks that every run of ``subcommand`` has; ``checkpoints`` are arguments of ``LastCheckpoint``."""
     if subcommand == "test":
-        return [TestResults(folder, num_samples), PrintedResult(folder)]
+        return [StopAtSignal(), TestResults(folder, num_samples), PrintedResult(folder)]
     if subcommand != "fit":
-        return [PrintedResult(folder)]
+        return [StopAtSignal(), PrintedResult(folder)]
     monitor = [LearningRateMonitor("step")] if has_loggers else []
-    return [*monitor, Media(folder), BestCheckpoint(folder), LastCheckpoint(folder, **checkpoints)]
+    return [*monitor, Media(folder), BestCheckpoint(folder), LastCheckpoint(folder, **checkpoints), LostProcesses()]
 
 
 def make_trainer(
@@ -120,13 +124,18 @@ def make_trainer(
     # LastCheckpoint requeues, after writing between two steps. Within SLURM, torchrun knows better of processes.
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
-    return L.Trainer(
+    trainer = L.Trainer(
         default_root_dir=folder,
         logger=logger,
         callbacks=[*callbacks, *standard],
-        plugins=[*plugins, AtomicCheckpointIO()],
+        plugins=[*plugins, AtomicCheckpointIO(folder)],
         **{**TRAINER_DEFAULTS, **options},
     )
+    if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._timeout == default_pg_timeout:
+        trainer.strategy._timeout = RANKS_WAIT
+    for tracker in trainer.loggers:
+        go_on_without(tracker)
+    return trainer
 
 
 def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, continued: str | None) -> None:
@@ -180,7 +189,7 @@ def train(
         config: The configuration as YAML: for ``config.yaml``, and for the loggers as hyper-parameters.
 
     Raises:
-        UserError: the fit cannot succeed, or another one runs in the folder.
+        UserError: the fit cannot succeed, or another one runs in the folder, or one of its processes was lost.
     """
     check(trainer, module, data, continued)
     if undeclared(trainer).fast_dev_run:  # which leaves nothing
@@ -195,7 +204,12 @@ def train(
                 file.write(header + config)
         wanted = config is not None and undeclared(trainer).enable_autolog_hparams
         start_loggers(trainer.loggers, folder, yaml.safe_load(config) if wanted else None)
-        trainer.fit(module, datamodule=data, ckpt_path=continued)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=continued)
+        except (RuntimeError, OSError, EOFError) as error:
+            if lost := "".join(getattr(callback, "lost", "") for callback in undeclared(trainer).callbacks):
+                raise UserError(lost) from error
+            raise
 
 
 def fit(

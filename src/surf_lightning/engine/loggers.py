@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib.util
+import io
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from surf_lightning.errors import UserError
 
 COLUMNS = ("step", "epoch", "name", "value")
 WANDB_ID = "wandb_id"
 WANDB_SECONDS = "10"  # that a run waits for W&B's server before it goes on offline; WANDB_INIT_TIMEOUT changes it
+WANDB_LAST_SECONDS = "60"  # that it waits at its end for the last uploads; WANDB_FINISH_TIMEOUT changes it
 INSTALL_WANDB = "pip install 'surf-lightning[wandb]'"
 LIGHTNING_TIPS = ("\N{ELECTRIC LIGHT BULB} Tip: ", "TPU available: False")
 
@@ -28,7 +31,7 @@ class MetricsCSV(Logger):
     """Every number of the training, one to a line of ``<save_dir>/metrics.csv``: step, epoch, name, value.
 
     Lines are only ever appended. A resumed run logs the steps since its checkpoint a second time; where a step has
-    several values of a name, the last one counts.
+    several values of a name, the last one counts. On a full disk the training goes on, and the lines wait for room.
 
     Args:
         save_dir: The folder. The command line sets it to the run's.
@@ -38,6 +41,8 @@ class MetricsCSV(Logger):
         super().__init__()
         self._path = Path(save_dir, "metrics.csv")
         self._begun = False
+        self._waiting = ""  # lines that are not on disk yet
+        self._told = False
 
     @property
     def name(self) -> str:
@@ -56,24 +61,55 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if not self._begun:
-            self._begin()
         values = dict(metrics)
         epoch = values.pop("epoch", "")  # LearningRateMonitor gives none
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            lines = ((step, epoch, name, value) for name, value in values.items())
-            csv.writer(file, lineterminator="\n").writerows(lines)
+        lines = io.StringIO()
+        rows = ((step, epoch, name, value) for name, value in values.items())
+        csv.writer(lines, lineterminator="\n").writerows(rows)
+        self._waiting += lines.getvalue()
+        self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        try:
+            self._begin()
+            self._append(self._waiting)
+        except OSError as error:
+            if not self._told:
+                reason = error.strerror or error
+                rank_zero_warn(f"{self._path}: {reason}. The training goes on, its metrics are kept and tried again.")
+            self._told = True
+        else:
+            self._waiting, self._told = "", False
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+        if self._waiting:
+            rank_zero_warn(f"{self._path}: the last {self._waiting.count(chr(10))} lines could not be written.")
 
     def _begin(self) -> None:
-        """Write the header of a new table; cut off what a kill has left of the last line of an old one."""
-        self._begun = True
+        """Write the header; cut off what a kill has left of the last line of an old table."""
+        if self._begun:
+            return
+        header = (",".join(COLUMNS) + "\n").encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a+b") as file:
             file.seek(0)
-            size = file.read().rfind(b"\n") + 1
-            file.truncate(size)
-            if size == 0:
-                file.write(",".join(COLUMNS).encode() + b"\n")
+            table = file.read()
+            file.truncate(table.rfind(b"\n") + 1)
+        if not table.startswith(header):  # it is new, or of an early version, which had a column for each name
+            self._append(header.decode())
+        self._begun = True
+
+    def _append(self, text: str) -> None:
+        size = self._path.stat().st_size
+        try:
+            with self._path.open("ab") as file:
+                file.write(text.encode())
+        except OSError:
+            os.truncate(self._path, size)
+            raise
 
 
 def resolve_loggers(trainer: Namespace, folder: Path, subcommand: str, is_new: bool) -> None:
@@ -146,6 +182,7 @@ def why_offline() -> str | None:
     if wandb.run is not None:  # a run of the calling program's, which Lightning goes on in
         return None
     os.environ.setdefault("WANDB_INIT_TIMEOUT", WANDB_SECONDS)
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", WANDB_LAST_SECONDS)
     try:
         mode = wandb.setup(wandb.Settings(silent=True)).settings.mode
         if mode in ("offline", "dryrun"):
@@ -190,8 +227,25 @@ def _start_wandb(logger: WandbLogger, folder: Path) -> None:
     (folder / WANDB_ID).write_text(f"{logger.version}\n")
 
 
+def go_on_without(tracker: Logger) -> None:
+    """Let no error of ``tracker`` in mid-run end the training: the first is told of."""
+    told: set[str] = set()
+    for name in ("log_metrics", "log_image", "log_audio", "after_save_checkpoint", "save", "finalize"):
+        if method := getattr(tracker, name, None):
+            setattr(tracker, name, functools.partial(_attempt, method, type(tracker).__name__, told))
+
+
+def _attempt(method: Callable[..., Any], tracker: str, told: set[str], *args: Any, **options: Any) -> None:
+    try:
+        method(*args, **options)
+    except Exception as error:
+        if not told:
+            rank_zero_warn(f"{tracker} has failed ({_first_line(error)}). The training goes on without it.")
+        told.add(tracker)
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def is_wandb_error(error: Exception) -> bool:

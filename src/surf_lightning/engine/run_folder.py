@@ -10,10 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from surf_lightning.errors import UserError
 from surf_lightning.files import partial_path
+from surf_lightning.inference.checkpoint import read_checkpoint
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
@@ -35,22 +36,40 @@ def checkpoint(folder: Path, name: str) -> Path:
 def checkpoint_to_continue(folder: Path, ckpt_path: str | None) -> str | None:
     """The checkpoint that a fit in ``folder`` continues from, or None for a fresh start.
 
-    ``last`` and ``best`` mean the folder's own. Where there is none yet, the fit starts from the beginning and says so,
-    so that one command both starts a job and restarts it.
+    ``last`` and ``best`` mean the folder's own; where that is missing or unreadable, the newest that can be read. Where
+    there is none at all, the fit starts from the beginning and says so, so that one command both starts a job and
+    restarts it.
 
     Raises:
-        UserError: ``ckpt_path`` is a path, and there is no such file.
+        UserError: ``ckpt_path`` is a path, and there is no such file; or no checkpoint of the folder can be read.
     """
-    if ckpt_path in ("last", "best"):
-        path = checkpoint(folder, ckpt_path)
-        if path.is_file():
-            return str(path)
-        rank_zero_info(f"There is no {path} to continue from: training starts from the beginning.")
-    elif ckpt_path is not None:
+    if ckpt_path is None:
+        return None
+    if ckpt_path not in ("last", "best"):
         if not os.path.isfile(ckpt_path):
             raise UserError(f"there is no checkpoint {ckpt_path} to continue from")
         return ckpt_path
-    return None
+    named = checkpoint(folder, ckpt_path)
+    written = sorted(named.parent.glob("*.ckpt"), key=lambda path: path.lstat().st_mtime_ns, reverse=True)
+    if not written:
+        rank_zero_info(f"There is no {named} to continue from: training starts from the beginning.")
+        return None
+    return str(_readable(list(dict.fromkeys([named, *written]))))
+
+
+def _readable(candidates: list[Path]) -> Path:
+    """The first of the checkpoints that is whole; a warning says why it is not the very first."""
+    reasons = []
+    for path in candidates:
+        try:
+            read_checkpoint(path)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            rank_zero_warn(f"{'; '.join(reasons)}. The run goes on from {path}, the newest that can be read.")
+        return path
+    raise UserError(f"no checkpoint can be read: {'; '.join(reasons)}. To begin anew, leave out --ckpt_path")
 
 
 def is_run(folder: Path) -> bool:

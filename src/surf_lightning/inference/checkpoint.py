@@ -162,7 +162,7 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     """A checkpoint of this package as a dict of plain values and tensors on the CPU; no code in it is run.
 
     Raises:
-        UserError: there is no such file, or it is no checkpoint of this package.
+        UserError: there is no such file, or it is no checkpoint of this package, or its weights are not finite.
     """
     if not os.path.isfile(path):
         hint = f": it is a folder, give {path}/checkpoints/best.ckpt" if os.path.isdir(path) else ""

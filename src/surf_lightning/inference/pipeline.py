@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import queue
 import threading
 import time
@@ -17,6 +18,7 @@ from surf_lightning.inference.inputs import check_regular
 from surf_lightning.inference.jobs import Done, Job, Task, Work
 from surf_lightning.inference.sampling import Window
 
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 18  # of malloc.h; bytes
 MOST = 64  # windows of the batch that a device's memory decides
 IMAGES = 32  # of a batch on a CPU
 ROOM = 0.5  # of a device's free memory that a batch may take
@@ -93,6 +95,7 @@ class Pipeline:
         An interruption lets the files that are read to their end be written. What is wrong with one file leaves the
         others alone.
         """
+        return_large_blocks()
         threads = [threading.Thread(target=self._reader, args=(courses,)), threading.Thread(target=self._writer)]
         for thread in threads:
             thread.start()
@@ -259,6 +262,12 @@ class Pipeline:
 def _abandon(course: Course) -> None:
     if course.work is not None:
         course.work.abandon()
+
+
+def return_large_blocks() -> None:
+    """Let glibc give every freed tensor back: one thread frees what another allocated, and its heaps would grow."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def windows_that_fit(free: int, peak: float) -> int:

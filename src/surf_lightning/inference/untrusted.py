@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from surf_lightning.errors import UserError
+from surf_lightning.files import is_damaged
 
 MAX_VALUES = 1_000_000  # in a file, lists and dicts counted: shared parts of a pickle can unfold without end
 MAX_NUMBER = 10_000_000  # an argument of a network: sizes and rates are smaller
@@ -29,9 +30,11 @@ def load_tensors(path: str | PathLike[str]) -> Any:
     """
     try:
         _check_directory(path)
+        if is_damaged(path):
+            raise ValueError("its bytes are not those that were written")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # of any type: the unpickler stumbles over damaged bytes in every way
         if code := re.search(r"Unsupported \w+: GLOBAL ([\w.]+)", str(error)):
             raise UserError(

@@ -6,11 +6,10 @@ axis of 2 holds real and imaginary parts.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
 
 from surf_lightning.functional.precision import at_least_float32, full_precision
 from surf_lightning.networks.locoformer_layers import RMSGroupNorm
@@ -30,14 +29,11 @@ def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int
     Raises:
         ValueError: a band holds no bin.
     """
-    if not 0 < mel_bands <= n_fft:
-        raise ValueError(f"mel_bands ({mel_bands}) must be at least 1 and at most n_fft ({n_fft})")
-    last, top = n_fft // 2, _mel(sample_rate / 2)
-    edges = [_hertz(top * edge / (mel_bands + 1)) * n_fft / sample_rate for edge in range(mel_bands + 2)]  # in bins
-    bands = [
-        list(range(max(1, math.floor(low) + 1), min(last, math.ceil(high))))
-        for low, high in zip(edges, edges[2:], strict=False)
-    ]
+    last = n_fft // 2
+    # At twice the rate: torchaudio rounds half the rate to whole Hz, which would stretch the bins of an odd rate.
+    with torch.device("cpu"):  # the network may be built on any other, even on "meta"
+        filters = melscale_fbanks(n_fft + 1, 0.0, sample_rate / 2, mel_bands, 2 * sample_rate, mel_scale="slaney")
+    bands = [(1 + row.nonzero().flatten()).tolist() for row in filters[1:last].T]
     if not all(bands):
         raise ValueError(
             f"mel band {bands.index([])} of {mel_bands} has no bin: lower mel_bands, or raise n_fft {n_fft}"
@@ -45,15 +41,6 @@ def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int
     bands[0].insert(0, 0)
     bands[-1].append(last)
     return bands
-
-
-def _mel(hertz: float) -> float:
-    """Slaney's scale: 66.7 Hz a mel up to 1 kHz, then a factor of 6.4 every 27 mels."""
-    return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
-
-
-def _hertz(mel: float) -> float:
-    return mel * 200 / 3 if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27)
 
 
 class BandLayout(nn.Module):

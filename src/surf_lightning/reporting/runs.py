@@ -22,6 +22,7 @@ Value = TypeVar("Value")
 SEED = re.compile(r"_seed\d+$")  # runs/digits_mixit_seed1 repeats runs/digits_mixit
 LONG = ("hardware", "commit", "version", "checkpoint")  # facts that are said once if they hold for all runs
 STEP = len("step_0000000")
+COLUMNS = ["step", "epoch", "name", "value"]  # of metrics.csv
 Curves = dict[str, dict[int, float]]
 """Values by step, by name."""
 
@@ -168,10 +169,18 @@ def read_curves(path: Path) -> Curves:
     """
     curves: Curves = {}
     text = path.read_text(encoding="utf-8", errors="replace")
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a kill may have cut off the last line
-    if not {"step", "name", "value"} <= set(rows.fieldnames or ()):
-        raise ValueError("its columns are not step, name and value")
-    for row in rows:
-        if math.isfinite(value := float(row["value"] or "")):
-            curves.setdefault(row["name"], {})[int(row["step"])] = value
+    columns: list[str] = []
+    for row in csv.reader(text[: text.rfind("\n") + 1].splitlines()):  # a kill may have cut off the last line
+        if not columns or row == COLUMNS:
+            columns = row
+            if "step" not in columns:
+                raise ValueError("its columns are not step, name and value")
+            continue
+        values = dict(zip(columns, row, strict=True))
+        step, _ = int(values.pop("step")), values.pop("epoch", None)
+        if columns == COLUMNS:
+            values = {values["name"]: values["value"]}
+        for name, value in values.items():  # early versions had a column for each name, mostly empty
+            if value and math.isfinite(float(value)):
+                curves.setdefault(name, {})[step] = float(value)
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}

@@ -1,0 +1,96 @@
+"""The processes of a fit: what is said where one dies, and how long the others wait for one that hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+RANKS_WAIT = timedelta(minutes=10)
+GRACE = 10.0  # seconds in which ranks that are well come to their end after an error
+GO_ON = "The same command with --ckpt_path last goes on."
+# Ends the process of a descriptor that is inherited, should it still be there then.
+REAPER = "import signal, sys, time; time.sleep(3 * float(sys.argv[2])); signal.pidfd_send_signal(int(sys.argv[1]), 9)"
+
+
+class LostProcesses(L.Callback):
+    """Finds out which data worker or rank an error comes from, and lets no rank outlive the one that started it.
+
+    ``lost`` says it after the error; it is empty where no process was lost. A rank that hangs is known when the others
+    have waited for it as long as the strategy's ``timeout``, and then ended.
+    """
+
+    lost = ""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        if isinstance(environment, LightningEnvironment) and trainer.local_rank:
+            threading.Thread(target=_follow, args=(trainer.global_rank, os.getppid()), daemon=True).start()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, RuntimeError | OSError | EOFError):
+            self.lost = _dead_worker(trainer)
+        if not self.lost and isinstance(exception, RuntimeError) and trainer.world_size > 1:
+            self.lost = _lost_rank(trainer, "timed out" in str(exception).lower())
+
+
+def _follow(rank: int, parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    print(f"Rank 0 (process {parent}) is gone: rank {rank} ends as well. {GO_ON}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _end(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+
+def _dead_worker(trainer: L.Trainer) -> str:
+    iterator: Any = getattr(trainer.train_dataloader, "_iterator", None)
+    for number, worker in enumerate(getattr(iterator, "_workers", ())):
+        if worker.exitcode:
+            hint = ", often for want of memory: fewer data.num_workers need less" if worker.exitcode == -9 else ""
+            return f"data worker {number} (process {worker.pid}) {_end(worker.exitcode)}{hint}. {GO_ON}"
+    return ""
+
+
+def _lost_rank(trainer: L.Trainer, timed_out: bool) -> str:
+    """Which of the ranks that this process started has died or hangs; a rank that hangs is ended."""
+    processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+    if not processes:
+        if timed_out:
+            _end_parent(trainer)
+            return f"rank {1 - trainer.global_rank if trainer.world_size == 2 else '?'} does not answer. {GO_ON}"
+        return ""
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline:
+        ended = [process.poll() for process in processes]
+        if None not in ended or (any(ended) and not timed_out):
+            break
+        time.sleep(0.1)
+    found = []
+    for rank, process in enumerate(processes, 1):
+        if process.returncode:
+            found.append(f"rank {rank} (process {process.pid}) {_end(process.returncode)}")
+    if timed_out and (hung := [rank for rank, process in enumerate(processes, 1) if process.poll() is None]):
+        for rank in hung:
+            processes[rank - 1].kill()
+        found = [f"rank {rank} (process {processes[rank - 1].pid}) does not answer, and was killed" for rank in hung]
+    return f"{'; '.join(found)}. {GO_ON}" if found else ""
+
+
+def _end_parent(trainer: L.Trainer) -> None:
+    """Rank 0, which started this one, may be what hangs: where it is well, it is gone before the time is up."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if isinstance(environment, LightningEnvironment) and hasattr(os, "pidfd_open"):
+        parent = os.pidfd_open(os.getppid())
+        command = [sys.executable, "-S", "-c", REAPER, str(parent), str(GRACE)]
+        subprocess.Popen(command, pass_fds=[parent], start_new_session=True)

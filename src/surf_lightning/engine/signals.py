@@ -1,0 +1,64 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: what they end, with which status, and when they have to wait."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def status(number: int) -> int:
+    """The exit status of a process that ends because of a signal: 130 after Ctrl-C, else 143."""
+    return 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Signals that come while the block runs are handled when it ends: none falls into the writing of a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
+
+
+class StopAtSignal(L.Callback):
+    """An evaluation ends at the first signal, with status 143, after Ctrl-C 130, and leaves no results."""
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
+            if (launcher := trainer.strategy.launcher) is not None:
+                launcher.kill(number)
+            raise SystemExit(status(number))
+
+        for number in SIGNALS:  # Lightning puts back what was there before
+            signal.signal(number, stop)
+
+    on_validation_start: Any = on_test_start
+
+
+@rank_zero_only
+def requeue() -> None:
+    """Give the SLURM job that this process runs in, if any, back to the queue."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            rank_zero_warn(f"The job cannot be requeued from here ({error}): submit it again.")

@@ -1,0 +1,61 @@
+"""Full disks and changed bytes: it is said, nothing partial stays, the last good checkpoint is used."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from surf_lightning.engine.run_folder import checkpoint_to_continue
+from surf_lightning.errors import UserError
+from surf_lightning.inference.checkpoint import read_checkpoint
+from tests.torture import faults
+from tests.torture.conftest import Trials
+
+
+@pytest.mark.slow
+def test_files_that_find_no_room(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a random size fail, as on a full disk: checkpoints, metrics or the configuration."""
+    monkeypatch.setattr("surf_lightning.callbacks.media.save_image", lambda *_: None)  # has a test of its own
+    faults.earlier_stage()
+    ended = {0: 0, 2: 0}
+    for random in trials:
+        limit = int(10 ** random.uniform(3.4, 5.7))
+        steps = faults.last_step() + 20
+
+        def full(limit: int = limit) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+        process = faults.start(faults.surf(faults.RUN, steps), full)
+        process.join(120)
+        assert process.exitcode in ended, faults.said()
+        ended[process.exitcode] += 1
+        assert "Traceback" not in faults.said()
+        assert process.exitcode == 0 or "File too large" in faults.said()
+        faults.last_step()
+        assert not list(Path(faults.RUN).rglob("*.partial"))
+    trials.facts |= {"went on": ended[0], "stopped": ended[2], "steps": faults.assert_as_if_undisturbed()}
+
+
+def test_a_changed_byte_is_noticed(trials: Trials) -> None:
+    faults.earlier_stage()
+    last = Path("runs/digits_mixit/checkpoints/last.ckpt")
+    shutil.copy(last, last.with_name("step_0000001.ckpt"))
+    whole = last.read_bytes()
+    damages = 0
+    for random in trials:
+        for _ in range(25):
+            damaged = bytearray(whole)
+            if random.random() < 0.7:
+                damaged[random.randrange(len(whole))] ^= random.randrange(1, 256)
+            else:
+                del damaged[random.randrange(len(whole)) :]
+            last.write_bytes(damaged)
+            with pytest.raises(UserError):
+                read_checkpoint(last)
+            damages += 1
+        with pytest.warns(UserWarning, match="goes on from"):
+            assert checkpoint_to_continue(last.parents[1], "last") != str(last)
+    trials.facts |= {"damaged files": damages}
