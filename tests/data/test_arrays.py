@@ -44,7 +44,10 @@ def write_arrays(folder: Path, count: int = 20, seed: int = 0) -> dict[str, np.n
 def test_batches_are_the_files_by_the_seed_and_their_sources_sum_to_them() -> None:
     written = write_arrays(Path("sky"))
     data = Arrays("sky", source_roots=["source1", "source2"], scale=(0, 20), **SMALL)
-    batch = data.training_batches(Ranks())[3]
+    batches = data.training_batches(Ranks())
+    batch = batches[3]
+    first = np.load(batches.names(3, 0))  # type: ignore[attr-defined]
+    np.testing.assert_allclose(batch["mixtures"][0, 0], 2 * (first - 10) / 10, atol=1e-5)
     torch.testing.assert_close(batch["sources"].sum(1), batch["mixtures"])
     assert batch["sources"].abs().max() <= 1
     known = np.stack(list(written.values())) / 5 - 1

@@ -65,55 +65,59 @@ class Files(NamedTuple):
 class ArrayBatches(Dataset[dict[str, Tensor]]):
     """Item i is training batch i: this rank's rows of ``mixtures [B,C,H,W]`` and any ``sources [B,K,C,H,W]``.
 
-    Row number p of the run is a function of (seed, p): rounds through all names, each in a new order.
+    Row number p of the run is a function of (seed, p): rounds through all files, each in a new order.
     """
 
     def __init__(
-        self, folders: Sequence[Path], names: Sequence[str], scale: Scale, batch_size: int, seed: int, ranks: Ranks
+        self, folders: Sequence[Path], files: Sequence[str], scale: Scale, batch_size: int, seed: int, ranks: Ranks
     ) -> None:
-        self.folders, self.names, self.scale = folders, names, scale
+        self.folders, self.files, self.scale = folders, files, scale
         self.batch_size, self.seed, self.ranks = batch_size, seed, ranks
         self._round, self._order = -1, torch.empty(0)
 
     def __getitem__(self, batch: int) -> dict[str, Tensor]:
-        first = (batch * self.ranks.world_size + self.ranks.rank) * self.batch_size
-        return self.rows([self._visited(first + row) for row in range(self.batch_size)])
+        return self.rows([self._visited(batch, row) for row in range(self.batch_size)])
+
+    def names(self, batch: int, row: int) -> str:
+        """The file of row ``row`` of this rank's training batch ``batch``."""
+        return str(self.folders[0] / self.files[self._visited(batch, row)])
 
     def rows(self, items: Sequence[int]) -> dict[str, Tensor]:
         """The batch of ``items``; raises UserError where a file cannot be read any more."""
         mixtures, *sources = [torch.stack([self._read(root, item) for item in items]) for root in self.folders]
         batch = {"mixtures": self.scale.mixture(mixtures)}
         if sources:
-            average = torch.tensor([is_average(self.names[item]) for item in items]).view(-1, 1, 1, 1, 1)
+            average = torch.tensor([is_average(self.files[item]) for item in items]).view(-1, 1, 1, 1, 1)
             values = torch.stack(sources, 1)
             batch["sources"] = torch.where(average, *(self.scale.source(values, each) for each in (True, False)))
         return batch
 
     def _read(self, root: Path, item: int) -> Tensor:
-        path = root / self.names[item]
+        path = root / self.files[item]
         try:
             return torch.from_numpy(read_array(path))
         except ValueError as error:
             raise UserError(f"{path}, which was good at the start, {error}") from error
 
-    def _visited(self, position: int) -> int:
-        number, place = divmod(position, len(self.names))
+    def _visited(self, batch: int, row: int) -> int:
+        position = (batch * self.ranks.world_size + self.ranks.rank) * self.batch_size + row
+        number, place = divmod(position, len(self.files))
         if number != self._round:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, number))
-            self._round, self._order = number, torch.randperm(len(self.names), generator=generator)
+            self._round, self._order = number, torch.randperm(len(self.files), generator=generator)
         return int(self._order[place])
 
 
 class FixedArrays(ArrayBatches):
-    """Item j is batch j of the names in their order, the same for every seed and number of ranks."""
+    """Item j is batch j of the files in their order, the same for every seed and number of ranks."""
 
     def __len__(self) -> int:
-        return -(-len(self.names) // self.batch_size)
+        return -(-len(self.files) // self.batch_size)
 
     def __getitem__(self, batch: int) -> dict[str, Tensor]:
         if batch >= len(self):
             raise IndexError(batch)
-        return self.rows(range(len(self.names))[batch * self.batch_size : (batch + 1) * self.batch_size])
+        return self.rows(range(len(self.files))[batch * self.batch_size : (batch + 1) * self.batch_size])
 
 
 class ArrayMetrics(AudioMetrics):

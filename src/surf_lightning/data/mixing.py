@@ -75,7 +75,7 @@ class RandomMixtures(Dataset[dict[str, Tensor]]):
         single = torch.rand(len(chosen), generator=generator) < self.single_source_share
         sources = to_sources(self.images[self.ranks.local(chosen)])
         if (more := self.num_sources - self.fewest_sources) > 0:
-            counts = torch.randint(more + 1, (everywhere,), generator=generator)
+            counts = torch.randint(more + 1, (len(chosen),), generator=generator)
             sources = silence_some(sources, self.fewest_sources, self.ranks.local(counts))
         sources[self.ranks.local(single), 1:] = 0
         return {"mixtures": sources.sum(1), "sources": sources}
