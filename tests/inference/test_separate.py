@@ -539,7 +539,7 @@ def test_gray_images_and_images_of_several_channels() -> None:
     assert Image.open("out/a_source1.png").mode == "L"
     save(RegressionSeparator(Halves(), 2), {"kind": "image", "shape": [4, 6, 5]})
     assert separate("a.png", "--overwrite") == 1
-    assert "4 channels, as only an array has them" in Path("out/summary.json").read_text()
+    assert "is L, but the separator takes arrays of 4 channels" in Path("out/summary.json").read_text()
 
 
 @pytest.mark.parametrize("values", [None, [5.0, 20.0]])

@@ -37,7 +37,7 @@ class ImageTask(Task):
         super().__init__(separator, settings)
         channels, self.height, self.width = separator.signal["shape"]
         self.shape = [channels, self.height, self.width]
-        self.mode = {1: "L", 3: "RGB"}.get(channels, f"{channels} channels, as only an array has them,")
+        self.mode = {1: "L", 3: "RGB"}.get(channels, f"arrays of {channels} channels")
         if channels in (1, 3):
             self.extensions = (*AVERAGES, *ARRAYS)
         if settings.events or (settings.format, settings.samples) != ("same", "same"):
