@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait must not spin: two trainings on two cores would slow each other down a hundredfold.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo digits table2-cifar test lint suite slow torture bench docs audit lock dist clean
+.PHONY: install demo digits table2-cifar test lint suite slow torture test-cluster bench docs audit lock dist clean
 
 install: $(INSTALLED)
 
@@ -55,6 +55,8 @@ slow: install
 	OMP_NUM_THREADS=1 python -m pytest -m "slow and not gpu"
 torture: install  # kills, full disks and damaged files for MINUTES (10); TORTURE_SEED repeats a run
 	OMP_NUM_THREADS=1 TORTURE_MINUTES=$(or $(MINUTES),10) python -m pytest -m slow tests/torture
+test-cluster: install  # a real SLURM on this machine, in minutes; needs root and Debian's slurm-wlm and munge
+	OMP_NUM_THREADS=1 TEST_CLUSTER=1 python -m pytest -m slow -rs -o faulthandler_timeout=0 tests/cluster
 
 bench: install  # our steps beside plain implementations
 	@$(LOCKED) lock/bench.txt 2>/dev/null || echo "asteroid cannot be installed here: its rows will say so."

@@ -11,12 +11,14 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 from surf_lightning.functional import losses, permutation
+from surf_lightning.networks import locoformer
+from surf_lightning.networks.band_split import mel_band_bins
 from surf_lightning.networks.stft import STFT
 
 aten = torch.ops.aten
@@ -62,11 +64,17 @@ def without_data() -> Iterator[None]:
         """In place of istft, which looks at the window's values; a transform's own operations are not counted."""
         return spectrum.flatten(-3).sum(-1, keepdim=True).expand(*spectrum.shape[:-3], length)
 
+    def bands(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int]]:
+        """The bins of the bands, which are read from the contents of torchaudio's filters."""
+        with unset_fake_temporarily():
+            return mel_band_bins(n_fft, sample_rate, mel_bands)
+
+    patches = mock.patch.object(STFT, "inverse", inverse), mock.patch.object(locoformer, "mel_band_bins", bands)
     tables = (permutation._all_permutations, losses.subsets, losses.partitions)  # made once, with contents or without
     try:
         for table in tables:
             table.cache_clear()
-        with FakeTensorMode(), mock.patch.object(STFT, "inverse", inverse):
+        with FakeTensorMode(), patches[0], patches[1]:
             yield
     finally:
         for table in tables:

@@ -157,6 +157,25 @@ def export(*, checkpoint: str, output: str, onnx: bool = False, push: str | None
         print(f"{output}/separate.py runs the ONNX graphs beside it: python {output}/separate.py MIXTURE")
 
 
+def shard(*roots: str, output: str, sample_rate: int = 16000, validation_share: float = 0.1) -> None:
+    """Pack a folder of recordings into chunks for --data Shards, on a disk or in S3's storage.
+
+    The storage's address and keys are those of every AWS program: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY or a profile.
+
+    Args:
+        *roots: The folder; bad files are named and left out.
+        output: A new folder, or s3://BUCKET/FOLDER.
+        sample_rate: In Hz, that the recordings are resampled to.
+        validation_share: Of the recordings, held out to validate on.
+    """
+    from surf_lightning.data.shard_writer import write_shards
+
+    if len(roots) != 1:
+        raise UserError("name one folder of recordings")
+    print(write_shards(Path(roots[0]).expanduser(), output, sample_rate, validation_share))
+
+
 def configs(*names: str) -> None:
     """List the shipped configurations, or print them.
 
@@ -183,7 +202,7 @@ def info() -> None:
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what a library may say without the name of the file
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
-    function.__name__: function for function in (report, separate, app, export, configs, info)
+    function.__name__: function for function in (report, separate, app, export, shard, configs, info)
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import assignment
+import blocks
 import loaders
 import pytest
 import resampling
@@ -81,3 +82,10 @@ def test_whole_files_cut_are_our_crops(tmp_path: Path) -> None:
         expected = loaders.whole_then_cut(examples.path(example), start, 16_000)
         assert expected.abs().max() > 0.05
         torch.testing.assert_close(examples.read(example, start, 16_000)[0], expected, atol=1e-5, rtol=0)
+
+
+def test_plain_blocks_compute_what_ours_do() -> None:
+    for _, block, ours, plain, x in blocks.cases(small=True):
+        blocks.perturb(block)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), plain(x), rtol=1e-4, atol=1e-4)

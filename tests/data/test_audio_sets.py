@@ -374,7 +374,7 @@ def test_names_of_clips() -> None:
 def test_segments_are_read_as_published(tmp_path: Path) -> None:
     audio_trees.audioset(tmp_path, IDS)
     assert listed_ids(tmp_path / "balanced_train_segments.csv") == set(IDS)
-    with pytest.raises(UserError, match="cannot read the segments"):
+    with pytest.raises(UserError, match=r"no\.csv cannot be read"):
         listed_ids(tmp_path / "no.csv")
 
 

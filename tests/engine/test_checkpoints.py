@@ -45,8 +45,10 @@ def signalled(number: int, at: int = 1) -> Iterator[pytest.ExceptionInfo[SystemE
             os.kill(os.getpid(), number)
         plain(self, trainer, *args)
 
+    before = signal.getsignal(signal.SIGTERM)
     with mock.patch.object(LastCheckpoint, "on_train_batch_end", interrupted), pytest.raises(SystemExit) as stopped:
         yield stopped
+    signal.signal(signal.SIGTERM, before)  # a requeued job's processes, which are about to end, ignore it
 
 
 def test_the_newest_few_are_kept_by_their_steps_across_resumes() -> None:
@@ -139,7 +141,7 @@ def test_ctrl_c_ends_with_a_checkpoint_says_how_to_go_on_and_means_afterwards_wh
     ("number", "requeued"), [(signal.SIGTERM, True), (signal.SIGUSR1, True), (signal.SIGINT, False)]
 )
 def test_a_slurm_job_that_is_signalled_goes_back_into_the_queue(
-    number: int, requeued: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    number: int, requeued: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
@@ -147,9 +149,10 @@ def test_a_slurm_job_that_is_signalled_goes_back_into_the_queue(
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
-    with signalled(number):
+    with signalled(number), caplog.at_level("INFO"):
         fit()
     assert step(LAST) == 1
+    assert (caplog.messages[-1] == "preempted at step 1, checkpoint written, requeued") == requeued
     asked = tmp_path / "asked"
     assert (asked.read_text() if asked.exists() else None) == ("requeue 1234\n" if requeued else None)
 

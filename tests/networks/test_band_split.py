@@ -123,3 +123,9 @@ def test_float32_under_autocast() -> None:
         decoded = decoder(tokens)
     assert tokens.dtype == torch.float32
     assert torch.equal(decoded, expected)
+
+
+@pytest.mark.parametrize(("n_fft", "mel_bands"), [(10**7, 10**7), (320, 10**6), (0, 80), (320, -1)])
+def test_a_table_of_filters_that_would_fill_the_memory_is_not_begun(n_fft: int, mel_bands: int) -> None:
+    with pytest.raises(ValueError, match="must be positive and at most"):
+        mel_band_bins(n_fft, 16000, mel_bands)

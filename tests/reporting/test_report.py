@@ -163,7 +163,7 @@ def test_the_markdown_has_the_same_table_and_its_pictures_beside_it(two_runs: tu
     assert pictures == ["report.png", "report_curves.png"]
     assert all(Image.open(folder / name).width > 300 for name in pictures)
     assert "| runs/digits_mixit | MixIT | 7 | 4,000 | 1.5 |\n" in text
-    assert "\nOf all runs: hardware one fast <GPU> · commit 0123456789abcdef" in text
+    assert "\nOf all runs: hardware one fast &lt;GPU&gt; · commit 0123456789abcdef" in text
     assert {path.name for path in folder.iterdir()} == {"report.html", "report.md", *pictures}
 
 

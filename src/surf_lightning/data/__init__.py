@@ -11,6 +11,7 @@ from surf_lightning.data.libri2mix import Libri2Mix
 from surf_lightning.data.librispeech_fuss import LibriSpeechFUSS
 from surf_lightning.data.mnist import MNIST
 from surf_lightning.data.sc09mix import SC09Mix
+from surf_lightning.data.shards import Shards
 
 __all__ = [
     "CIFAR10",
@@ -24,4 +25,5 @@ __all__ = [
     "Libri2Mix",
     "LibriSpeechFUSS",
     "SC09Mix",
+    "Shards",
 ]

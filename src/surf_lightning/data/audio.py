@@ -11,7 +11,14 @@ import numpy as np
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops, WholeExamples, usable_examples
+from surf_lightning.data.audio_examples import (
+    Examples,
+    FixedCrops,
+    RandomCrops,
+    Readable,
+    WholeExamples,
+    usable_examples,
+)
 from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
@@ -98,6 +105,8 @@ class AudioMixtures(SeparationData):
     monitor = "val/si_sdri"
     monitor_mode = "max"
     single_source_share = 0.0
+    crops: type[RandomCrops] = RandomCrops
+    fixed_crops: type[FixedCrops] = FixedCrops
     num_sources: int
     """Rows of ``sources`` where there is truth, those beyond a mixture's own being 0."""
 
@@ -122,13 +131,13 @@ class AudioMixtures(SeparationData):
         if not 0 < train_share <= 1:
             raise ValueError(f"train_share is a share above 0 and up to 1, not {train_share}")
         self.train_share = train_share
-        self._loaded: dict[Part, Examples] = {}
+        self._loaded: dict[Part, Readable] = {}
 
     @abstractmethod
-    def load(self, part: Part) -> Examples:
+    def load(self, part: Part) -> Readable:
         """Find and index a part of the set; raises UserError where it is not there or mostly unusable."""
 
-    def examples(self, part: Part) -> Examples:
+    def examples(self, part: Part) -> Readable:
         """A part of the set, indexed once."""
         if part not in self._loaded:
             self._loaded[part] = self.load(part)
@@ -148,9 +157,9 @@ class AudioMixtures(SeparationData):
 
     def training_batches(self, ranks: Ranks) -> Batches:
         examples = self.trained_on()
-        return RandomCrops(examples, self.crop, self.batch_size, self.seed, ranks, self.single_source_share)
+        return self.crops(examples, self.crop, self.batch_size, self.seed, ranks, self.single_source_share)
 
-    def trained_on(self) -> Examples:
+    def trained_on(self) -> Readable:
         """The training examples, or ``train_share`` of them, at least one."""
         examples = self.examples("train")
         if self.train_share == 1:
@@ -163,7 +172,7 @@ class AudioMixtures(SeparationData):
         # All batches are full, for MixIT cannot use one of a single mixture, and every rank has one.
         size = min(self.batch_size, HELD_OUT_BATCH)
         num_batches = min(self.num_validation, len(examples)) // size
-        return FixedCrops(examples, self.crop, size, max(num_batches, self._ranks().world_size))
+        return self.fixed_crops(examples, self.crop, size, max(num_batches, self._ranks().world_size))
 
     def test_batches(self) -> Batches:
         return WholeExamples(self.examples("test"))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,32 @@ from surf_lightning.metrics.audio import is_active
 
 MAX_DRAWS = 100  # for one crop: if all are silent, something is wrong with the set
 NOTHING = b""  # in place of the name of a source that does not exist or is silent
+
+
+class Readable(Protocol):
+    """What crops are drawn from: N mixtures, each read by its number."""
+
+    @property
+    def root(self) -> str | Path: ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """``[N]`` samples."""
+
+    @property
+    def failures_left(self) -> int:
+        """How many more may turn out unusable before it is an error."""
+
+    def __len__(self) -> int: ...
+
+    def path(self, example: int) -> str:
+        """Where a mixture is, for messages."""
+
+    def select(self, which: np.ndarray) -> Readable:
+        """Those of a mask ``[N]``, or of a list of numbers."""
+
+    def read(self, example: int, start: int = 0, count: int | None = None) -> Tensor:
+        """Samples ``[start, start + count)`` of mixture and sources, ``[1+K,T]``; raises BadAudio."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +187,7 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        examples: Examples,
+        examples: Readable,
         crop: int,
         batch_size: int,
         seed: int = 0,
@@ -170,7 +197,7 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
         self.examples, self.crop, self.batch_size = examples, crop, batch_size
         self.seed, self.ranks, self.single_source_share = seed, ranks or Ranks(), single_source_share
         visits = np.rint(examples.lengths / crop).astype(np.int64).clip(1)
-        self.visits = np.repeat(np.arange(len(examples)), visits)
+        self.visits = np.repeat(np.arange(len(examples), dtype=np.int32), visits)
         self.failed = torch.zeros(len(examples), dtype=torch.bool).share_memory_()  # known to all workers
         self._round, self._order = -1, torch.empty(0)
 
@@ -204,7 +231,7 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
                     return example, signals
             except BadAudio as error:
                 self._report(example, error)
-            example = int(self.visits[int(torch.randint(len(self.visits), (), generator=generator))])
+            example = self._instead(position, generator)
         raise UserError(f"{MAX_DRAWS} random crops in a row of {self.examples.root} are silent or cannot be read")
 
     def _perhaps_alone(self, signals: Tensor, generator: torch.Generator) -> Tensor:
@@ -222,6 +249,10 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
             self._round, self._order = number, torch.randperm(len(self.visits), generator=generator)
         return int(self.visits[int(self._order[place])])
 
+    def _instead(self, position: int, generator: torch.Generator) -> int:
+        """Another example for crop number ``position``."""
+        return int(self.visits[int(torch.randint(len(self.visits), (), generator=generator))])
+
     def _report(self, example: int, error: BadAudio) -> None:
         if not self.failed[example]:
             self.failed[example] = True
@@ -236,7 +267,7 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
 class FixedCrops(RandomCrops):
     """The first ``num_batches`` batches of random crops by a fixed seed: the same for every run and number of ranks."""
 
-    def __init__(self, examples: Examples, crop: int, batch_size: int, num_batches: int) -> None:
+    def __init__(self, examples: Readable, crop: int, batch_size: int, num_batches: int) -> None:
         super().__init__(examples, crop, batch_size)
         self.num_batches = num_batches
 
@@ -252,7 +283,7 @@ class FixedCrops(RandomCrops):
 class WholeExamples(Dataset[dict[str, Tensor]]):
     """Item j is example j from beginning to end: ``mixtures [1,T]``, ``sources [1,K,T]``."""
 
-    def __init__(self, examples: Examples) -> None:
+    def __init__(self, examples: Readable) -> None:
         self.examples = examples
 
     def __len__(self) -> int:

@@ -63,14 +63,21 @@ class Folder(AudioMixtures):
         if len(recordings) == 1:
             rank_zero_warn(f"{self.root} holds one recording: it is both trained and validated on")
             return recordings
-        return recordings.select(self._held_out_files() == (part == "validation"))
+        held_out = are_held_out(self.hashes(), self.validation_share)
+        return recordings.select(held_out == (part == "validation"))
 
     def hashes(self) -> np.ndarray:
         """A number in [0, 1) of each recording, by its path alone."""
-        paths = (name.replace(os.fsencode(os.sep), b"/") for name in self.recordings.files[:, 0].tolist())
-        return np.array([zlib.crc32(path) / 2**32 for path in paths])
+        return path_hashes(self.recordings.files[:, 0].tolist())
 
-    def _held_out_files(self) -> np.ndarray:
-        hashes = self.hashes()
-        held_out = hashes < self.validation_share
-        return held_out if 0 < held_out.sum() < len(held_out) else hashes == hashes.min()
+
+def path_hashes(names: list[bytes]) -> np.ndarray:
+    """A number in [0, 1) of each path, ``[N]``."""
+    paths = (name.replace(os.fsencode(os.sep), b"/") for name in names)
+    return np.array([zlib.crc32(path) / 2**32 for path in paths])
+
+
+def are_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
+    """Which of two or more files are validated on, by their ``hashes [N]``: some, but not all."""
+    held_out = hashes < share
+    return held_out if 0 < held_out.sum() < len(held_out) else hashes == hashes.min()

@@ -31,6 +31,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from surf_lightning.data.base import undeclared
+from surf_lightning.engine.loggers import close_wandb
 from surf_lightning.engine.run_folder import CHECKPOINTS
 from surf_lightning.engine.signals import SIGNALS, requeue, status
 from surf_lightning.files import replacing
@@ -153,9 +154,14 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _stop(self, trainer: L.Trainer) -> None:
         interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
-        rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
-        if not interrupted:
-            requeue()
+        close_wandb(trainer.loggers)  # SLURM ends its service too, which would leave a traceback
+        if not interrupted and (job := os.environ.get("SLURM_JOB_ID")):
+            # A requeued job is ended by SIGTERM: all ranks are about to end anyway, and quietly.
+            self._previous[signal.SIGTERM] = signal.SIG_IGN
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            requeue(job, trainer.global_step)
+        else:
+            rank_zero_info(f"Stopped after step {trainer.global_step}; the same command with --ckpt_path last goes on.")
         raise SystemExit(status(signal.SIGINT if interrupted else signal.SIGTERM))
 
     def _on_any_rank(self, trainer: L.Trainer, here: bool) -> bool:

@@ -9,7 +9,10 @@ import io
 import logging
 import os
 import secrets
+import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +245,22 @@ def _attempt(method: Callable[..., Any], tracker: str, told: set[str], *args: An
         if not told:
             rank_zero_warn(f"{tracker} has failed ({_first_line(error)}). The training goes on without it.")
         told.add(tracker)
+
+
+def close_wandb(loggers: Iterable[Logger]) -> None:
+    """End W&B's part of a run that is about to end, and its service, without waiting for a server that is gone."""
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
+        ending = threading.Thread(target=_end_wandb, daemon=True)
+        ending.start()
+        ending.join(float(WANDB_SECONDS))
+        sys.unraisablehook = lambda _: None  # what it says at exit, where a signal has ended the service before
+
+
+def _end_wandb() -> None:
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
 
 
 def _first_line(error: Exception) -> str:

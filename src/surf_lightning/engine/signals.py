@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import threading
@@ -12,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -55,10 +54,16 @@ class StopAtSignal(L.Callback):
 
 
 @rank_zero_only
-def requeue() -> None:
-    """Give the SLURM job that this process runs in, if any, back to the queue."""
-    if job := os.environ.get("SLURM_JOB_ID"):
-        try:
-            subprocess.run(["scontrol", "requeue", job], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            rank_zero_warn(f"The job cannot be requeued from here ({error}): submit it again.")
+def requeue(job: str, step: int) -> None:
+    """Give a SLURM job back to the queue, and say how far it came."""
+    done = f"preempted at step {step}, checkpoint written"
+    try:
+        asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        # SLURM has put a job that it preempts itself into the queue before it signals.
+        failure = "" if asked.returncode == 0 or "is pending" in asked.stderr else asked.stderr.strip()
+    except OSError as error:
+        failure = str(error)
+    if failure:
+        rank_zero_warn(f"{done}. The job cannot be requeued from here ({failure}): submit it again.")
+    else:
+        rank_zero_info(f"{done}, requeued")

@@ -14,6 +14,8 @@ from torchaudio.functional import melscale_fbanks
 from surf_lightning.functional.precision import at_least_float32, full_precision
 from surf_lightning.networks.locoformer_layers import RMSGroupNorm
 
+LARGEST = 50_000_000  # numbers in a table of filters
+
 
 def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int]]:
     """The bins of each band: where Slaney's triangular filters from 0 Hz to half the sample rate are positive.
@@ -27,8 +29,10 @@ def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int
         mel_bands: F.
 
     Raises:
-        ValueError: a band holds no bin.
+        ValueError: a band holds no bin, or the filters would fill the memory.
     """
+    if not 0 < n_fft * mel_bands <= LARGEST:  # a checkpoint, perhaps a stranger's, may say so
+        raise ValueError(f"n_fft ({n_fft}) times mel_bands ({mel_bands}) must be positive and at most {LARGEST:,}")
     last = n_fft // 2
     # At twice the rate: torchaudio rounds half the rate to whole Hz, which would stretch the bins of an odd rate.
     with torch.device("cpu"):  # the network may be built on any other, even on "meta"
