@@ -74,7 +74,7 @@ def separate(
     resume: bool = False,
     trust: bool = False,
 ) -> int:
-    """Separate recordings (or PNG images) of any length; one file a source, which sum to the input.
+    """Separate recordings of any length (or PNG images and arrays); one file a source, which sum to the input.
 
     The output folder gets manifest.csv, manifest.json, manifest.raven.txt (for Raven), summary.json and journal.jsonl
     as well. The same command on other machines that see the folder, or in the tasks of a SLURM job, shares the work.

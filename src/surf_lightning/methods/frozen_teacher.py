@@ -6,12 +6,12 @@ import os
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import KEY, build, describe, weights_of
 from surf_lightning.inference.separator import RegressionSeparator, Separator, load_separator
 from surf_lightning.methods.base import SeparationModule
+from surf_lightning.methods.beginnings import begin_with, shared_weights
 
 
 class FrozenTeacherModule(SeparationModule):
@@ -58,10 +58,11 @@ class FrozenTeacherModule(SeparationModule):
         super().on_fit_start()
 
     def check_earlier_stage(self) -> None:
+        super().check_earlier_stage()
         if self.earlier_checkpoint is not None:
             frozen_teacher = self._read_earlier_stage(self.earlier_checkpoint)
             if self.initialize:
-                self._shared_weights(frozen_teacher)
+                shared_weights(self.separator, frozen_teacher, f"the {self.earlier_stage} network")
 
     def _read_earlier_stage(self, path: str) -> Separator:
         stage = self.earlier_stage
@@ -76,30 +77,15 @@ class FrozenTeacherModule(SeparationModule):
         return frozen_teacher
 
     def _take_over(self, frozen_teacher: Separator) -> None:
-        if frozen_teacher.signal != self.signal or frozen_teacher.num_sources != self.separator.num_sources:
+        theirs, own = ({**signal, "values": None} for signal in (frozen_teacher.signal, self.signal))  # scaled alike
+        if theirs != own or frozen_teacher.num_sources != self.separator.num_sources:
             raise UserError(
                 f"{self.earlier_checkpoint} separates {frozen_teacher.num_sources} sources of {frozen_teacher.signal}, "
                 f"but this run has {self.separator.num_sources} sources of {self.signal}"
             )
         self._freeze(frozen_teacher)
         if self.initialize:
-            weights = self._shared_weights(frozen_teacher)
-            for separator in (self.trained, self.separator):
-                separator.network.load_state_dict(weights, strict=False)
-            taken = sum(weight.numel() for weight in weights.values())
-            total = sum(weight.numel() for weight in self.separator.network.state_dict().values())
-            rank_zero_info(f"The student begins with {taken / total:.0%} of its weights from {self.earlier_stage}.")
-
-    def _shared_weights(self, frozen_teacher: Separator) -> dict[str, Tensor]:
-        """Weights of the frozen teacher that the separator has under the same names in the same shapes."""
-        own, theirs = self.separator.network.state_dict(), frozen_teacher.network.state_dict()
-        shared = {name: weight for name, weight in theirs.items() if name in own and own[name].shape == weight.shape}
-        if not shared:
-            raise UserError(
-                f"no weight of the {self.earlier_stage} network has a namesake of the same shape in the student's: "
-                "leave out model.initialize_from_mixit, or choose networks of one family and width"
-            )
-        return shared
+            begin_with((self.trained, self.separator), frozen_teacher, f"the {self.earlier_stage} network")
 
     def _freeze(self, frozen_teacher: Separator) -> None:
         self.frozen_teacher = frozen_teacher.requires_grad_(False).eval()
