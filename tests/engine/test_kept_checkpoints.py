@@ -174,6 +174,17 @@ def test_a_foreign_checkpoint_removes_no_other_checkpoint(victim: str) -> None:
     assert path.stat().st_ino == before or victim == "best.ckpt"
 
 
+def test_a_resumed_run_of_the_users_own_keeps_no_more_than_its_best() -> None:
+    def mine() -> ModelCheckpoint:
+        options: Any = {"monitor": "val/score", "mode": "max", "save_on_train_epoch_end": False}
+        return ModelCheckpoint("run/checkpoints", "mine-{step}", **options)
+
+    fit([1], further=[mine()])
+    fit([1, 2, 3], further=[mine()], ckpt_path="run/checkpoints/last.ckpt")
+    kept = sorted(path.name for path in Path("run/checkpoints").iterdir())
+    assert kept == ["best.ckpt", "last.ckpt", "mine-step=6.ckpt"]
+
+
 @pytest.mark.parametrize("state", [{}, {"best_model_score": "high", "validation_owed": [1]}])
 def test_a_checkpoint_without_our_state_is_continued(state: dict[str, Any]) -> None:
     fit([1])

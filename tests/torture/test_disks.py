@@ -16,9 +16,8 @@ from tests.torture.conftest import Trials
 
 
 @pytest.mark.slow
-def test_files_that_find_no_room(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a random size fail, as on a full disk: checkpoints, metrics or the configuration."""
-    monkeypatch.setattr("surf_lightning.callbacks.media.save_image", lambda *_: None)  # has a test of its own
+def test_files_that_find_no_room(trials: Trials) -> None:
+    """Files of a random size fail, as on a full disk: checkpoints, metrics, pictures or the configuration."""
     faults.earlier_stage()
     ended = {0: 0, 2: 0}
     for random in trials:

@@ -18,7 +18,7 @@ from tests.torture.conftest import Trials
 
 pytestmark = pytest.mark.slow
 TWO = ["--trainer.devices", "2", "--data.batches_per_epoch", "20", "--data.num_validation", "8", "--ckpt_path", "last"]
-PATIENCE = 5  # seconds that the ranks wait for each other where one hangs
+PATIENCE = 30  # seconds that the ranks wait for each other where one hangs
 DDP = ["--trainer.strategy", "DDPStrategy", "--trainer.strategy.timeout", f"0:00:{PATIENCE:02d}"]
 
 
