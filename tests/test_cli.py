@@ -88,8 +88,8 @@ def test_options_may_be_spelled_with_hyphens_and_flags_take_no_value() -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--data.batch_sizes", "4"], "batch_sizes"),
-        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--trainer.max_stepz", "4"], "max_stepz"),
+        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--data.batch_sizes", "4"], "mean --data.batch_size?"),
+        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--trainer.max_stepz", "4"], "mean --trainer.max_steps"),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["fit", "--config", "CONFIGS/digits_surf_rm.yaml"], "surf fit --config configs/<dataset>_mixit.yaml"),
         (["test", "--config", "CONFIGS/digits_mixit.yaml"], "train first"),
@@ -99,7 +99,14 @@ def test_options_may_be_spelled_with_hyphens_and_flags_take_no_value() -> None:
         (["report", "runs/nothing"], "surf test"),
         (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--seed_everything", "-1"], "--seed_everything: -1"),
         (["report", ".", "--output", "/proc/report"], "is no run"),
-        (["separete"], "separete"),
+        (["separete"], "there is no command 'separete'; did you mean separate?"),
+        (
+            ["fit", "--config", "CONFIGS/folder_mixit.yaml", "--data.rot", "x"],
+            "did you mean --data.root? --data.help Folder",
+        ),
+        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--data", "Digit"], "did you mean Digits"),
+        (["fit", "--config", "CONFIGS/digits_mixit.yaml", "--optimizer.lr", "1"], "did you mean --model.optimizer.lr?"),
+        (["separate", "a.wav", "--chekpoint", "c"], "did you mean --checkpoint? --help"),
         (["predict"], "no command 'predict'"),
         (["report"], "name the folders of the runs"),
         (["separate", "--checkpoint", "c", "--output", "o"], "name the files or folders"),
@@ -149,10 +156,12 @@ def test_a_shipped_configuration_is_found_by_its_name_and_one_that_is_there_wins
     assert with_config_paths(["fit", "--config=digits_mixit"]) == ["fit", f"--config={shipped}"]
     Path("digits_mixit").rmdir()
     Path("digits_mixit").write_text("mine: 1\n")
-    for given in ("digits_mixit", "digits_mixit.yaml", "configs/digits_mixit.yaml", '{"data": 1}', "--help"):
+    for given in ("digits_mixit", '{"data": 1}', "--help"):
         assert with_config_paths(["fit", "--config", given]) == ["fit", "--config", given]
-    assert main(["fit", "--config", "digits_mixi"]) == 2
-    assert "no configuration digits_mixi: neither a file nor" in capsys.readouterr().err
+    for given in ("digits_mixi", "configs/digits_mixi.yaml"):
+        assert main(["fit", "--config", given]) == 2
+        assert f"no configuration {given}: neither a file nor" in (said := capsys.readouterr().err)
+        assert "; did you mean digits_mixit" in said
 
 
 def test_the_shipped_configurations_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:

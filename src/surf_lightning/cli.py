@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surf_lightning import __version__
-from surf_lightning.errors import UserError
+from surf_lightning.errors import UserError, did_you_mean
 
 TRAINING = {
     "fit": "Train one stage, or go on with it: --ckpt_path last.",
@@ -44,7 +44,7 @@ def report(*runs: str, output: str = "report") -> None:
     """Compare tested runs, as a page and as Markdown.
 
     Args:
-        *runs: A run's folder, e.g. runs/digits_mixit.
+        *runs: A run's folder, e.g. runs/digits_mixit, or a folder of runs.
         output: Folder for report.html, report.md and its pictures.
     """
     from surf_lightning.reporting.report import write_report
@@ -75,6 +75,9 @@ def separate(
     trust: bool = False,
 ) -> int:
     """Separate recordings of any length (or PNG images and arrays); one file a source, which sum to the input.
+
+    A long file is separated in windows of 10 s whose sources are matched where they overlap, for 2 s: two sources that
+    are both silent there may change places. What lies above half the checkpoint's sample rate is shared equally.
 
     The output folder gets manifest.csv, manifest.json, manifest.raven.txt (for Raven), summary.json and journal.jsonl
     as well. The same command on other machines that see the folder, or in the tasks of a SLURM job, shares the work.
@@ -249,7 +252,8 @@ def _run(command: str, *args: str) -> int:
         run_lightning(command, *args)
         return 0
     if command not in COMMANDS:
-        raise UserError(f"there is no command {command!r}; `surf --help` lists them")
+        near = did_you_mean(command, [*TRAINING, *COMMANDS])
+        raise UserError(f"there is no command {command!r}{near or ';'} `surf --help` lists them")
     from surf_lightning.engine.arguments import call
 
     return call(COMMANDS[command], args) or 0

@@ -11,7 +11,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from surf_lightning.callbacks.beta_schedule import BetaSchedule
+from surf_lightning.callbacks.beta_schedule import BetaSchedule, check_steps, in_steps
+from surf_lightning.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_beta_falls_linearly_after_the_frozen_phase(schedule: BetaSchedule, valu
     "options", [{"start": 1.5}, {"end": -0.1}, {"steps": 0}, {"frozen_steps": -1}, {"start": float("nan")}]
 )
 def test_impossible_schedules_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="beta"):
+    with pytest.raises(ValueError, match=r"beta|frozen_steps"):
         BetaSchedule(**options)
 
 
@@ -80,3 +81,22 @@ def test_a_fit_sees_and_logs_the_beta_of_its_step_not_of_its_batch() -> None:
     expected = [1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     assert module.seen == [(step, expected[step]) for step in range(6) for _ in range(2)]
     assert logger.betas == expected
+
+
+def test_a_schedule_may_be_a_share_of_the_run() -> None:
+    schedule = BetaSchedule(steps=0.5, frozen_steps=0.25)
+    with pytest.raises(UserError, match=r"share of the run .*--trainer.max_steps"):
+        schedule.beta(3)
+    for total in (8, 8000):
+        schedule.total = total
+        assert schedule.end_step == 0.75 * total
+        assert [schedule.beta(step * total // 8) for step in range(8)] == [1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+    assert in_steps(1, 10) == 1  # a step, but
+    assert in_steps(1.0, 10) == 10
+    assert in_steps(0.001, 10) == 1
+
+
+@pytest.mark.parametrize("given", [0, -1, 0.0, 1.5, float("nan")])
+def test_a_schedule_is_a_number_of_steps_or_a_share(given: float) -> None:
+    with pytest.raises(ValueError, match="mixpit_steps must be"):
+        check_steps("mixpit_steps", given)

@@ -20,7 +20,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from surf_lightning.data import FUSS, AudioSet, Folder, Libri2Mix, LibriSpeechFUSS
+from surf_lightning.data import FUSS, AudioSet, Folder, FolderWithTruth, Libri2Mix, LibriSpeechFUSS
 from surf_lightning.data.audio import AudioMetrics, AudioMixtures, si_sdr_columns
 from surf_lightning.data.audioset import listed_ids, youtube_id
 from surf_lightning.data.base import SeparationData
@@ -279,7 +279,7 @@ def test_a_folder_of_anything(tmp_path: Path) -> None:
     assert batch.keys() == {"mixtures"}
     assert batch["mixtures"].shape == (3, CROP)
     assert batch["mixtures"].isfinite().all()
-    assert (data.monitor, data.monitor_mode) == ("val/loss", "min")
+    assert (data.monitor, data.monitor_mode) == ("val/momi", "max")
     (held_out,) = every(data.validation_batches())
     assert held_out.keys() == {"mixtures"}
     with pytest.raises(UserError, match="no true sources"):
@@ -305,13 +305,84 @@ def test_held_out_files_stay_held_out(tmp_path: Path) -> None:
     assert [len(part) for part in parts(validation_share=1e-9)] == [59, 1], "one at least"
 
 
+def test_a_small_folder_holds_out_more_but_a_quarter_at_most(tmp_path: Path) -> None:
+    write(tmp_path / "0.wav", noise(60.0, 0))
+    for number in range(1, 40):
+        (tmp_path / f"{number}.wav").symlink_to(tmp_path / "0.wav")
+    held_out = Folder(str(tmp_path), sample_rate=RATE, **SMALL).examples("validation")
+    assert 5 <= len(held_out) <= 6, "five minutes"
+    few = Folder(str(tmp_path), sample_rate=RATE, **SMALL)
+    few.recordings = few.recordings.select(np.arange(12))
+    assert 1 <= len(few.examples("validation")) <= 5
+    batches = Folder(str(tmp_path), sample_rate=RATE, **SMALL | {"num_validation": 30}).validation_batches()
+    assert len(every(batches)) == 10, "several crops of each recording"
+
+
+def test_a_folder_says_what_it_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(10):
+        write(tmp_path / f"{number}.wav", noise(1.0, number, 44100), 44100)
+    for name in ("low", "lower"):
+        write(tmp_path / f"{name}.flac", noise(30.0, 11))
+    for name in ("memo.M4A", "other.m4a", "notes.txt", "README"):
+        (tmp_path / name).touch()
+    with caplog.at_level("INFO"):
+        data = Folder(str(tmp_path), **SMALL)
+    assert data.sample_rate == 16000
+    assert "90% of the recordings reach 8.0 kHz, so the sample rate is 16,000 Hz (--data.sample_rate" in caplog.text
+    held_out = len(data.examples("validation"))
+    said = f"{tmp_path}: 12 recordings, 1.2 min (10 of 44,100 Hz; 2 of 16,000 Hz), used at 16,000 Hz; "
+    said += f"{12 - held_out} to train on, {held_out} held out "
+    assert data.summary().startswith(said)
+    ignored = data.summary().partition("; ignored: 2 .m4a, ")[2]
+    assert sorted(ignored.split(", ")) == ["1 .txt", "1 without suffix"]
+    (tmp_path / "low.flac").unlink()
+    assert Folder(str(tmp_path), **SMALL).sample_rate == 48000
+    assert Folder(str(tmp_path), sample_rate=24000, **SMALL).sample_rate == 24000
+
+
+# -- a folder with truth --
+
+
+def truths(root: Path, count: int, sources: int = 2, kind: str = "wav") -> None:
+    for number in range(count):
+        parts = [noise(1.0, 10 * number + k) / sources for k in range(sources)]
+        for name, signal in zip(("mix", *(f"s{k + 1}" for k in range(sources))), (sum(parts), *parts), strict=True):
+            write(root / name / f"{number}.{kind}", signal)
+
+
+def test_a_folder_of_mixtures_and_their_sources(tmp_path: Path) -> None:
+    truths(tmp_path, 20, sources=3)
+    data = FolderWithTruth(str(tmp_path), with_sources=True, **SMALL)
+    assert (data.num_sources, data.sample_rate, data.monitor) == (3, 16000, "val/si_sdri")
+    parts = [
+        {os.fsdecode(name) for name in data.examples(part).files[:, 0]} for part in ("train", "validation", "test")
+    ]
+    assert [len(part) for part in parts] == [16, 2, 2]
+    assert len(set.union(*parts)) == 20
+    for batch in (one(data), *every(data.validation_batches()), *every(data.test_batches())):
+        torch.testing.assert_close(batch["sources"].sum(1), batch["mixtures"], rtol=0, atol=3 / 2**15)
+    assert one(FolderWithTruth(str(tmp_path), **SMALL)).keys() == {"mixtures"}
+
+
+def test_a_part_of_its_own_is_used_whole(tmp_path: Path) -> None:
+    truths(tmp_path / "test", 4)
+    data = FolderWithTruth(str(tmp_path), **SMALL)
+    assert data.num_sources == 2
+    assert len(every(data.test_batches())) == 4
+    with pytest.raises(UserError, match=r"no mixtures with their sources in .*/train: put them into mix/ and"):
+        one(data)
+    truths(tmp_path / "few", 2)
+    with pytest.raises(UserError, match=r"holds 2 mixtures: .* takes 3"):
+        FolderWithTruth(str(tmp_path / "few"), **SMALL).test_batches()
+
+
 def test_a_folder_of_one_recording_is_validated_on_too(tmp_path: Path) -> None:
     write(tmp_path / "long.wav", noise(4.0, 0))
     data = Folder(str(tmp_path), **SMALL)
     with pytest.warns(UserWarning, match="one recording"):
         assert one(data)["mixtures"].shape == (3, CROP)
     with pytest.warns(UserWarning, match="one recording"):
-        assert len(every(data.validation_batches())) == 1
+        assert len(every(data.validation_batches())) == 2
 
 
 def test_a_folder_survives_broken_files_and_names_them(tmp_path: Path) -> None:

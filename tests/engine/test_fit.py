@@ -21,7 +21,8 @@ from surf_lightning.callbacks.results import PrintedResult
 from surf_lightning.cli import main
 from surf_lightning.engine import fit as engine
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.fit import TRAINER_DEFAULTS, Progress, check, fit, progress_bar, standard_callbacks, train
+from surf_lightning.engine.fit import TRAINER_DEFAULTS, check, fit, progress_bar, standard_callbacks, train
+from surf_lightning.engine.progress import Progress
 from surf_lightning.engine.ranks import LostProcesses
 from surf_lightning.engine.signals import StopAtSignal
 from surf_lightning.errors import UserError
@@ -150,20 +151,6 @@ def test_a_logger_gets_the_whole_configuration_of_the_command_line(monkeypatch: 
     (params,) = seen
     assert params == yaml.safe_load(Path("runs/digits_mixit/config.yaml").read_text())
     assert params["model"]["init_args"]["network"]["init_args"]["channels"] == 4
-
-
-def test_the_bar_is_drawn_once_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    bar = Progress()
-    drawn = []
-    for step in range(1, 11):
-        if bar._should_update(step, 10):
-            drawn.append(step)
-        now[0] += 0.3
-    assert drawn == [1, 5, 9, 10]
-    bar.disable()  # as on all ranks but the first
-    assert not bar._should_update(10, 10)
 
 
 def test_a_bar_of_the_users_is_the_only_one() -> None:

@@ -19,7 +19,7 @@ from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.inference.checkpoint import KEY
 
-NAN = float("nan")
+NAN, MISSING = float("nan"), float("-inf")
 
 
 class Scored(L.LightningModule):
@@ -34,7 +34,9 @@ class Scored(L.LightningModule):
         return self.layer(batch).sum()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("val/score", self.scores[self.current_epoch])
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if (score := self.scores[self.current_epoch]) is not MISSING:
+            self.log(data.monitor, score)
 
     def on_train_epoch_start(self) -> None:
         self.note()
@@ -56,11 +58,9 @@ class PlainIO(AtomicCheckpointIO):
 
 
 class Rows(L.LightningDataModule):
-    monitor = "val/score"
-
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, monitor: str) -> None:
         super().__init__()
-        self.monitor_mode = mode
+        self.monitor_mode, self.monitor = mode, monitor
 
     def train_dataloader(self) -> DataLoader[Any]:
         rows: Any = torch.ones(2, 1)
@@ -76,6 +76,7 @@ def fit(
     mode: str = "max",
     ckpt_path: str | None = None,
     further: list[L.Callback] | None = None,
+    monitor: str = "val/score",
     **options: Any,
 ) -> Scored:
     folder = Path("run")
@@ -88,7 +89,7 @@ def fit(
         plugins=[PlainIO(folder)],
         **{"max_steps": 2 * len(scores), **quiet, **options},
     )
-    fitter.fit(module, datamodule=Rows(mode), ckpt_path=ckpt_path)
+    fitter.fit(module, datamodule=Rows(mode, monitor), ckpt_path=ckpt_path)
     module.note()
     return module
 
@@ -114,6 +115,18 @@ def test_a_resumed_run_knows_its_best_score(further: list[float], best: int) -> 
         "best.ckpt": best,
         "last.ckpt": 8,
     }
+
+
+def test_what_is_uncertain_is_smoothed_before_the_best_is_chosen() -> None:
+    """Means of three validations: 0, 4.5, 3, 4, 2 and 4.33, where single ones would choose the second or the fifth."""
+    scores: list[float] = [0, 9, 0, 3, 3, 7]
+    steps = [checkpoints["best.ckpt"] for checkpoints in fit(scores, monitor="val/momi").steps_saved[1:]]
+    assert steps == [2, 4, 4, 4, 4, 4]
+    fit([0, 3, 0], monitor="val/momi")
+    resumed = fit([0, 3, 0, 3, 3, 3], monitor="val/momi", ckpt_path="run/checkpoints/last.ckpt")
+    assert [each["best.ckpt"] for each in resumed.steps_saved[1:]] == [8, 8, 12]
+    unknown = fit([MISSING, MISSING], monitor="val/momi").steps_saved
+    assert [each["best.ckpt"] for each in unknown[1:]] == [2, 4], "the newest"
 
 
 def test_a_used_folder_holds_no_second_last_or_best() -> None:

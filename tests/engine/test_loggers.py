@@ -20,6 +20,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from surf_lightning.cli import main
 from surf_lightning.engine.loggers import (
     MetricsCSV,
     filter_lightning_tips,
@@ -32,6 +33,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.methods import MixIT
 from surf_lightning.reporting.runs import read_curves
 from tests import tiny
+from tests.test_configs import ROOT
 
 WANDB = "lightning.pytorch.loggers.WandbLogger"
 CSV = "surf_lightning.engine.loggers.MetricsCSV"
@@ -227,30 +229,32 @@ def wandb(**given: Any) -> Namespace:
 
 def complete(logger: Any, folder: str = "runs/a", is_new: bool = False, subcommand: str = "fit") -> list[Namespace]:
     trainer = Namespace(logger=logger)
-    resolve_loggers(trainer, Path(folder), subcommand, is_new)
+    NOTES[:] = resolve_loggers(trainer, Path(folder), subcommand, is_new)
     return trainer.logger
 
 
-def test_without_an_account_a_run_is_tracked_offline_and_says_where(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        tracked, table = complete([wandb()])
+NOTES: list[str] = []
+"""What the latest ``complete`` would say when the run begins."""
+
+
+def test_without_an_account_a_run_is_tracked_offline_and_says_where() -> None:
+    tracked, table = complete([wandb()])
+    (note,) = NOTES
     arguments = tracked.init_args
     assert arguments.offline is True
     assert (arguments.save_dir, arguments.name) == ("runs/a", "a")
-    assert "no account is logged in" in caplog.text
-    assert f"wandb sync runs/a/wandb/offline-run-*-{arguments.id}" in caplog.text
+    assert "no account is logged in" in note
+    assert f"wandb sync runs/a/wandb/offline-run-*-{arguments.id}" in note
     assert (table.class_path, table.init_args.save_dir) == (CSV, "runs/a")
 
 
-def test_who_has_chosen_offline_is_told_of_no_account(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with caplog.at_level("INFO"):
-        assert complete([wandb(offline=True)])[0].init_args.offline is True
+def test_who_has_chosen_offline_is_told_of_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (wandb(offline=True), wandb()):
+        assert complete([given])[0].init_args.offline is True
+        (note,) = NOTES
+        assert note.startswith("W&B: offline mode is chosen, so run")
+        assert "account" not in note
         monkeypatch.setenv("WANDB_MODE", "offline")
-        assert complete([wandb()])[0].init_args.offline is True
-    assert caplog.text.count("W&B: offline mode is chosen, so run") == 2
-    assert "account" not in caplog.text
 
 
 def test_who_can_be_tracked_online_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,26 +276,49 @@ def test_a_resumed_run_is_the_same_run_of_wandb(monkeypatch: pytest.MonkeyPatch)
     assert complete([wandb(name="named")])[0].init_args.name == "named"
 
 
-@pytest.mark.parametrize("logger", [None, True, []])
+@pytest.mark.parametrize("logger", [None, True, [], False])
 def test_a_table_is_always_written(logger: Any) -> None:
     (table,) = complete(logger)
     assert (table.class_path, table.init_args.save_dir) == (CSV, "runs/a")
 
 
-def test_no_logger_is_no_logger() -> None:
-    trainer = Namespace(logger=False)
-    resolve_loggers(trainer, Path("runs/a"), "fit", is_new=True)
-    assert trainer.logger is False
+@pytest.mark.parametrize("subcommand", ["validate", "test"])
+def test_no_logger_is_no_logger(subcommand: str) -> None:
+    assert complete(False, subcommand=subcommand) is False
     assert not Path("runs").exists()
 
 
-def test_without_wandb_a_run_is_recorded_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_refused_fit_advertises_nothing_and_leaves_nothing(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
+    fit = [
+        "fit",
+        "--config",
+        "digits_mixit",
+        "--trainer.logger",
+        "WandbLogger",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
+    for wrong in (["--data", "Folder", "--data.root", "nowhere"], ["--data.batch_size", "1"]):
+        assert main([*fit, *wrong]) == 2
+        assert "W&B" not in caplog.text
+        assert "wandb" not in "".join(capfd.readouterr())
+        assert not list(Path().glob("runs/*"))
+    small = ["--config", str(ROOT / "tests" / "tiny_images.yaml"), "--trainer.accelerator", "cpu"]
+    assert main([*fit, *small]) == 0
+    assert caplog.text.count("W&B") == 1, "one line"
+    assert "wandb" not in "".join(capfd.readouterr())
+    assert list(Path("runs/digits_mixit/wandb").glob("offline-run-*"))
+
+
+def test_without_wandb_a_run_is_recorded_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
-    caplog.set_level(logging.INFO)
     assert [logger.class_path for logger in complete(None)] == [CSV]
-    assert "pip install 'surf-lightning[wandb]'" in caplog.text
+    assert "pip install 'surf-lightning[wandb]'" in NOTES[0]
+    assert complete(False)
+    assert NOTES == []
     with pytest.raises(UserError, match="WandbLogger needs W&B: pip install"):
         complete([wandb()])
 

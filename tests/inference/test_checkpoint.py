@@ -188,6 +188,17 @@ def test_a_missing_checkpoint_is_refused(path: str) -> None:
         read_checkpoint(path)
 
 
+def test_a_mistyped_checkpoint_is_answered_with_those_that_are_there() -> None:
+    last = Path("runs/digits_mixit/checkpoints/last.ckpt")
+    last.parent.mkdir(parents=True)
+    last.touch()
+    for given in (last.parent / "best.ckpt", last.parent.parent, "runs/digits_mixit/last.ckpt"):
+        with pytest.raises(UserError, match=f"there is no checkpoint {given}; there is {last}."):
+            read_checkpoint(given)
+    with pytest.raises(UserError, match=rf"did you mean {last}\\?"):
+        read_checkpoint("runs/digit_mixit/checkpoints/last.ckpt")
+
+
 def test_what_differs_from_the_network_of_a_checkpoint_is_named() -> None:
     checkpoint = valid()
     check_fits(checkpoint, RegressionSeparator(regression(), 2))

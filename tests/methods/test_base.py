@@ -84,6 +84,40 @@ def test_impossible_settings_are_refused_before_anything_runs(method: str, optio
         build(method, "", **options)
 
 
+SHARES = {"frozen_steps": (1, 0.25), "beta_steps": (2, 0.5), "decay_steps": (4, 1.0), "teacher_steps": (1, 0.25)}
+SCHEDULES = {"SURF": ["frozen_steps", "beta_steps", "decay_steps"], "Remixing": ["teacher_steps", "decay_steps"]}
+
+
+@pytest.mark.parametrize("method", SCHEDULES)
+def test_shares_of_the_run_train_as_their_steps_do_and_say_when_they_change(method: str, mixit: str) -> None:
+    weights = []
+    for kind in (0, 1):
+        module = build(method, mixit, **{name: SHARES[name][kind] for name in SCHEDULES[method]})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "The run ends at step")
+            fit(module, max_steps=4)
+        weights.append(module.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    with pytest.warns(UserWarning, match=r"ends at step 6, it was to end at 4: decay_steps, .* shares of the run"):
+        fit(module, "run/checkpoints/last.ckpt", max_steps=6)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "says"),
+    [
+        (
+            "SURF",
+            {"frozen_steps": 1, "beta_steps": 4},
+            r"step 4, before beta does \(step 5\): beta falls to 0.25, not 0",
+        ),
+        ("Remixing", {"teacher_steps": 4}, r"before the frozen MixIT's last as the teacher \(step 4\)"),
+    ],
+)
+def test_a_run_too_short_for_its_schedule_says_so(method: str, options: dict[str, Any], says: str, mixit: str) -> None:
+    with pytest.warns(UserWarning, match=says):
+        fit(build(method, mixit, **options), max_steps=4)
+
+
 def test_the_learning_rate_changes_with_every_optimizer_step() -> None:
     rates: list[tuple[int, float]] = []
 
@@ -227,13 +261,15 @@ def test_an_earlier_stage_of_other_signals_or_sources_is_refused(mixit: str) -> 
     checkpoint = torch.load(mixit, weights_only=True)
     checkpoint["surf_lightning"]["signal"]["shape"] = [1, 28, 28]
     torch.save(checkpoint, "mnist.ckpt")
-    with pytest.raises(UserError, match=r"2 sources of .*\[1, 28, 28\].*2 sources of .*\[1, 8, 8\]"):
+    with pytest.raises(UserError, match=r"2 sources in .*\[1, 28, 28\].*2 sources in .*\[1, 8, 8\]"):
         fit(build("SURF", "mnist.ckpt"))
     checkpoint["surf_lightning"]["signal"]["shape"] = [1, 8, 8]
     separator = checkpoint["surf_lightning"]["separator"]["init_args"]
     separator["num_sources"] = separator["network"]["init_args"]["num_sources"] = 3
     torch.save(checkpoint, "three.ckpt")
-    with pytest.raises(UserError, match=r"separates 3 sources of .* has 2 sources"):
+    with pytest.raises(
+        UserError, match=r"separates 3 sources in images of .* this run 2 .*: give --data.num_sources 3,"
+    ):
         fit(build("Remixing", "three.ckpt"))
 
 

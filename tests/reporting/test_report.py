@@ -290,13 +290,61 @@ def test_examples_of_other_mixtures_are_not_set_side_by_side() -> None:
     assert "runs/1: no examples, for its mixtures are not those of runs/0." in section.missing
 
 
-def test_a_repetition_without_its_first_run_has_a_row() -> None:
-    metrics: dict[str, float | None] = {"psnr": 18.0}
-    first, second = (write(name, results("MixIT", metrics), None, config="") for name in ("m_seed1", "m"))
-    assert len(sections(first)[0].tables[0].rows) == 2
-    (both,) = sections(first, second)
-    assert len(both.tables[0].rows) == 2
+def seeded(name: str, seed: int, teacher: str = "", steps: int = 9) -> str:
+    model = f"{{class_path: S, init_args: {{mixit_checkpoint: {teacher}/checkpoints/last.ckpt}}}}"
+    config = f"{{seed_everything: {seed}, name: {name}, model: {model}, trainer: {{max_steps: {steps}}}}}"
+    return write(name, results("SURF", {"psnr": 18.0 + seed}, seed=seed), None, config=config)
+
+
+def test_runs_of_one_configuration_pool_their_seeds_whatever_they_are_called() -> None:
+    teachers = [seeded(name, seed) for name, seed in (("t", 0), ("u", 1))]
+    runs = [seeded(name, seed, teachers[seed]) for name, seed in (("x", 0), ("y", 1))]
+    others = [seeded("z", 1, "runs/none"), seeded("long", 1, teachers[0], steps=10), seeded("again", 0, teachers[0])]
+    assert len(sections(runs[1])[0].tables[0].rows) == 2
+    (both,) = sections(*runs)
+    assert [row.label for row in both.tables[0].rows[1:]] == ["SURF"]
+    assert both.tables[0].notes == ("SURF over 2 seeds: 18.50 ± 0.71 dB (seed 0: 18.00, seed 1: 19.00).",)
     assert len(both.runs) == 2  # what was run names them all
+    (all_,) = sections(*runs, *others)
+    assert [row.label for row in all_.tables[0].rows[1:]] == ["SURF, x", "SURF, again"]  # the same seed is no other
+    assert all_.tables[0].notes == both.tables[0].notes
+    assert all_.sweeps[0].tables[0].rows[0].label  # another teacher, another length
+
+
+def mixtures_heard(name: str, method: str, sources: int, mixture: list[float]) -> str:
+    model = f"model: {{class_path: {method}, init_args: {{}}}}"
+    folder = write(name, None, None, config=f"{{data: {{class_path: a.Folder}}, {model}}}")
+    Path(folder, "media").mkdir()
+    Path(folder, "metrics.csv").write_text("step,epoch,name,value\n9,0,val/momi,1.5\n9,0,val/loss,20.0\n9,0,loss,3.0\n")
+    estimates = torch.eye(3)[:sources] * torch.tensor(mixture)
+    estimates[-1] += torch.tensor(mixture) - estimates.sum(0)
+    parts = {"mixture": torch.tensor(mixture)}
+    parts |= {f"estimate{k + 1}": each for k, each in enumerate(estimates.flip(0) if method == "b.B" else estimates)}
+    for part, signal in parts.items():
+        path = Path(folder, "media", f"step_0000009_1_{part}.wav")
+        soundfile.write(path, np.pad(signal.numpy(), (0, 1000)), 8000, subtype="FLOAT")
+    return folder
+
+
+def test_methods_without_truth_stand_side_by_side_and_losses_apart() -> None:
+    first, second = (
+        mixtures_heard("one", "a.A", 2, [0.9, -0.5, 0.25]),
+        mixtures_heard("two", "b.B", 2, [0.9, -0.5, 0.25]),
+    )
+    other = mixtures_heard("other", "c.C", 2, [0.1, 0.2, 0.3])
+    page, text = report("runs")
+    assert [heading for heading in page.headings if "latest" in heading] == [
+        "A, B: their latest validation",
+        "C: its latest validation",
+    ]
+    side_by_side = next(table for table in page.tables if table[0][0] == "mixture")
+    assert [row[0] for row in side_by_side] == ["mixture", "", "A", "B"]
+    heard = [soundfile.read(io.BytesIO(sound))[0][:3] for sound in page.embedded("audio/flac")[:5]]
+    np.testing.assert_allclose(heard[1:3], heard[3:5], atol=1e-4)  # in the order of the first
+    assert "| A | **1.50** | **1.50** | 10 |" in text
+    (section,) = sections(first, second, other)
+    titles = [axes.get_title("left") for axes in section.curves.axes if axes.get_title("left")]
+    assert titles == ["Held-out mixtures: MoMi (dB)", *(f"{name}: loss (dashed: held out)" for name in "ABC")]
 
 
 def test_pictures_of_colour_and_of_three_sources_are_drawn() -> None:

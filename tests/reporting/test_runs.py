@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from surf_lightning.errors import UserError
-from surf_lightning.reporting.runs import Run, read_curves
-from tests.reporting.fabricate import CURVES, image_examples, measured, results, write
+from surf_lightning.reporting.runs import Run, read_curves, runs_in
+from tests.reporting.fabricate import CURVES, image_examples, results, write
 
 
 def run(name: str = "digits_mixit", **parts: str) -> Run:
@@ -20,7 +20,7 @@ def run(name: str = "digits_mixit", **parts: str) -> Run:
 def test_a_whole_run_misses_nothing() -> None:
     whole = run()
     assert whole.missing == ()
-    assert (whole.label, whole.data, whole.name, whole.is_repetition) == ("MixIT", "Digits", "digits_mixit", False)
+    assert (whole.label, whole.data, whole.seed) == ("MixIT", "Digits", 7)
     assert whole.facts == {
         "seed": "7",  # the one it was trained from, whatever the test was told
         "steps": "4,000",
@@ -119,10 +119,35 @@ def test_the_pictures_of_the_latest_validation_are_found() -> None:
     assert [path.name for path in Run.read(folder).media] == ["step_0001000_1.png", "step_0001000_1_mixture.wav"]
 
 
-def test_repetitions_are_known_by_their_names() -> None:
-    assert measured("MixIT", {}, "digits_mixit_seed12").name == "digits_mixit"
-    assert measured("MixIT", {}, "digits_mixit_seed12").is_repetition
-    assert not measured("MixIT", {}, "seed12").is_repetition
+@pytest.mark.parametrize(
+    ("method", "label"),
+    [
+        ("surf_lightning.methods.MixIT", "MixIT"),
+        ("surf_lightning.methods.SURF", "SURF (Self-Remixing)"),
+        ("my_methods.Mine", "Mine"),
+    ],
+)
+def test_a_run_that_was_never_tested_has_the_name_of_its_method(method: str, label: str) -> None:
+    config = f"model:\n  class_path: {method}\n  init_args: {{objective: self_remixing}}\n"
+    assert Run.read(Path(write("mine", None, None, config=config))).label == label
+
+
+def test_a_run_whose_beta_has_not_fallen_says_so() -> None:
+    model = "model:\n  class_path: surf_lightning.methods.SURF\n  init_args: {beta_end: 0.0}\n"
+    short = Run.read(Path(write("short", None, None, config=model)))
+    assert short.unfinished == ""
+    (short.folder / "metrics.csv").write_text(CURVES.replace("beta,0.0", "beta,0.75"))
+    says = "beta has fallen to 0.75 only, not to 0: MixIT still led the student"
+    assert Run.read(short.folder).unfinished == says
+
+
+def test_a_folder_of_runs_stands_for_them() -> None:
+    for name in ("a", "b.1", "demo/c", "demo/.hidden", "b"):
+        write(name, None, None)
+    Path("runs/demo/media").mkdir()
+    assert [path.as_posix() for path in runs_in(Path("runs"))] == ["runs/a", "runs/b", "runs/demo/c"]
+    assert runs_in(Path("runs/b.1")) == [Path("runs/b.1")]
+    assert runs_in(Path("nowhere")) == []
 
 
 def test_a_link_out_of_the_folder_shows_nothing() -> None:

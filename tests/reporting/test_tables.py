@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from surf_lightning.reporting.runs import Run
-from surf_lightning.reporting.tables import group_alike, make_table, markdown
+from surf_lightning.reporting.tables import group_alike, make_table, markdown, momi_table
 from tests.reporting.fabricate import TABLE_1, measured, results
 
 
@@ -170,15 +170,16 @@ def test_a_value_that_one_run_lacks_is_not_available() -> None:
 
 
 def test_repetitions_with_other_seeds_give_a_mean_and_a_spread() -> None:
-    repetitions = (mixit(17.0, "digits_mixit_seed1", seed=1), mixit(19.6, "digits_mixit_seed2", seed=2))
-    table = rows(mixit(), surf(), repetitions=repetitions)
+    repetitions = [mixit(17.0, "digits_mixit_seed1", seed=1), mixit(19.6, "digits_mixit_seed2", seed=2)]
+    repeated = {mixit().folder: repetitions}
+    table = rows(mixit(), surf(), repetitions=repeated)
     assert len(table) == 5  # repetitions have no rows of their own
-    assert notes(mixit(), surf(), repetitions=repetitions) == (
+    assert notes(mixit(), surf(), repetitions=repeated) == (
         "MixIT over 3 seeds: 18.20 ± 1.31 dB (seed 0: 18.00, seed 1: 17.00, seed 2: 19.60). "
         "The other rows start from seed 0.",
     )  # and SURF is above its teacher, which is the run of seed 0
     again = measured("SURF (ReMixIT)", {"psnr": 20.5}, "digits_surf_rm_seed1", seed=1)
-    assert notes(surf(20.0), repetitions=(again,)) == (
+    assert notes(surf(20.0), repetitions={surf(20.0).folder: [again]}) == (
         "SURF (ReMixIT) over 2 seeds: 20.25 ± 0.35 dB (seed 0: 20.00, seed 1: 20.50).",
     )
 
@@ -204,3 +205,22 @@ def test_a_record_of_an_older_version_is_shown_as_well() -> None:
     table = make_table("metrics", [Run(Path("runs/old"), {"metrics": old})])
     assert table.protocol == "1000 held-out mixtures of Digits."
     assert [row.label for row in table.rows] == ["MixIT"]
+
+
+def test_what_has_no_truth_stands_in_a_table_of_momi() -> None:
+    curves = {
+        "val/momi": {100: 1.0, 200: 4.0, 300: 4.0, 400: 1.0, 500: 1.0, 600: 1.0},
+        "val/momi_error": {500: 0.5, 600: 0.25},
+    }
+    tested = Run(Path("runs/tested"), {"metrics": results("MixIT", {"psnr": 18.0})}, curves=curves)
+    (table,) = momi_table([Run(Path("runs/a"), curves=curves), tested, Run(Path("runs/b"))])
+    (row,) = table.rows
+    assert (row.label, row.steps) == ("a", "601")
+    assert [text for text, _ in row.cells] == ["3.00", "1.00 ± 0.25"]
+    assert momi_table([tested]) == []
+
+
+def test_a_small_loss_keeps_its_digits() -> None:
+    loss = {"loss": 0.000147, "momi": 3.0, "momi_error": 0.5}
+    (_, line) = [row for row in rows(measured("SURF", dict(loss), average={})) if row.startswith("| ")]
+    assert line == "| SURF | **3.00 ± 0.50** | 0.000147 | 4,000 | 1.5 |"

@@ -14,7 +14,8 @@ from surf_lightning.metrics.audio import MoMi
 class MeasureMoMi(L.Callback):
     """Logs how well held-out recordings are rebuilt from separated mixtures of two of them, see ``metrics.MoMi``.
 
-    ``val/momi`` is of the neighbours in a batch, where there is no truth that says more; ``test/momi`` stands beside
+    ``val/momi`` is of the neighbours in a batch, where there is no truth that says more, and ``val/momi_error`` is its
+    standard error; ``test/momi`` stands beside
     the other metrics, and is of one recording and the next, the longer cut. A process with one recording has none.
 
     Works for any LightningModule with a ``signal`` and ``outputs(mixtures [P,T], batch_idx) -> [P,M,T]``.
@@ -67,4 +68,6 @@ class MeasureMoMi(L.Callback):
     def _log(self, pl_module: Any, name: str) -> None:
         if self.momi.update_called:
             pl_module.log(name, self.momi.compute(), prog_bar=True)
+            if name == "val/momi":
+                pl_module.log("val/momi_error", self.momi.error)
             self.momi.reset()

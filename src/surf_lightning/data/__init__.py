@@ -6,6 +6,7 @@ from surf_lightning.data.cifar import CIFAR10
 from surf_lightning.data.digits import Digits
 from surf_lightning.data.enhancement import Enhancement
 from surf_lightning.data.folder import Folder
+from surf_lightning.data.folder_with_truth import FolderWithTruth
 from surf_lightning.data.fuss import FUSS
 from surf_lightning.data.libri2mix import Libri2Mix
 from surf_lightning.data.librispeech_fuss import LibriSpeechFUSS
@@ -22,6 +23,7 @@ __all__ = [
     "Digits",
     "Enhancement",
     "Folder",
+    "FolderWithTruth",
     "Libri2Mix",
     "LibriSpeechFUSS",
     "SC09Mix",

@@ -107,7 +107,7 @@ class AudioMixtures(SeparationData):
     single_source_share = 0.0
     crops: type[RandomCrops] = RandomCrops
     fixed_crops: type[FixedCrops] = FixedCrops
-    num_sources: int
+    num_sources: int | None
     """Rows of ``sources`` where there is truth, those beyond a mixture's own being 0."""
 
     def __init__(
@@ -171,8 +171,11 @@ class AudioMixtures(SeparationData):
         examples = self.examples("validation")
         # All batches are full, for MixIT cannot use one of a single mixture, and every rank has one.
         size = min(self.batch_size, HELD_OUT_BATCH)
-        num_batches = min(self.num_validation, len(examples)) // size
+        num_batches = min(self.num_validation, self._num_crops(examples)) // size
         return self.fixed_crops(examples, self.crop, size, max(num_batches, self._ranks().world_size))
+
+    def _num_crops(self, examples: Readable) -> int:
+        return len(examples)
 
     def test_batches(self) -> Batches:
         return WholeExamples(self.examples("test"))

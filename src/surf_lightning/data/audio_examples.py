@@ -175,6 +175,11 @@ def as_batch(signals: Tensor) -> dict[str, Tensor]:
     return batch | {"sources": signals[:, 1:].contiguous()} if signals.shape[1] > 1 else batch
 
 
+def num_crops(examples: Readable, crop: int) -> np.ndarray:
+    """How many crops of ``crop`` samples each example is long, one at least, ``[N]``."""
+    return np.rint(examples.lengths / crop).astype(np.int64).clip(1)
+
+
 class RandomCrops(Dataset[dict[str, Tensor]]):
     """Item i is training batch i: this rank's rows of random crops of ``crop`` samples, ``mixtures [B,T]``.
 
@@ -196,8 +201,7 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
     ) -> None:
         self.examples, self.crop, self.batch_size = examples, crop, batch_size
         self.seed, self.ranks, self.single_source_share = seed, ranks or Ranks(), single_source_share
-        visits = np.rint(examples.lengths / crop).astype(np.int64).clip(1)
-        self.visits = np.repeat(np.arange(len(examples), dtype=np.int32), visits)
+        self.visits = np.repeat(np.arange(len(examples), dtype=np.int32), num_crops(examples, crop))
         self.failed = torch.zeros(len(examples), dtype=torch.bool).share_memory_()  # known to all workers
         self._round, self._order = -1, torch.empty(0)
 

@@ -54,6 +54,7 @@ class AudioSet(Folder):
             in ``root``, and all clips where there is none.
         fuss_root: as ``root`` of ``FUSS``.
         librispeech_root: as in ``LibriSpeechFUSS``; needs ``fuss_root`` as well.
+        sample_rate: in Hz, that all recordings are brought to.
         options: the arguments of ``Folder``.
     """
 
@@ -63,9 +64,10 @@ class AudioSet(Folder):
         segments: str | None = None,
         fuss_root: str | None = None,
         librispeech_root: str | None = None,
+        sample_rate: int = 16000,
         **options: Any,
     ) -> None:
-        super().__init__(root=root, **options)
+        super().__init__(root=root, sample_rate=sample_rate, **options)
         if librispeech_root and not fuss_root:
             raise ValueError("librispeech_root needs fuss_root: the speech is mixed with FUSS's backgrounds")
         self.segments, self.fuss_root, self.librispeech_root = segments, fuss_root, librispeech_root
@@ -134,7 +136,7 @@ class MetricsByNumberOfSources(Metric):
         for number, each in zip(self.numbers, sets, strict=True):
             self.add_module(f"of_{number}", each.test_metrics())
 
-    def _of(self, number: int) -> Any:
+    def _of(self, number: int | None) -> Any:
         return self.get_submodule(f"of_{number}")
 
     def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, si_sdr_columns
 from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops, WholeExamples
 from surf_lightning.data.base import Batches
-from surf_lightning.data.folder import Folder
+from surf_lightning.data.folder import SHARE, Folder
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
 from surf_lightning.metrics.evaluation import speech_metrics
@@ -61,19 +61,23 @@ class Enhancement(Folder):
         noise_root: a folder of noise.
         clean_root: a folder of the clean speech of every recording in ``root``, under the same names. Then as many
             recordings as are validated on are held out to test on as well.
-        options: the arguments of ``Folder``.
+        validation_share: of the files, in (0, 1).
+        sample_rate: in Hz, that all recordings are brought to.
+        num_sources: the speech and the noise.
+        options: the other arguments of ``Folder``.
     """
-
-    num_sources = 2
 
     def __init__(
         self,
         root: str = "data/noisy_speech",
         noise_root: str = "data/noise",
         clean_root: str | None = None,
-        validation_share: float = 0.1,
+        validation_share: float = SHARE,
+        sample_rate: int = 16000,
+        num_sources: int = 2,
         **options: Any,
     ) -> None:
+        options = {"sample_rate": sample_rate, "num_sources": num_sources, **options}
         super().__init__(root, validation_share, **options)
         if self.batch_size % 2:
             raise ValueError(f"batch_size {self.batch_size} must be even: half of the batch is noise")
@@ -93,7 +97,7 @@ class Enhancement(Folder):
     def load(self, part: Part) -> Examples:
         if self.clean_root is None:
             return super().load(part)
-        hashes, share = self.hashes(), self.validation_share
+        hashes, share = self.hashes(), self.validation_share or SHARE
         validation, training = hashes < share, hashes >= 2 * share
         which = {"validation": validation, "train": training, "test": ~(validation | training)}[part]
         if not which.any():

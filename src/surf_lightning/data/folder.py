@@ -4,71 +4,147 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from torchmetrics.utilities import rank_zero_warn
 
+from surf_lightning.audio.band import common_band, exceeds, usual_rate
 from surf_lightning.audio.files import EXTENSIONS
+from surf_lightning.audio.index import index_audio
 from surf_lightning.data.audio import AudioMixtures, Part
-from surf_lightning.data.audio_examples import Examples
+from surf_lightning.data.audio_examples import Examples, Readable, num_crops
 from surf_lightning.errors import UserError
 from surf_lightning.files import files_under
+
+SHARE, LARGEST_SHARE = 0.1, 0.25  # of the files, that are held out by default: the larger one in small folders,
+HELD_OUT_SECONDS = 300.0  # until what is held out lasts so long
 
 
 class Folder(AudioMixtures):
     """Recordings without true sources: all audio files in a folder and its subfolders.
 
-    Whole files are held out to validate on, chosen by a hash of their paths: always the same ones, whatever is added.
+    Whole files are held out to validate on, chosen by a hash of their paths.
 
     Args:
         root: the folder.
-        validation_share: of the files, in (0, 1).
+        validation_share: of the files, in (0, 1): then always the same ones are held out, whatever is added. By default
+            a tenth, and in a small folder up to a quarter, until those held out last 5 minutes.
+        num_sources: sources in a mixture (K). The command line sizes the networks for it, and takes it from the stage
+            before where it is not given.
+        sample_rate: in Hz, that all recordings are brought to. By default the lowest of 16, 24, 32 and 48 kHz that
+            holds the band that 90% of them fill; the command line takes that of the stage before.
         options: the arguments of ``AudioMixtures``.
     """
 
-    monitor = "val/loss"
-    monitor_mode = "min"
+    monitor = "val/momi"
+    monitor_mode = "max"
 
-    def __init__(self, root: str = "data/recordings", validation_share: float = 0.1, **options: Any) -> None:
-        super().__init__(**options)
-        if not 0 < validation_share < 1:
+    def __init__(
+        self,
+        root: str = "data/recordings",
+        validation_share: float | None = None,
+        num_sources: int | None = None,
+        sample_rate: int | None = None,
+        **options: Any,
+    ) -> None:
+        if validation_share is not None and not 0 < validation_share < 1:
             raise ValueError(f"validation_share must lie between 0 and 1, not {validation_share}")
         self.root, self.validation_share = root, validation_share
+        super().__init__(sample_rate=sample_rate or self._usual_rate(), **options)
+        self.num_sources = num_sources
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.root).expanduser()
+
+    def _usual_rate(self) -> int:
+        paths = self.mixtures()
+        band = common_band([self._folder / path for path in paths])
+        rate = usual_rate(band)
+        if paths:
+            above = ", and what lies above is left out" if exceeds(band, rate) else ""
+            rank_zero_info(
+                f"90% of the recordings reach {band / 1000:.1f} kHz, so the sample rate is {rate:,} Hz{above} "
+                "(--data.sample_rate chooses another)."
+            )
+        return rate
 
     @cached_property
     def recordings(self) -> Examples:
         """All recordings, indexed."""
-        return self._usable(Path(self.root).expanduser(), [[path] for path in self.found()])
+        return self._usable(self._folder, [[path] for path in self.found()])
+
+    def mixtures(self) -> list[str]:
+        """All files named like audio, relative to ``root``."""
+        return files_under(self._folder, EXTENSIONS)
 
     def found(self) -> list[str]:
-        """All files named like audio, relative to ``root``; raises UserError where there are none."""
-        root = Path(self.root).expanduser()
-        paths = files_under(root, EXTENSIONS)
+        """All ``mixtures``; raises UserError where there are none."""
+        paths = self.mixtures()
         if not paths:
             kinds = ", ".join(sorted(EXTENSIONS))
-            why = f"holds no recordings ({kinds})" if root.is_dir() else "is no folder"
-            raise UserError(f"{root} {why}: name the folder of your recordings, --data.root FOLDER")
+            why = f"holds no recordings ({kinds})" if self._folder.is_dir() else "is no folder"
+            raise UserError(f"{self._folder} {why}: name the folder of your recordings, --data.root FOLDER")
         return paths
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            rank_zero_info(self.summary())
+
+    def summary(self) -> str:
+        """What was found, in a line: recordings, hours, rates, held-out files, and files of other kinds by suffix."""
+        files = [file for file in index_audio(self._folder, self.mixtures()) if not file.reason]
+        seconds = sum(file.frames / file.rate for file in files)
+        rates = "; ".join(
+            f"{count:,} of {rate:,} Hz" for rate, count in Counter(file.rate for file in files).most_common()
+        )
+        trained, held_out = self.examples("train"), self.examples("validation")
+        lasting = _duration(held_out.lengths.sum() / self.sample_rate)
+        others = Counter(Path(path).suffix.lower() or "without suffix" for path in files_under(self._folder, ("",)))
+        ignored = [f"{count:,} {kind}" for kind, count in others.most_common() if kind not in EXTENSIONS]
+        return (
+            f"{self._folder}: {len(files):,} recordings, {_duration(seconds)} ({rates}), used at {self.sample_rate:,} "
+            f"Hz; {len(trained):,} to train on, {len(held_out):,} held out ({lasting})"
+            + (f"; ignored: {', '.join(ignored)}" if ignored else "")
+        )
 
     def load(self, part: Part) -> Examples:
         if part == "test":
             raise UserError(
-                f"{self.root} has no true sources to test against: look at its held-out loss by surf validate, or "
-                "listen to what surf separate makes of it"
+                f"{self.root} has no true sources to test against: look at its held-out MoMi by surf validate, or "
+                "listen to what surf separate makes of it. Where you have true sources: --data FolderWithTruth"
             )
         recordings = self.recordings
         if len(recordings) == 1:
             rank_zero_warn(f"{self.root} holds one recording: it is both trained and validated on")
             return recordings
-        held_out = are_held_out(self.hashes(), self.validation_share)
+        hashes = self.hashes()
+        held_out = are_held_out(hashes, self.validation_share or self._enough(hashes))
         return recordings.select(held_out == (part == "validation"))
 
     def hashes(self) -> np.ndarray:
         """A number in [0, 1) of each recording, by its path alone."""
         return path_hashes(self.recordings.files[:, 0].tolist())
+
+    def _enough(self, hashes: np.ndarray) -> float:
+        """The bound of the hashes below which the files last long enough, within the two shares."""
+        order = np.argsort(hashes)
+        lasting = np.cumsum(self.recordings.lengths[order]) / self.sample_rate
+        place = min(int(np.searchsorted(lasting, HELD_OUT_SECONDS)), len(order) - 1)
+        return float(np.clip(np.nextafter(hashes[order][place], 1), SHARE, LARGEST_SHARE))
+
+    def _num_crops(self, examples: Readable) -> int:
+        return int(num_crops(examples, self.crop).sum())  # of a long recording more than one
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
 
 
 def path_hashes(names: list[bytes]) -> np.ndarray:

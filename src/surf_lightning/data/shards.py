@@ -147,8 +147,8 @@ class Shards(AudioMixtures):
         options: the arguments of ``AudioMixtures``.
     """
 
-    monitor = "val/loss"
-    monitor_mode = "min"
+    monitor = "val/momi"
+    monitor_mode = "max"
     crops = WindowedCrops
     fixed_crops = FixedWindowedCrops
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser
 
-from surf_lightning.errors import UserError
+from surf_lightning.errors import UserError, did_you_mean
 
 # Beginnings of lines in jsonargparse's messages that tell of its internals: the types it tried, the whole of a value.
 NOISE = (
@@ -24,6 +24,16 @@ NOISE = (
     "Given value: NestedArg(",
     "Given value: Namespace(",
 )
+
+
+HABITS = {  # of other programs
+    "lr": "--model.optimizer.lr",
+    "learning_rate": "--model.optimizer.lr",
+    "batch_size": "--data.batch_size",
+    "max_steps": "--trainer.max_steps",
+    "num_sources": "--data.num_sources",
+    "seed": "--seed_everything",
+}
 
 
 class CommandParser(ArgumentParser):
@@ -55,7 +65,9 @@ def call(function: Callable[..., Any], args: Sequence[str]) -> Any:
     try:
         options = parser.parse_args(args).as_dict()
     except ArgumentError as error:
-        raise UserError(readable(str(error))) from error
+        raise UserError(
+            readable(str(error)) + near_option(str(error), {"": list(inspect.signature(function).parameters)})
+        ) from error
     given = [word for name in words for word in options.pop(name, [])]
     empty = [f"--{name}" for name, value in options.items() if value == "" and parameters[name].default != ""]
     if empty or "" in given:
@@ -72,3 +84,30 @@ def readable(message: str) -> str:
     hint = " (give a configuration, e.g. --config digits_mixit)" if re.search(r"are required: \w+\.", said) else ""
     hint = " (--config comes before a configuration)" if re.search(r"nrecognized arg.*\.ya?ml", said) else hint
     return (f"--{option}: " if option else "") + said + hint
+
+
+def near_option(message: str, known: Mapping[str, Iterable[str]]) -> str:
+    """What was perhaps meant by the option or class that jsonargparse refuses in ``message``, and which help lists all.
+
+    Args:
+        message: Its whole text.
+        known: Names of arguments, by what they belong to: a class, a part of the configuration such as ``trainer``, or
+            "" for those that stand alone.
+    """
+    if unknown := re.search(r"dot import path string: (\w+)", message):
+        return did_you_mean(unknown[1], known)
+    described = [path.rpartition(".")[2] for path in re.findall(r"given class_path '([\w.]+)'", message)]
+    if unknown := re.search(r"nrecognized arguments: (--[\w.-]+)", message):
+        option = unknown[1].lstrip("-").replace("-", "_")
+    elif refused := re.search(r"Option '([\w.]+)' is not accepted", message):
+        option = ".".join([*dict.fromkeys(re.findall(r'Parser key "([\w.]+)":', message)), refused[1]])
+    else:
+        return ""
+    place, _, last = option.replace(".init_args", "").rpartition(".")
+    names = known.get(described[-1] if described else place, ())
+    guess = did_you_mean(last, names, f"--{place}." if place else "--")
+    if last in HABITS and "config" in known[""]:
+        guess = f"; did you mean {HABITS[last]}?"
+    group = place.partition(".")[0]
+    listed = f"--{group}.help {described[0] if described else 'CLASS'}" if group in ("data", "model") else "--help"
+    return f"{guess or ';'} {listed} lists what there is"

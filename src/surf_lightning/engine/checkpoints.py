@@ -38,6 +38,7 @@ from surf_lightning.files import replacing
 
 SYNC_EVERY = 20  # optimizer steps between two questions of the ranks to each other, each of which waits for the device
 SYNC_SECONDS = 5.0  # where that many steps take longer, the ranks ask at every step
+SMOOTHED_METRIC, SMOOTHED = "val/momi", 3
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -209,26 +210,42 @@ def keep_newest(last: Path, step: int, keep: int) -> None:
 class BestCheckpoint(ModelCheckpoint):
     """``best.ckpt`` by the DataModule's ``monitor``: PSNR or SI-SDR where truth exists.
 
-    Without truth it is chosen by the loss, or is the newest where losses do not compare (``loss_tells_the_best`` of the
-    method).
+    Without truth it is chosen by MoMi, the mean of the latest ``SMOOTHED`` validations, as one is uncertain; it is the
+    newest where there is none.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.recent: list[float] = []
+        """The latest values of the monitor, where it is smoothed."""
         super().__init__(folder / CHECKPOINTS, "best", enable_version_counter=False, save_on_train_epoch_end=False)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         data = undeclared(trainer).datamodule
         self.monitor, self.mode = data.monitor, data.monitor_mode
-        if self.monitor == "val/loss" and not pl_module.loss_tells_the_best:
-            self.monitor = None
         self.kth_value = torch.tensor(float("inf" if self.mode == "min" else "-inf"))
         super().setup(trainer, pl_module, stage)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.monitor == SMOOTHED_METRIC and not self._should_skip_saving_checkpoint(trainer):
+            value = trainer.callback_metrics.get(self.monitor)
+            if value is None:  # mixtures without neighbours
+                self.monitor = None
+            else:
+                self.recent = [*self.recent, float(value)][-SMOOTHED:]
+        super().on_validation_end(trainer, pl_module)
+
+    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
+        candidates = super()._monitor_candidates(trainer)
+        if self.recent and self.monitor in candidates:
+            candidates[str(self.monitor)] = torch.tensor(sum(self.recent) / len(self.recent))
+        return candidates
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best_model_score": self.best_model_score}
+        return {"best_model_score": self.best_model_score, "recent": self.recent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score so far, for the file in this run's folder; no path is taken from a checkpoint."""
+        self.recent = list(state_dict.get("recent", []))
         score = state_dict.get("best_model_score")
         if isinstance(score, Tensor):
             best = os.path.join(str(self.dirpath), "best.ckpt")

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from surf_lightning.errors import UserError
+from surf_lightning.errors import UserError, did_you_mean
 from surf_lightning.files import read_list, read_yaml
 
 
@@ -38,7 +38,10 @@ def shipped_config(name: str) -> Path:
     """
     path = config_folder() / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"there is no configuration {name}: neither a file nor one of those that `surf configs` lists")
+        near = did_you_mean(Path(name).stem, summaries())
+        raise UserError(
+            f"there is no configuration {name}: neither a file nor one of those that `surf configs` lists{near}"
+        )
     return path
 
 
@@ -50,6 +53,8 @@ def summaries() -> dict[str, str]:
 
 def with_config_paths(args: Sequence[str]) -> list[str]:
     """``args`` with each ``--config NAME`` that is no file replaced by the path of the shipped configuration.
+
+    A path to nothing is refused here as well, as its name may be near to that of a shipped one.
 
     Raises:
         UserError: there is neither, or a file is no configuration.
@@ -84,7 +89,8 @@ def check_config(path: Path) -> None:
 
 
 def _is_name(value: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w-]*", value) is not None and not os.path.isfile(value)
+    named = re.fullmatch(r"[A-Za-z0-9][\w-]*|[\w./~-]+\.ya?ml", value) is not None
+    return named and not os.path.isfile(os.path.expanduser(value))
 
 
 class OwnModules(MetaPathFinder):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -13,7 +12,7 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.distributed.constants import default_pg_timeout
@@ -24,7 +23,8 @@ from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import run_folder
 from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.loggers import MetricsCSV, filter_lightning_tips, go_on_without, start_loggers
+from surf_lightning.engine.loggers import MetricsCSV, StartLoggers, filter_lightning_tips, finish_wandb, go_on_without
+from surf_lightning.engine.progress import Progress, tell_network
 from surf_lightning.engine.ranks import RANKS_WAIT, LostProcesses
 from surf_lightning.engine.signals import StopAtSignal
 from surf_lightning.errors import UserError
@@ -37,6 +37,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # the DataModules share out their batches themselves
     "max_epochs": -1,
     "num_sanity_val_steps": 0,
+    "enable_model_summary": False,  # it counts zero FLOPs: ``tell_network`` says what can be said
 }
 AT_LEAST = {  # of arguments of the trainer, which itself takes less in silence, or fails later
     "accumulate_grad_batches": 1,
@@ -60,19 +61,6 @@ def filter_warnings() -> None:
     ):
         warnings.filterwarnings("ignore", expected)
     filter_lightning_tips()
-
-
-class Progress(TQDMProgressBar):
-    """Redrawn once a second, not every step: a number on the screen is read from the device, which waits for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._drawn = 0.0
-
-    def _should_update(self, current: int, total: int) -> bool:
-        due = self.is_enabled and (current == total or time.monotonic() - self._drawn >= 1)
-        self._drawn = time.monotonic() if due else self._drawn
-        return due
 
 
 def progress_bar(wanted: bool | None, callbacks: Iterable[L.Callback]) -> list[L.Callback]:
@@ -165,6 +153,7 @@ def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, co
         epoch = data.batches_per_epoch
         raise UserError(f"trainer.val_check_interval is {interval} batches, but data.batches_per_epoch only {epoch}")
     module.check_sources(data)
+    module.check_batch(data)
     describe(module.separator)  # as every checkpoint will have to
     if continued is None:
         module.check_earlier_stage()
@@ -177,6 +166,7 @@ def train(
     continued: str | None,
     fresh: bool,
     config: str | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Fit in the trainer's folder. Nothing on disk changes before ``check`` has passed.
 
@@ -187,6 +177,7 @@ def train(
         continued: The checkpoint to go on from.
         fresh: Whether an earlier run in the folder is moved aside.
         config: The configuration as YAML: for ``config.yaml``, and for the loggers as hyper-parameters.
+        notes: What to say of the loggers once they track.
 
     Raises:
         UserError: the fit cannot succeed, or another one runs in the folder, or one of its processes was lost.
@@ -203,11 +194,15 @@ def train(
             with replacing(folder / "config.yaml", "w") as file:
                 file.write(header + config)
         wanted = config is not None and undeclared(trainer).enable_autolog_hparams
-        start_loggers(trainer.loggers, folder, yaml.safe_load(config) if wanted else None)
+        start = StartLoggers(folder, yaml.safe_load(config) if wanted and config is not None else None, notes)
+        undeclared(trainer).callbacks.insert(0, start)
+        tell_network(module)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=continued)
-        except (RuntimeError, OSError, EOFError) as error:
-            if lost := "".join(getattr(callback, "lost", "") for callback in undeclared(trainer).callbacks):
+        except Exception as error:
+            finish_wandb(folder)  # or it would write into a folder that is removed
+            lost = "".join(getattr(callback, "lost", "") for callback in undeclared(trainer).callbacks)
+            if lost and isinstance(error, RuntimeError | OSError | EOFError):
                 raise UserError(lost) from error
             raise
 

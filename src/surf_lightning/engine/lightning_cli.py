@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import os
 import re
 import signal
@@ -21,19 +22,22 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import surf_lightning.callbacks
 import surf_lightning.data
 import surf_lightning.methods
 import surf_lightning.metrics
-import surf_lightning.networks  # noqa: F401  for their names as well
-from surf_lightning.data.base import SeparationData
+import surf_lightning.networks
+from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import loggers, run_folder
-from surf_lightning.engine.arguments import readable
+from surf_lightning.engine.arguments import near_option, readable
 from surf_lightning.engine.checkpoints import LastCheckpoint
 from surf_lightning.engine.configs import own_modules, with_config_paths
 from surf_lightning.engine.fit import TRAINER_DEFAULTS, filter_warnings, make_trainer, train
+from surf_lightning.engine.progress import tell_end
+from surf_lightning.engine.sizes import fill_in_sizes
 from surf_lightning.errors import UserError
 from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
@@ -85,6 +89,11 @@ class SurfCLI(LightningCLI):
         config: Namespace = self.config[subcommand]
         given = config.trainer.default_root_dir
         self.folder = Path(given) if given else run_folder.default_folder(config.name, _first_config(config))
+        self.is_new = subcommand == "fit" and config.ckpt_path is None
+        find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
+        is_oracle = _named(config.model.class_path).is_oracle
+        checkpoint = None if is_oracle else find(self.folder, config.ckpt_path)
+        fill_in_sizes(config, checkpoint)
         # What config.yaml holds: given to surf again, it means this run, but neither its checkpoint nor its W&B run.
         self.lasting_config = copy.deepcopy(config)
         self.lasting_config.ckpt_path = None
@@ -93,11 +102,8 @@ class SurfCLI(LightningCLI):
         config.trainer.default_root_dir = str(self.folder)
         if TorchElasticEnvironment.detect():
             _follow_torchrun(config.trainer)
-        self.is_new = subcommand == "fit" and config.ckpt_path is None
-        find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
-        if not _named(config.model.class_path).is_oracle:
-            config.ckpt_path = find(self.folder, config.ckpt_path)
-        loggers.resolve_loggers(config.trainer, self.folder, subcommand, self.is_new)
+        config.ckpt_path = checkpoint
+        self.notes = loggers.resolve_loggers(config.trainer, self.folder, subcommand, self.is_new)
 
     def instantiate_classes(self) -> None:
         try:
@@ -124,10 +130,41 @@ class SurfCLI(LightningCLI):
     def fit(self, model: SeparationModule, datamodule: SeparationData, ckpt_path: str | None, **_: Any) -> None:
         """What LightningCLI runs in place of ``Trainer.fit``."""
         config = self._parser("fit").dump(self.lasting_config, skip_none=False)
-        train(self.trainer, model, datamodule, ckpt_path, self.is_new, config)
+        train(self.trainer, model, datamodule, ckpt_path, self.is_new, config, self.notes)
+        if not undeclared(self.trainer).fast_dev_run:
+            tell_end(self.trainer, datamodule, Path(_first_config(self.lasting_config) or self.folder.name).stem)
 
     def before_test(self) -> None:
+        for note in self.notes:
+            rank_zero_info(note)
         loggers.start_loggers(self.trainer.loggers, self.folder)
+
+
+def _known_names() -> dict[str, list[str]]:
+    """The arguments of our classes, of the trainer and of the command line itself, for ``near_option``."""
+    packages = (surf_lightning.data, surf_lightning.methods, surf_lightning.networks)
+    classes = {name: getattr(package, name) for package in packages for name in package.__all__}
+    parts = {**classes, "trainer": Trainer, "checkpoints": LastCheckpoint}
+    alone = [
+        "config",
+        "name",
+        "seed_everything",
+        "ckpt_path",
+        "num_samples",
+        "data",
+        "model",
+        "trainer",
+        "print_config",
+    ]
+    return {"": alone, **{name: _arguments(part) for name, part in parts.items() if isinstance(part, type)}}
+
+
+def _arguments(described: type) -> list[str]:
+    """Of its constructor and of those that this hands its options to."""
+    inherited = (
+        inspect.signature(vars(base)["__init__"]).parameters for base in described.__mro__ if "__init__" in vars(base)
+    )
+    return list(dict.fromkeys(name for names in inherited for name in names if name != "self"))
 
 
 def _named(path: str, package: ModuleType = losses) -> Any:
@@ -212,7 +249,7 @@ def run_lightning(*args: str) -> None:
     except KeyboardInterrupt:  # while there was nothing to save yet
         raise SystemExit(128 + signal.SIGINT) from None
     except ArgumentError as error:
-        raise UserError(readable(str(error))) from error
+        raise UserError(readable(str(error)) + near_option(str(error), _known_names())) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except Exception as error:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -74,6 +75,8 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        if not self._waiting:  # a fit that is refused leaves no table
+            return
         try:
             self._begin()
             self._append(self._waiting)
@@ -115,19 +118,23 @@ class MetricsCSV(Logger):
             raise
 
 
-def resolve_loggers(trainer: Namespace, folder: Path, subcommand: str, is_new: bool) -> None:
+def resolve_loggers(trainer: Namespace, folder: Path, subcommand: str, is_new: bool) -> list[str]:
     """Fill in what the loggers of a configuration need to know of the run in ``folder``, writing nothing.
 
-    ``validate`` logs nothing, as its numbers are no part of the run's course. ``test`` leaves ``metrics.csv`` alone,
-    which is the table of the training.
+    ``False`` means no logger but ``metrics.csv``, which is no service. ``validate`` logs nothing, as its numbers are no
+    part of the run's course. ``test`` leaves ``metrics.csv`` alone, which is the table of the training.
+
+    Returns:
+        What to say when the run begins.
     """
-    if trainer.logger is False or subcommand == "validate":
+    if subcommand == "validate" or (trainer.logger is False and subcommand == "test"):
         trainer.logger = False
-        return
-    if trainer.logger in (None, True):
+        return []
+    notes = []
+    if trainer.logger in (None, True, False):
+        if subcommand == "fit" and trainer.logger is not False and not has_wandb():
+            notes.append(f"Only metrics.csv records this run. To track it with W&B as well: {INSTALL_WANDB}")
         trainer.logger = []
-        if subcommand == "fit" and not has_wandb():
-            rank_zero_info(f"Only metrics.csv records this run. To track it with W&B as well: {INSTALL_WANDB}")
     if not isinstance(trainer.logger, list):
         trainer.logger = [trainer.logger]
     csv_path = f"{MetricsCSV.__module__}.{MetricsCSV.__qualname__}"
@@ -135,14 +142,15 @@ def resolve_loggers(trainer: Namespace, folder: Path, subcommand: str, is_new: b
         trainer.logger = [logger for logger in trainer.logger if logger.class_path != csv_path]
     for logger in trainer.logger:
         if logger.class_path.rpartition(".")[2] == "WandbLogger":
-            _resolve_wandb(logger.init_args, folder, is_new)
+            notes += _resolve_wandb(logger.init_args, folder, is_new)
         elif "save_dir" in (given := logger.get("init_args") or {}) and given["save_dir"] in (None, "."):
             given["save_dir"] = str(folder)
     if subcommand == "fit" and not any(logger.class_path == csv_path for logger in trainer.logger):
         trainer.logger.append(Namespace(class_path=csv_path, init_args=Namespace(save_dir=str(folder))))
+    return notes
 
 
-def _resolve_wandb(arguments: Namespace, folder: Path, is_new: bool) -> None:
+def _resolve_wandb(arguments: Namespace, folder: Path, is_new: bool) -> list[str]:
     """One W&B run for a folder, however often it is resumed; offline where W&B would ask for an account."""
     if not has_wandb():
         raise UserError(f"WandbLogger needs W&B: {INSTALL_WANDB}")
@@ -153,16 +161,17 @@ def _resolve_wandb(arguments: Namespace, folder: Path, is_new: bool) -> None:
         arguments.id = saved.read_text().strip()
     arguments.id = arguments.id or secrets.token_hex(4)
     if getattr(rank_zero_only, "rank", 0):  # only the first process tracks
-        return
+        return []
     reason = "offline mode is chosen" if arguments.offline else why_offline()
-    if reason is not None:
-        arguments.offline = True
-        os.environ.setdefault("WANDB_SILENT", "true")  # one line is enough: ours
-        _announce_offline(reason, arguments.id, folder)
+    if reason is None:
+        return []
+    arguments.offline = True
+    os.environ.setdefault("WANDB_SILENT", "true")  # one line is enough: ours
+    return [_offline(reason, arguments.id, folder)]
 
 
-def _announce_offline(reason: str, run_id: str, folder: Path) -> None:
-    rank_zero_info(
+def _offline(reason: str, run_id: str, folder: Path) -> str:
+    return (
         f"W&B: {reason}, so run {run_id} is tracked offline in {folder}/wandb; "
         f"`wandb sync {folder}/wandb/offline-run-*-{run_id}` uploads it."
     )
@@ -201,6 +210,31 @@ def why_offline() -> str | None:
         wandb.teardown()  # it has read its settings, and would not look again for offline mode
 
 
+class StartLoggers(L.Callback):
+    """Begins to track a fit when its first step is due: one that is refused before has left nothing anywhere.
+
+    Args:
+        folder: The run's.
+        config: For ``start_loggers``.
+        notes: What to say then.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any] | None, notes: Iterable[str]) -> None:
+        self.folder, self.config, self.notes = folder, config, notes
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for note in self.notes:
+            rank_zero_info(note)
+        start_loggers(trainer.loggers, self.folder, self.config)
+
+
+def finish_wandb(folder: Path) -> None:
+    """End what W&B writes into ``folder``, if it does."""
+    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
+    if run is not None and Path(run.dir).resolve().is_relative_to(folder.resolve()):
+        run.finish(exit_code=1)
+
+
 @rank_zero_only
 def start_loggers(loggers: Iterable[Logger], folder: Path, config: dict[str, Any] | None = None) -> None:
     """Begin to track the run in ``folder``, or go on; every logger gets the configuration as hyper-parameters."""
@@ -224,7 +258,7 @@ def _start_wandb(logger: WandbLogger, folder: Path) -> None:
             raise
         wandb.teardown()  # it still holds the id
         logger._wandb_init |= {"mode": "offline", "settings": wandb.Settings(silent=True)}
-        _announce_offline(f"its server cannot be used ({_first_line(error)})", str(logger.version), folder)
+        rank_zero_info(_offline(f"its server cannot be used ({_first_line(error)})", str(logger.version), folder))
         _ = logger.experiment
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WANDB_ID).write_text(f"{logger.version}\n")

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 
 from surf_lightning.errors import UserError
 from surf_lightning.files import partial_path
-from surf_lightning.inference.checkpoint import read_checkpoint
+from surf_lightning.inference.checkpoint import checkpoints_near, read_checkpoint
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
@@ -169,7 +169,7 @@ def trained_checkpoint(folder: Path, ckpt_path: str | None) -> str:
     """
     if ckpt_path not in (None, "last", "best"):
         if not os.path.isfile(str(ckpt_path)):
-            raise UserError(f"there is no checkpoint {ckpt_path}")
+            raise UserError(f"there is no checkpoint {ckpt_path}{checkpoints_near(str(ckpt_path))}")
         return str(ckpt_path)
     candidates = [checkpoint(folder, name) for name in ([ckpt_path] if ckpt_path else ["best", "last"])]
     for path in candidates:

@@ -7,12 +7,13 @@ import math
 import os
 import re
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from surf_lightning import __version__
-from surf_lightning.errors import UserError
+from surf_lightning.errors import UserError, did_you_mean
 from surf_lightning.inference.untrusted import MAX_NUMBER, building, load_tensors
 
 KEY = "surf_lightning"  # our part of a Lightning checkpoint
@@ -165,8 +166,7 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         UserError: there is no such file, or it is no checkpoint of this package, or its weights are not finite.
     """
     if not os.path.isfile(path):
-        hint = f": it is a folder, give {path}/checkpoints/best.ckpt" if os.path.isdir(path) else ""
-        raise UserError(f"there is no checkpoint {path}{hint}")
+        raise UserError(f"there is no checkpoint {path}{checkpoints_near(path)}")
     checkpoint = load_tensors(path)
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"{path} was not written by {PACKAGE}")
@@ -183,6 +183,15 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
             f"{path} holds NaN or infinity in {broken[0]} ({len(broken)} of {len(state)} weights): take an earlier one"
         )
     return _with_current_names(checkpoint)
+
+
+def checkpoints_near(path: str | PathLike[str]) -> str:
+    """A hint at checkpoints that are there: those of a folder that was named, of the same run, or of a like name."""
+    given = Path(path)
+    run = given if given.is_dir() else given.parent.parent if given.parent.name == "checkpoints" else given.parent
+    if own := sorted(map(str, run.glob("**/*.ckpt"))) if run.is_dir() and run != Path() else []:
+        return f"; there is {', '.join(own[:5])}."
+    return did_you_mean(str(given), map(str, run.parent.glob("*/checkpoints/*.ckpt")))
 
 
 def check_record(record: Any, path: str | PathLike[str]) -> None:

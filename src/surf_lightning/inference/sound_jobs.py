@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from surf_lightning.audio.band import lost_band
 from surf_lightning.audio.containers import CONTAINERS
 from surf_lightning.audio.files import EXTENSIONS
 from surf_lightning.audio.streams import AudioFile, SourceWriter, source_paths
@@ -97,7 +98,9 @@ class AudioWork(Work):
         return chunk.estimates.shape[-1] / self.file.rate
 
     def _remarks(self) -> list[str]:
+        rate = sample_rate(self.task.separator)
         remarks = [self.file.remark] if self.file.remark else []
+        remarks += lost_band(self.file.path, rate) if self.file.rate > rate else []
         if self.writer.clipped:
             remarks.append("a source exceeds full scale: all are written as 32-bit float, which does not clip")
         elif self.task.settings.format == self.task.settings.samples == "same" and self.coded != self.file.format:

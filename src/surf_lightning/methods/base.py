@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
@@ -19,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from surf_lightning.callbacks.beta_schedule import Steps, check_steps
 from surf_lightning.callbacks.ema_teacher import EMATeacher
 from surf_lightning.callbacks.finite_steps import FiniteSteps
 from surf_lightning.callbacks.momi import MeasureMoMi
@@ -29,12 +28,13 @@ from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_meta
 from surf_lightning.inference.sampling import posterior
 from surf_lightning.inference.separator import Separator, compile_networks, in_micro_batches, load_separator
 from surf_lightning.methods.beginnings import begin_with, optimizer_settings, shared_weights
+from surf_lightning.methods.schedules import ScheduledModule
 
 Batch = dict[str, Tensor]
 HELD_OUT_SEED = 0  # held-out mixtures are separated from the same noise in every run
 
 
-class SeparationModule(L.LightningModule, ABC):
+class SeparationModule(ScheduledModule, ABC):
     """A training stage. Subclasses give ``loss``.
 
     Args:
@@ -44,7 +44,8 @@ class SeparationModule(L.LightningModule, ABC):
             ``callbacks.EMATeacher``; None keeps none.
         ema_every: optimizer steps between two moves of that average.
         warmup_steps: optimizer steps in which the learning rate rises linearly to its value.
-        decay_steps: optimizer step at which the learning rate has fallen to zero along half a cosine; None keeps it.
+        decay_steps: optimizer step at which the learning rate has fallen to zero along half a cosine, or, a float in
+            (0, 1], its share of the whole run: 1.0 is the end of the run. None keeps the rate.
         micro_batch: examples that a network sees at once; None: all. It bounds the memory, the result is the same, at
             the cost of one more evaluation of the trained network without gradient.
         compile: evaluate the networks by ``torch.compile``: minutes of compilation at the start (it needs a C++
@@ -65,8 +66,6 @@ class SeparationModule(L.LightningModule, ABC):
     """The method's name in the tables of the paper."""
     is_oracle = False
     """Whether it looks at the true sources, has nothing to train, and is tested without a checkpoint."""
-    loss_tells_the_best = True
-    """Whether ``val/loss`` is of one target throughout, so that the least is of the best checkpoint."""
 
     def __init__(
         self,
@@ -75,7 +74,7 @@ class SeparationModule(L.LightningModule, ABC):
         ema_decay: float | None = None,
         ema_every: int = 1,
         warmup_steps: int = 1,
-        decay_steps: int | None = None,
+        decay_steps: Steps | None = None,
         micro_batch: int | None = None,
         compile: bool = False,
         initial_checkpoint: str | None = None,
@@ -83,8 +82,8 @@ class SeparationModule(L.LightningModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if decay_steps is not None and decay_steps < 1:
-            raise ValueError("decay_steps must be at least 1, or null for a learning rate that does not decay")
+        if decay_steps is not None:
+            check_steps("decay_steps", decay_steps)
         if warmup_steps < 0 or (micro_batch is not None and micro_batch < 1):
             raise ValueError(
                 f"warmup_steps ({warmup_steps}) must be at least 0, micro_batch ({micro_batch}) at least 1"
@@ -99,6 +98,7 @@ class SeparationModule(L.LightningModule, ABC):
         self.initial_checkpoint = initial_checkpoint
         self.trained_steps, self.trained_seconds, self._clock = 0, 0.0, 0.0
         self._batch_before: int | None = None
+        self._run_steps_before: int | None = None
         self.val_metrics: Metric | None = None
         self.test_metrics: Metric | None = None
 
@@ -131,6 +131,9 @@ class SeparationModule(L.LightningModule, ABC):
     def steps_made(self) -> int:
         """Optimizer steps behind the weights, also where a checkpoint is only evaluated."""
         return max(self.global_step, self.trained_steps)
+
+    def check_batch(self, data: SeparationData) -> None:
+        """Raises UserError where the batches of ``data`` are too small for the method."""
 
     def check_earlier_stage(self) -> None:
         """Raises UserError where a fit from the beginning lacks what an earlier stage was to leave."""
@@ -205,13 +208,6 @@ class SeparationModule(L.LightningModule, ABC):
             clip([weight for group in optimizer.param_groups for weight in group["params"]], gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def learning_rate_factor(self, step: int) -> float:
-        """What the learning rate is multiplied by at optimizer step ``step``, counted from 0."""
-        warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        if self.decay_steps is None:
-            return warmup
-        return warmup * 0.5 * (1 + math.cos(math.pi * min(step / self.decay_steps, 1.0)))
 
     # -- evaluation --
 
@@ -288,6 +284,7 @@ class SeparationModule(L.LightningModule, ABC):
                 f"The resumed run goes on with the optimizer settings of its checkpoint, {restored}, "
                 f"NOT with those configured now, {self._configured}."
             )
+        self.check_length()
         if self._batch_before not in (None, batch := self.whole_batch()):
             rank_zero_warn(
                 f"The resumed run goes on with {batch} mixtures a batch (data.batch_size, times the processes), NOT "
@@ -310,10 +307,12 @@ class SeparationModule(L.LightningModule, ABC):
             )
         self.trained_steps, self.trained_seconds = checkpoint["global_step"], checkpoint[KEY]["seconds"]
         self._batch_before = checkpoint[KEY].get("batch")
+        self._run_steps_before = checkpoint[KEY].get("run_steps")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         seconds = self.trained_seconds + time.monotonic() - self._clock
-        checkpoint[KEY] = {**checkpoint_metadata(self), "seconds": seconds, "batch": self.whole_batch()}
+        run = {"seconds": seconds, "batch": self.whole_batch(), "run_steps": self.run_steps}
+        checkpoint[KEY] = {**checkpoint_metadata(self), **run}
 
     def whole_batch(self) -> int:
         """Mixtures in a training batch of all processes."""

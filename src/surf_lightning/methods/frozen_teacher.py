@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import KEY, build, describe, weights_of
+from surf_lightning.inference.checkpoint import KEY, build, checkpoints_near, describe, weights_of
 from surf_lightning.inference.separator import RegressionSeparator, Separator, load_separator
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.methods.beginnings import begin_with, shared_weights
@@ -67,8 +68,9 @@ class FrozenTeacherModule(SeparationModule):
     def _read_earlier_stage(self, path: str) -> Separator:
         stage = self.earlier_stage
         if path.endswith(".ckpt") and not os.path.isfile(path):
+            near = checkpoints_near(path) or "."
             raise UserError(
-                f"there is no checkpoint {path} of the earlier stage, {stage}. Train it first (surf fit --config "
+                f"there is no checkpoint {path} of the earlier stage, {stage}{near} Train it first (surf fit --config "
                 f"configs/<dataset>_{stage.lower()}.yaml), or name another by --model.{self.checkpoint_argument}"
             )
         frozen_teacher = load_separator(path, trust=self.trust_checkpoint)
@@ -79,13 +81,27 @@ class FrozenTeacherModule(SeparationModule):
     def _take_over(self, frozen_teacher: Separator) -> None:
         theirs, own = ({**signal, "values": None} for signal in (frozen_teacher.signal, self.signal))  # scaled alike
         if theirs != own or frozen_teacher.num_sources != self.separator.num_sources:
+            theirs, own = (
+                _in_words(signal, separator.num_sources)
+                for signal, separator in ((frozen_teacher.signal, frozen_teacher), (self.signal, self.separator))
+            )
             raise UserError(
-                f"{self.earlier_checkpoint} separates {frozen_teacher.num_sources} sources of {frozen_teacher.signal}, "
-                f"but this run has {self.separator.num_sources} sources of {self.signal}"
+                f"{self.earlier_checkpoint} separates {theirs}, this run {own}: give "
+                f"{self._flags(frozen_teacher)}, or another --model.{self.checkpoint_argument}"
             )
         self._freeze(frozen_teacher)
         if self.initialize:
             begin_with((self.trained, self.separator), frozen_teacher, f"the {self.earlier_stage} network")
+
+    def _flags(self, frozen_teacher: Separator) -> str:
+        """The options that bring this run to what the earlier stage separates."""
+        sources, signal, flags = frozen_teacher.num_sources, frozen_teacher.signal, []
+        if sources != self.separator.num_sources:
+            part = "data" if "num_sources" in inspect.signature(type(self.data)).parameters else "model.network"
+            flags.append(f"--{part}.num_sources {sources}")
+        if "sample_rate" in signal and signal["sample_rate"] != self.signal.get("sample_rate"):
+            flags.append(f"--data.sample_rate {signal['sample_rate']}")
+        return " ".join(flags) or "--data of the same kind"
 
     def _freeze(self, frozen_teacher: Separator) -> None:
         self.frozen_teacher = frozen_teacher.requires_grad_(False).eval()
@@ -112,3 +128,8 @@ class FrozenTeacherModule(SeparationModule):
             )
         if record is not None:
             self._freeze(build(record, weights_of(checkpoint, "frozen_teacher."), self.trust_checkpoint))
+
+
+def _in_words(signal: dict[str, Any], sources: int) -> str:
+    where = f"images of {signal['shape']}" if signal["kind"] == "image" else f"sounds at {signal['sample_rate']:,} Hz"
+    return f"{sources} sources in {where}"

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surf_lightning.callbacks.beta_schedule import Steps, check_steps
+from surf_lightning.data.base import SeparationData
 from surf_lightning.functional.losses import EnergyLoss, pit, thresholded_snr
 from surf_lightning.functional.permutation import reorder
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator
 from surf_lightning.methods.base import Batch, SeparationModule
-from surf_lightning.methods.mixit import in_groups
+from surf_lightning.methods.mixit import check_groups, in_groups
 from surf_lightning.networks.base import RegressionNetwork
 
 
@@ -55,6 +57,9 @@ class MixPIT(SeparationModule):
         super().__init__(RegressionSeparator(network, num_sources=2), **options)
         self.error = error
 
+    def check_batch(self, data: SeparationData) -> None:
+        check_groups(data.batch_size)
+
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         pairs = in_groups(batch["mixtures"])
         return self._pit(pairs)
@@ -71,17 +76,22 @@ class MixCycle(MixPIT):
 
     Args:
         network: of two outputs.
-        mixpit_steps: optimizer steps of MixPIT at the beginning; 50 epochs in the paper.
+        mixpit_steps: optimizer steps of MixPIT at the beginning, or, a float in (0, 1], their share of the run; 50
+            epochs in the paper.
 
     The other arguments are those of ``MixPIT``.
     """
 
     label = "MixCycle"
-    loss_tells_the_best = False  # it is its own teacher
 
-    def __init__(self, network: RegressionNetwork, mixpit_steps: int = 20_000, **options: Any) -> None:
+    def __init__(self, network: RegressionNetwork, mixpit_steps: Steps = 20_000, **options: Any) -> None:
         super().__init__(network, **options)
+        check_steps("mixpit_steps", mixpit_steps, least=0)
         self.mixpit_steps = mixpit_steps
+
+    @property
+    def schedules(self) -> dict[str, Steps | None]:
+        return {**super().schedules, "mixpit_steps": self.mixpit_steps}
 
     @torch.no_grad()
     def teacher_estimates(self, mixtures: Tensor) -> Tensor:
@@ -92,7 +102,7 @@ class MixCycle(MixPIT):
         return estimates
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        if self.steps_made < self.mixpit_steps:
+        if self.steps_made < self.in_steps(self.mixpit_steps):
             return super().loss(batch, random)
         estimates = self.teacher_estimates(in_groups(batch["mixtures"]).flatten(0, 1))
         swapped = random.uniform(len(estimates)) < 0.5

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from surf_lightning.data.base import SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import expand_like
 from surf_lightning.functional.losses import EnergyLoss, enhancement_assignments, mixit, pit, thresholded_snr
@@ -15,6 +16,12 @@ from surf_lightning.inference.separator import RegressionSeparator, Selection
 from surf_lightning.methods.base import Batch, SeparationModule
 from surf_lightning.methods.supervised import true_sources, with_silence
 from surf_lightning.networks.base import RegressionNetwork
+
+
+def check_groups(batch_size: int, size: int = 2) -> None:
+    """Raises UserError where there are fewer than ``size`` mixtures."""
+    if batch_size < size:
+        raise UserError(f"this method adds up {size} mixtures: set data.batch_size to at least {size}")
 
 
 def in_groups(mixtures: Tensor, size: int = 2) -> Tensor:
@@ -27,8 +34,7 @@ def in_groups(mixtures: Tensor, size: int = 2) -> Tensor:
     Raises:
         UserError: there are fewer than N mixtures.
     """
-    if len(mixtures) < size:
-        raise UserError(f"this method adds up {size} mixtures: set data.batch_size to at least {size}")
+    check_groups(len(mixtures), size)
     return torch.unflatten(mixtures[: len(mixtures) // size * size], 0, (-1, size))
 
 
@@ -72,6 +78,9 @@ class MixIT(SeparationModule):
         self.error, self.num_mixtures = error, num_mixtures
         allowed = enhancement_assignments(network.num_outputs) if assignments == "enhancement" else None
         self.register_buffer("allowed", allowed, persistent=False)
+
+    def check_batch(self, data: SeparationData) -> None:
+        check_groups(data.batch_size, self.num_mixtures)
 
     def outputs(self, mixtures: Tensor, batch_idx: int) -> Tensor:
         """The network's M outputs ``[B,M,*S]``, not yet reduced to K."""

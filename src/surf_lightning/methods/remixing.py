@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from surf_lightning.callbacks.beta_schedule import Steps, check_steps
 from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import Objective, Reduction, mean_square, pit_permutation, remixing_loss
 from surf_lightning.functional.permutation import reorder
@@ -45,7 +46,6 @@ class TeacherStudentModule(FrozenTeacherModule):
     """
 
     family: str
-    loss_tells_the_best = False  # the teacher moves
 
     def __init__(
         self,
@@ -74,8 +74,13 @@ class TeacherStudentModule(FrozenTeacherModule):
         )
         self.remix_over_ranks, self.objective, self.reduction = remix_over_ranks, objective, reduction
         self.shuffle = shuffle
+        self.label = self.label_of(objective)
+
+    @classmethod
+    def label_of(cls, objective: Objective | float) -> str:
+        """The method's name in the tables of the paper."""
         name = LABELS[objective] if isinstance(objective, str) else f"{objective:.0%} ReMixIT"
-        self.label = f"{self.family} ({name})"
+        return f"{cls.family} ({name})"
 
     def on_fit_start(self) -> None:
         together = self.whole_batch() if self.remix_over_ranks else self.data.batch_size
@@ -99,7 +104,8 @@ class Remixing(TeacherStudentModule):
         error: an error of ``functional.signal_losses`` in place of the reduced residual: ``signal_snr`` or
             ``multi_resolution_l1``, the original losses of Self-Remixing. The pairing is by squared error with each.
         num_sources: sources in a mixture (K).
-        teacher_steps: optimizer steps in which the frozen MixIT is the teacher; from then on the student's EMA is.
+        teacher_steps: optimizer steps in which the frozen MixIT is the teacher, or, a float in (0, 1], their share of
+            the run; from then on the student's EMA is.
 
     The other arguments are those of ``TeacherStudentModule``.
     """
@@ -112,20 +118,34 @@ class Remixing(TeacherStudentModule):
         objective: Objective | float = "remixit",
         reduction: Reduction = mean_square,
         num_sources: int = 2,
-        teacher_steps: int = 200_000,
+        teacher_steps: Steps = 200_000,
         error: SignalLoss | None = None,
         **options: Any,
     ) -> None:
         if error is not None:
             reduction = functools.partial(of_pairs, error)
         super().__init__(RegressionSeparator(network, num_sources), objective, reduction, **options)
+        check_steps("teacher_steps", teacher_steps, least=0)
         self.teacher_steps, self.error = teacher_steps, error
+
+    @property
+    def schedules(self) -> dict[str, Steps | None]:
+        return {**super().schedules, "teacher_steps": self.teacher_steps}
+
+    def on_fit_start(self) -> None:
+        frozen, end = self.in_steps(self.teacher_steps), self.run_steps
+        if self.earlier_checkpoint is not None and 0 < end <= frozen:
+            rank_zero_warn(
+                f"The run ends at step {end:,}, before the frozen MixIT's last as the teacher (step {frozen:,}): the "
+                "student never learns from its own average. Give --model.teacher_steps as a share of the run, e.g. 0.25"
+            )
+        super().on_fit_start()
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         mixtures = batch["mixtures"]
         ranks = random.ranks if self.remix_over_ranks else ALONE
         order = random.shuffled_order(len(mixtures), self.student.num_sources, ranks, self.shuffle)
-        frozen = self.frozen_teacher is not None and self.steps_made < self.teacher_steps
+        frozen = self.frozen_teacher is not None and self.steps_made < self.in_steps(self.teacher_steps)
         teacher = self.frozen_teacher if frozen else self.teacher
         with torch.no_grad():
             estimates = self.micro_batched(teacher)(mixtures)

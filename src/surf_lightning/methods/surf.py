@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from surf_lightning.callbacks.beta_schedule import BetaSchedule
+from surf_lightning.callbacks.beta_schedule import BetaSchedule, Steps
 from surf_lightning.functional.flow import flow_residual, hybrid_euler, prior_from_noise
 from surf_lightning.functional.losses import Objective, Reduction, mean_square, remixing_loss
 from surf_lightning.functional.randomness import ALONE, BatchRandomness
@@ -32,10 +33,10 @@ class SURF(TeacherStudentModule):
         early_times: t = u^early_times for u uniform in [0,1): above 1, the early, hard times are drawn more often. The
             paper's density of t, λ, is open.
         one_time: draw one t for the whole batch, as Code Listing 1 does, not one for each mixture.
-        frozen_steps: optimizer steps before beta begins to fall.
+        frozen_steps: optimizer steps before beta begins to fall, or, a float in (0, 1], their share of the whole run.
         beta_start: beta in the frozen phase; the share of the teacher's path that leads straight to the MixIT estimate.
         beta_end: beta in the end.
-        beta_steps: optimizer steps from ``beta_start`` to ``beta_end``.
+        beta_steps: optimizer steps from ``beta_start`` to ``beta_end``, or, a float in (0, 1], their share of the run.
 
     The other arguments are those of ``TeacherStudentModule``.
     """
@@ -53,10 +54,10 @@ class SURF(TeacherStudentModule):
         sampling_noise: float = 1.0,
         early_times: float = 1.0,
         one_time: bool = False,
-        frozen_steps: int = 0,
+        frozen_steps: Steps = 0,
         beta_start: float = 1.0,
         beta_end: float = 0.0,
-        beta_steps: int = 200_000,
+        beta_steps: Steps = 200_000,
         **options: Any,
     ) -> None:
         super().__init__(FlowSeparator(network, num_steps, noise, sampling_noise), objective, reduction, **options)
@@ -100,9 +101,25 @@ class SURF(TeacherStudentModule):
         deviation: Tensor | float = self.student.noise(mixtures, self.student.num_sources)
         return deviation
 
+    @property
+    def schedules(self) -> dict[str, Steps | None]:
+        return {**super().schedules, "frozen_steps": self.schedule.frozen_steps, "beta_steps": self.schedule.steps}
+
+    def on_fit_start(self) -> None:
+        schedule = self.schedule
+        schedule.total = self.run_steps
+        if schedule.start != schedule.end and 0 < self.run_steps < schedule.end_step:
+            rank_zero_warn(
+                f"The run ends at step {self.run_steps:,}, before beta does (step {schedule.end_step:,}): beta falls "
+                f"to {schedule.beta(self.run_steps):.2f}, not {schedule.end:g}, and at 1 the student imitates MixIT. "
+                "Give --model.frozen_steps and --model.beta_steps as shares of the run, e.g. 0.25"
+            )
+        super().on_fit_start()
+
     def configure_callbacks(self) -> list[Callback]:
         return [*super().configure_callbacks(), self.schedule]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        self.schedule.total = self.run_steps
         self.beta = self.schedule.beta(self.trained_steps)

@@ -134,10 +134,25 @@ class MoMi(PairMean):
     with a silent mixture is left out: it is no mixture of mixtures.
     """
 
+    squares: Tensor
+    error: Tensor
+    """The standard error of the mean in dB, over examples, once it is computed; NaN of fewer than two."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
     def update(self, estimates: Tensor, mixtures: Tensor) -> None:
         """Count the ``estimates [B,M,T]`` of ``mixtures.sum(1)`` against ``mixtures [B,2,T]``."""
         estimates, mixtures = estimates.double(), mixtures.double()
         remixed = mixit(estimates, mixtures)[1].to(estimates) @ estimates
         rebuilt = pairwise_si_sdr(remixed, mixtures).diagonal(dim1=1, dim2=2)
         baseline = pairwise_si_sdr(mixtures.sum(1, keepdim=True), mixtures).squeeze(2)
-        self._add(rebuilt - baseline, is_active(mixtures).all(1, keepdim=True).expand_as(rebuilt))
+        counted = is_active(mixtures).all(1, keepdim=True)
+        self._add(rebuilt - baseline, counted.expand_as(rebuilt))
+        self.squares += torch.where(counted[:, 0], (rebuilt - baseline).mean(1), 0).square().sum()
+
+    def compute(self) -> Tensor:
+        mean, count = super().compute(), self.pairs / 2
+        self.error = ((self.squares / count - mean.square()).clamp_min(0) / (count - 1)).sqrt()
+        return mean

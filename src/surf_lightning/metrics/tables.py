@@ -30,7 +30,9 @@ class Column:
     digits: int
 
     def text(self, value: float) -> str:
-        """``value`` as the table shows it."""
+        """``value`` as the table shows it; a small one that is not ranked, such as a loss, in its own digits."""
+        if self.higher is None and 0 < abs(value) < 10.0 ** (1 - self.digits):
+            return f"{value:.3g}"
         return f"{value:z.{self.digits}f}"  # without the sign of a negative zero
 
     @property
@@ -127,7 +129,7 @@ def columns_of(results: Sequence[Results], paper: dict[str, Any] | None = None) 
     keys = {key for each in results for key in each["metrics"]} - BESIDE.keys()
     keys |= set(paper.get("columns", paper["metrics"]) if paper else ())
     columns = [column for column in COLUMNS if column.key in keys]
-    others = sorted(keys - {column.key for column in columns} - {"is_std"})
+    others = sorted(keys - {column.key for column in columns} - {"is_std", "momi_error"})
     return [*columns, *(Column(key, key, None, 3) for key in others)]
 
 
@@ -151,6 +153,7 @@ def ranked(columns: Sequence[Column], rows: Sequence[Row], kinds: Sequence[str] 
 
     def cell(row: Row, column: Column, podium: list[float]) -> tuple[str, str]:
         value, deviation = row.values.get(column.key), row.values.get(f"{column.key}_std")
+        deviation = row.values.get(f"{column.key}_error") if deviation is None else deviation
         if value is None:
             return "n/a" if row.kind in MEASURED else "", ""
         text = column.text(value)

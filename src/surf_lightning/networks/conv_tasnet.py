@@ -195,6 +195,8 @@ class ConvTasNet(RegressionNetwork):
         repeats: number of times that the sequence of dilations repeats.
         blocks: blocks of each repeat, with dilations 1, 2, 4, ..., 2^(blocks - 1).
         skip_residuals: add links between the repeats, see :class:`TemporalNetwork`.
+        sample_rate: in Hz, that ``frame``, ``hop`` and ``filters`` are meant for: the command line brings them to that
+            of the data. The network itself knows no rate.
         norm_eps: added to the variances that the norms divide by; 1e-3 in the MixIT paper's code.
 
     Raises:
@@ -215,6 +217,7 @@ class ConvTasNet(RegressionNetwork):
         blocks: int = 8,
         skip_residuals: bool = False,
         norm_eps: float = 1e-5,
+        sample_rate: int = 16000,
     ) -> None:
         super().__init__()
         self.num_outputs, self.num_sources = num_outputs, num_sources
@@ -260,6 +263,8 @@ class VelocityConvTasNet(VelocityNetwork):
         repeats: number of times that the sequence of dilations repeats.
         blocks: blocks of each repeat, with dilations 1, 2, 4, ..., 2^(blocks - 1).
         skip_residuals: add links between the repeats, see :class:`TemporalNetwork`.
+        sample_rate: in Hz, that ``frame``, ``hop`` and ``filters`` are meant for: the command line brings them to that
+            of the data. The network itself knows no rate.
 
     Raises:
         ValueError: ``frame`` is not 2, 3, ... times ``hop``, or ``kernel`` is even.
@@ -277,6 +282,7 @@ class VelocityConvTasNet(VelocityNetwork):
         repeats: int = 4,
         blocks: int = 8,
         skip_residuals: bool = False,
+        sample_rate: int = 16000,
     ) -> None:
         super().__init__()
         self.num_sources = num_sources

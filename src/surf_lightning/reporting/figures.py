@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -32,7 +33,6 @@ WATCHED = {  # on held-out mixtures; the first two that were logged are drawn
     "val/si_sdri": "SI-SDRi (dB)",
     "val/MSi": "MSi (dB)",
     "val/momi": "MoMi (dB)",
-    "val/loss": "loss (each method has its own)",
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#7a3b9c", "#444444", "#b22222", "#6b8e23")
 STYLE: Any = {
@@ -72,13 +72,17 @@ def thinned(curve: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
     return steps, values
 
 
-def curves(runs: Sequence[Run], repetitions: Sequence[Run]) -> Figure | None:
-    """What all runs score on held-out mixtures, and below it the training loss of each; None if neither was logged."""
+def curves(runs: Sequence[Run], repetitions: Mapping[Path, Sequence[Run]]) -> Figure | None:
+    """What all runs score on held-out mixtures, and below it the loss of each; None if neither was logged.
+
+    Losses of different methods are of different kinds: each has axes of its own. ``repetitions`` are given by the
+    folder of the first of them.
+    """
     watched = [name for name in WATCHED if any(name in run.curves for run in runs)][:2]
     trained = [run for run in runs if "loss" in run.curves]
     if not watched and not trained:
         return None
-    colours = {run.name: COLOURS[place % len(COLOURS)] for place, run in enumerate(runs)}  # repetitions share theirs
+    colours = {run.folder: COLOURS[place % len(COLOURS)] for place, run in enumerate(runs)}  # repetitions share theirs
     names = {run.folder: name for run, name in zip(runs, names_of(runs), strict=True)}
     rows = math.ceil(len(trained) / PANELS)
     heights = ([2.6] if watched else []) + ([1.5 * rows] if trained else [])
@@ -86,16 +90,16 @@ def curves(runs: Sequence[Run], repetitions: Sequence[Run]) -> Figure | None:
         figure = Figure(figsize=(9.6, sum(heights) + 0.4), layout="constrained")
         parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.06, squeeze=False).flat)
         for panel, name in zip(_panels(parts[0], 1, 2, len(watched)) if watched else (), watched, strict=True):
-            for run in repetitions:
-                _line(panel, run, name, color=colours.get(run.name, "#444444"), alpha=0.45, linewidth=0.8)
             for run in runs:
-                _line(panel, run, name, color=colours[run.name], label=names[run.folder], linewidth=1.4)
+                for again in repetitions.get(run.folder, ()):
+                    _line(panel, again, name, color=colours[run.folder], alpha=0.45, linewidth=0.8)
+                _line(panel, run, name, color=colours[run.folder], label=names[run.folder], linewidth=1.4)
             panel.set_title(f"Held-out mixtures: {WATCHED[name]}")
             _steps(panel)
             if name == watched[0]:
                 panel.legend(fontsize=7.5, frameon=False, ncols=2 if len(runs) > 4 else 1)
         for panel, run in zip(_panels(parts[-1], rows, PANELS, len(trained)) if trained else (), trained, strict=True):
-            _loss(panel, run, colours[run.name], names[run.folder])
+            _loss(panel, run, colours[run.folder], names[run.folder])
     return figure
 
 
@@ -124,7 +128,9 @@ def _loss(panel: Axes, run: Run, colour: str, name: str) -> None:
         shade.set_ylim(0, 1)
         shade.set_axis_off()
     panel.plot(*thinned(run.curves["loss"]), color=colour, linewidth=1, **_visible(run.curves["loss"]))
-    panel.set_title(f"{name}: loss", fontsize=8)
+    _line(panel, run, "val/loss", color=colour, linewidth=1, linestyle="--")
+    held_out = " (dashed: held out)" if "val/loss" in run.curves else ""
+    panel.set_title(f"{name}: loss{held_out}", fontsize=8)
     panel.tick_params(labelsize=7)
     _steps(panel)
 
@@ -220,8 +226,31 @@ def sound_examples(runs: Sequence[Run]) -> list[SoundExample]:
     return found
 
 
-def validation_examples(run: Run) -> list[SoundExample]:
-    """The mixtures that the latest validation of ``run`` left as sounds, and what it made of them."""
+class Validation(NamedTuple):
+    """What the latest validations of ``runs``, which had the same mixtures, left of them."""
+
+    runs: list[Run]
+    sounds: list[SoundExample]
+
+
+def validations(runs: Sequence[Run]) -> list[Validation]:
+    """Those of ``runs``, side by side where they are of the same mixtures; each source is in the first run's order."""
+    groups: list[list[tuple[Run, dict[str, Signals], int]]] = []
+    for run in runs:
+        signals, rate = _validated(run)
+        mine = next((group for group in groups if signals and _same_mixtures(group[0][1], signals)), None)
+        if mine is None:
+            groups.append(mine := [])
+        mine.append((run, signals, rate))
+    return [Validation([run for run, *_ in group], _side_by_side(group)) for group in groups]
+
+
+Signals = dict[str, Tensor]
+"""The ``mixture [1,T]``, what was ``estimate``d and, where it is known, the ``reference``, ``[K,T]``."""
+
+
+def _validated(run: Run) -> tuple[dict[str, Signals], int]:
+    """The sounds of each mixture, by its number, and their rate."""
     found: dict[str, dict[str, list[Tensor]]] = {}
     rate = 0
     for path in run.media:
@@ -231,14 +260,36 @@ def validation_examples(run: Run) -> list[SoundExample]:
             except ValueError:  # an example without it cannot be shown: the run's folder was changed
                 continue
             found.setdefault(name[1], {}).setdefault(name[2], []).append(signal)
-    names = {"reference": "truth", "estimate": run.label}
+    whole = {number: kept for number, kept in found.items() if _is_whole(kept)}
+    return {number: {kind: torch.stack(each) for kind, each in kept.items()} for number, kept in whole.items()}, rate
+
+
+def _is_whole(kept: dict[str, list[Tensor]]) -> bool:
+    """Whether a mixture has estimates, all of its length, and nothing unknown."""
+    lengths = {len(signal) for signals in kept.values() for signal in signals}
+    return {"mixture", "estimate"} <= kept.keys() <= {"mixture", "estimate", "reference"} and (
+        len(kept["mixture"]) == len(lengths) == 1
+    )
+
+
+def _same_mixtures(some: dict[str, Signals], others: dict[str, Signals]) -> bool:
+    return some.keys() == others.keys() and all(
+        torch.equal(kept["mixture"], others[number]["mixture"]) for number, kept in some.items()
+    )
+
+
+def _side_by_side(group: Sequence[tuple[Run, dict[str, Signals], int]]) -> list[SoundExample]:
+    _, first, rate = group[0]
+    names = names_of([run for run, *_ in group])
     examples = []
-    for kept in found.values():
-        mixture, *more = kept.pop("mixture", [torch.empty(0)])
-        if more or not kept or kept.keys() - names or {len(x) for row in kept.values() for x in row} != {len(mixture)}:
-            continue
-        rows = {names[kind]: torch.stack(signals) for kind, signals in reversed(kept.items())}  # truth first
-        examples.append(_example(mixture, rows, rate))
+    for number, kept in first.items():
+        rows = {"truth": kept["reference"]} if "reference" in kept else {}
+        for name, (_, signals, _) in zip(names, group, strict=True):
+            estimates = signals[number]["estimate"]
+            if estimates.isfinite().all():  # a diverged separator gives nothing to listen to
+                ordered = next(iter(rows.values()), estimates)
+                rows[name] = align_by_si_sdr(estimates[None], ordered[None])[0] if rows else estimates
+        examples.append(_example(kept["mixture"][0], rows, rate))
     return examples
 
 

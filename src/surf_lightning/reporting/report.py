@@ -24,11 +24,11 @@ from surf_lightning.reporting.figures import (
     save,
     sound_examples,
     sweep_curves,
-    validation_examples,
+    validations,
 )
-from surf_lightning.reporting.runs import Run, facts_in_common
-from surf_lightning.reporting.sweeps import Sweep, find_sweeps, sweep_table
-from surf_lightning.reporting.tables import group_alike, make_table, markdown, plain
+from surf_lightning.reporting.runs import Run, facts_in_common, runs_in
+from surf_lightning.reporting.sweeps import Sweep, find_sweeps, repetitions, sweep_table
+from surf_lightning.reporting.tables import group_alike, make_table, markdown, momi_table, plain
 
 CAPTION = "Each row: a test mixture, what each method makes of it, and its true sources."
 
@@ -57,13 +57,14 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     """Compare runs: write a page and a Markdown file, and print the tables.
 
     Args:
-        folders: the runs', e.g. runs/digits_mixit.
+        folders: the runs', e.g. runs/digits_mixit, or folders of runs, e.g. runs.
         output: folder for report.html, report.md and its pictures.
 
     Raises:
         UserError: a folder is no run.
     """
-    different = {folder.resolve(): folder for folder in folders}  # `runs/digits_mixit runs/digits_*` names one twice
+    found = [run for folder in folders for run in runs_in(folder) or [folder]]
+    different = {folder.resolve(): folder for folder in found}  # `runs/digits_mixit runs/digits_*` names one twice
     sections = make_sections([Run.read(folder) for folder in different.values()])
     title = f"Separation of {' and '.join(section.title for section in sections)}"
     files = {"report.html": html_page(title, sections).encode()}
@@ -87,22 +88,22 @@ def make_sections(runs: Sequence[Run]) -> list[Section]:
 
 
 def _section(data: str, everything: Sequence[Run]) -> Section:
-    firsts = {run.name for run in everything if not run.is_repetition}
-    repetitions = [run for run in everything if run.is_repetition and run.name in firsts]
-    runs = [run for run in everything if run not in repetitions]
+    again = repetitions(everything)
+    runs = [run for run in everything if not any(run in group for group in again.values())]
     runs.sort(key=lambda run: run.label in SUPERVISED)  # as in the table
     sweeps = find_sweeps(runs)
     runs = [run for run in runs if not any(run in sweep.changed for sweep in sweeps)]
     shown = _with_the_same_mixtures(runs)
     is_image = bool(shown) and shown[0].examples["mixtures"][0].ndim == 3
     missing = [f"{run.folder}: {'; '.join(run.missing)}." for run in everything if run.missing]
+    missing += [f"{run.folder}: {run.unfinished}." for run in everything if run.unfinished]
     if other := [str(run.folder) for run in runs if run.examples and run not in shown]:
         missing.append(f"{', '.join(other)}: no examples, for its mixtures are not those of {shown[0].folder}.")
-    tables = [make_table(name, group, repetitions) for name, group in group_alike(runs)]
+    tables = [make_table(name, group, again) for name, group in group_alike(runs)] + momi_table(runs)
     return Section(
         data,
         tuple(tables),
-        curves(runs, repetitions),
+        curves(runs, again),
         tuple(everything),
         image_examples(shown) if is_image else None,
         tuple(sound_examples(shown)) if shown and not is_image else (),
@@ -142,7 +143,7 @@ def html_page(title: str, sections: Sequence[Section]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"code": _code, "drawing": _drawing, "data": _data}
-    tools = {"facts_in_common": facts_in_common, "validation_examples": validation_examples}
+    tools = {"facts_in_common": facts_in_common, "validations": validations}
     template = environment.get_template("report.html.j2")
     return template.render(title=title, sections=sections, version=__version__, caption=CAPTION, **tools)
 

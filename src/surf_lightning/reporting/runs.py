@@ -13,13 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from surf_lightning import methods
 from surf_lightning.errors import UserError
 from surf_lightning.files import read_yaml
 from surf_lightning.metrics.tables import Results
 from surf_lightning.reporting.parts import own_file, read_config, read_examples, read_results
 
 Value = TypeVar("Value")
-SEED = re.compile(r"_seed\d+$")  # runs/digits_mixit_seed1 repeats runs/digits_mixit
+ASIDE = re.compile(r"\.\d+$")  # an earlier run that a later one has moved aside
+DEPTH = 3  # of folders of runs in folders of runs
 LONG = ("hardware", "commit", "version", "checkpoint")  # facts that are said once if they hold for all runs
 STEP = len("step_0000000")
 COLUMNS = ["step", "epoch", "name", "value"]  # of metrics.csv
@@ -82,19 +84,10 @@ class Run:
         return run
 
     @property
-    def name(self) -> str:
-        """The folder's name without the suffix of a repetition with another seed."""
-        return SEED.sub("", self.folder.name)
-
-    @property
-    def is_repetition(self) -> bool:
-        """Whether the folder's name has the suffix of a repetition."""
-        return self.name != self.folder.name
-
-    @property
     def label(self) -> str:
-        """The method's name; of a run that was never tested the folder's."""
-        return next((str(each["label"]) for each in self.results.values()), self.folder.name)
+        """The method's name; the folder's where not even a configuration tells it."""
+        tested = next((str(each["label"]) for each in self.results.values()), None)
+        return tested or _method_label(self.settings) or self.folder.name
 
     @property
     def data(self) -> str:
@@ -107,19 +100,45 @@ class Run:
         return _settings(self.config)
 
     @property
+    def seed(self) -> Any:
+        """The one it was trained from."""
+        results: Results = next(iter(self.results.values()), {})
+        return self.settings.get("seed_everything", results.get("seed"))
+
+    @property
+    def unfinished(self) -> str:
+        """What to know of a SURF run whose beta has not fallen to its end, else nothing."""
+        given = _method(self.settings)[1].get("beta_end", 0.0)
+        end = float(given) if isinstance(given, int | float) else 0.0
+        last = list(self.curves.get("beta", {0: end}).values())[-1]
+        if last <= end + 0.05:
+            return ""
+        return f"beta has fallen to {last:.2f} only, not to {end:g}: MixIT still led the student"
+
+    @property
     def facts(self) -> dict[str, str]:
         """Seed, steps, minutes, hardware, commit, version: of the training where that is known, else of the test."""
         results: Results = next(iter(self.results.values()), {})
         header = dict(re.findall(r"^# (\w+): (.*)$", self.config, re.MULTILINE))
         last_step = max((max(curve) for curve in self.curves.values()), default=-1) + 1
         known = {
-            "seed": self.settings.get("seed_everything", results.get("seed")),
+            "seed": self.seed,
             "steps": f"{steps:,}" if (steps := results.get("steps", last_step)) else None,
             "minutes": f"{results['seconds'] / 60:.1f}" if "seconds" in results else None,
             **{name: header.get(name, results.get(name)) for name in ("hardware", "commit", "version")},
             "checkpoint": str(results.get("checkpoint", "")).removeprefix(f"{self.folder}/"),
         }
         return {name: "" if value is None else str(value) for name, value in known.items()}
+
+
+def runs_in(folder: Path, depth: int = DEPTH) -> list[Path]:
+    """``folder``, or, where it is no run, those in it and in its folders, without those that were moved aside."""
+    parts = ("checkpoints", "config.yaml", "metrics.csv", "test_examples.pt")
+    if any((folder / part).exists() for part in parts) or any(folder.glob("metrics*.json")):
+        return [folder]
+    inside = sorted(folder.iterdir()) if folder.is_dir() and depth else []
+    inner = [path for path in inside if path.is_dir() and path.name[0] != "." and not ASIDE.search(path.name)]
+    return [run for path in inner for run in runs_in(path, depth - 1)]
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
@@ -140,6 +159,27 @@ def facts_in_common(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
 
 def _settings(config: str) -> dict[str, Any]:
     return read_yaml(config) if config.strip() else {}
+
+
+def _method_label(settings: dict[str, Any]) -> str:
+    """The name of a configuration's method."""
+    name, arguments = _method(settings)
+    method: Any = getattr(methods, name, None)
+    try:
+        if hasattr(method, "label_of"):
+            return method.label_of(arguments.get("objective", "remixit"))
+    except (KeyError, TypeError, ValueError):  # a stranger's configuration may say anything
+        return name
+    return str(getattr(method, "label", name))
+
+
+def _method(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The class of a configuration's method, without its module, and its arguments."""
+    model = settings.get("model")
+    if not isinstance(model, dict):
+        return "", {}
+    arguments = model.get("init_args")
+    return str(model.get("class_path", "")).rpartition(".")[2], arguments if isinstance(arguments, dict) else {}
 
 
 def _data_class(settings: dict[str, Any]) -> str:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from surf_lightning.files import read_yaml
 from surf_lightning.metrics.tables import Row, Table, columns_of, measured_row, paper_row, paper_table, ranked
+from surf_lightning.reporting.parts import own_file, read_config
 from surf_lightning.reporting.runs import Run
 
+EARLIER = ("model.init_args.mixit_checkpoint", "model.init_args.flow_checkpoint")
 FIRST_COLUMNS = ("psnr", "ssim", "lpips")  # those of Table 9
 UNSEEN = {"name", "ckpt_path", "weights_only", "seed_everything", "checkpoints", "data.init_args.root"}
 UNSEEN |= {"trainer.logger", "trainer.default_root_dir", "model.init_args.micro_batch", "model.init_args.compile"}
@@ -38,8 +43,9 @@ def _number(value: float) -> str:
     return f"{value:g}"
 
 
-def _schedule(start: float, end: float, steps: int) -> str:
-    return f"{start:g}" if start == end else f"{start:g} to {end:g} in {steps:,} steps"
+def _schedule(start: float, end: float, steps: float) -> str:
+    length = f"{steps:.0%} of the run" if isinstance(steps, float) else f"{steps:,} steps"
+    return f"{start:g}" if start == end else f"{start:g} to {end:g} in {length}"
 
 
 SETTINGS = (  # of Table 9
@@ -114,6 +120,30 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             continue
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat
+
+
+def repetitions(runs: Sequence[Run]) -> dict[Path, list[Run]]:
+    """The ``runs`` that repeat an earlier one of them with another seed, by the folder of that one."""
+    firsts: dict[tuple[str, ...], Run] = {}
+    found: dict[Path, list[Run]] = {}
+    for run in runs:
+        first = firsts.setdefault((run.data, run.label, _recipe(run.settings)), run) if run.settings else run
+        seeds = {first.seed, *(other.seed for other in found.get(first.folder, []))}
+        if run.seed not in seeds:
+            found.setdefault(first.folder, []).append(run)
+    return found
+
+
+def _recipe(settings: dict[str, Any], depth: int = 3) -> str:
+    """All that is learned from but the seed: an earlier stage counts as its recipe where that can be read."""
+    flat = _flat(settings)
+    for name in EARLIER:
+        if flat.get(name) and depth:
+            folder = Path(str(flat[name])).parent.parent
+            with suppress(OSError, ValueError):
+                config = read_config(own_file(folder, folder / "config.yaml"))
+                flat[name] = _recipe(read_yaml(config), depth - 1)
+    return json.dumps(flat, sort_keys=True, default=str)
 
 
 def _most_common(values: Sequence[Any]) -> Any:

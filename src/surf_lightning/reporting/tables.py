@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean, stdev
 
-from surf_lightning.metrics.tables import Results, Row, Table, results_table
+from surf_lightning.engine.checkpoints import SMOOTHED
+from surf_lightning.metrics.tables import Column, Results, Row, Table, ranked, results_table
 from surf_lightning.reporting.runs import Run, names_of
 
 
@@ -22,22 +24,43 @@ def group_alike(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     return [(name, group) for (name, *_), group in groups.items()]
 
 
-def make_table(name: str, runs: Sequence[Run], repetitions: Sequence[Run] = ()) -> Table:
-    """The table of the results ``name`` of ``runs``; ``repetitions`` with other seeds have no rows, but a note."""
+def make_table(name: str, runs: Sequence[Run], repetitions: Mapping[Path, Sequence[Run]] | None = None) -> Table:
+    """The table of the results ``name`` of ``runs``.
+
+    Their ``repetitions`` with other seeds, by the folders of the first, have no rows, but a note.
+    """
     results = [run.results[name] for run in runs]
     table = results_table(results, names_of(runs))
-    return replace(table, notes=(*table.notes, *_spread(name, runs, repetitions), *_below_teacher(runs, results)))
+    return replace(table, notes=(*table.notes, *_spread(name, runs, repetitions or {}), *_below_teacher(runs, results)))
+
+
+def momi_table(runs: Sequence[Run]) -> list[Table]:
+    """The table of what was validated without truth, if any of ``runs`` was."""
+    rows = []
+    for name, run in zip(names_of(runs), runs, strict=True):
+        if run.results or not (values := list(run.curves.get("val/momi", {}).values())):
+            continue
+        means = [mean(values[max(0, end - SMOOTHED) : end]) for end in range(1, len(values) + 1)]
+        error = next(iter(reversed(run.curves.get("val/momi_error", {}).values())), None)
+        numbers = {"best": max(means), "last": means[-1], "last_error": error}
+        rows.append(Row(name, numbers, "unsupervised", run.facts["steps"]))
+    columns = (Column("best", "MoMi of best.ckpt (dB)", True, 2), Column("last", "of last.ckpt (dB)", True, 2))
+    protocol = (
+        "MoMi, how well held-out mixtures are rebuilt from separated mixtures of two of them: the SI-SDR improvement, "
+        f"a mean over {SMOOTHED} validations, ± the standard error of one. No true sources are known."
+    )
+    return [Table("method", protocol, columns, tuple(ranked(columns, rows)))] if rows else []
 
 
 def _main_metric(results: Results) -> str | None:
     return next((key for key in ("psnr", "si_sdr") if results["metrics"].get(key) is not None), None)
 
 
-def _spread(name: str, runs: Sequence[Run], repetitions: Sequence[Run]) -> list[str]:
+def _spread(name: str, runs: Sequence[Run], repetitions: Mapping[Path, Sequence[Run]]) -> list[str]:
     """Mean and deviation of the runs that were repeated with other seeds."""
     notes = []
     for run in runs:
-        group = [run, *(other for other in repetitions if other.name == run.name and name in other.results)]
+        group = [run, *(other for other in repetitions.get(run.folder, ()) if name in other.results)]
         key = _main_metric(run.results[name])
         values = [other.results[name]["metrics"].get(key) for other in group]
         if len(group) == 1 or key is None or None in values:
