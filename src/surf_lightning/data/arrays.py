@@ -89,7 +89,7 @@ class ArrayBatches(Dataset[dict[str, Tensor]]):
         if sources:
             average = torch.tensor([is_average(self.files[item]) for item in items]).view(-1, 1, 1, 1, 1)
             values = torch.stack(sources, 1)
-            batch["sources"] = torch.where(average, *(self.scale.source(values, each) for each in (True, False)))
+            batch["sources"] = torch.where(average, self.scale.source(values, True), self.scale.source(values, False))
         return batch
 
     def _read(self, root: Path, item: int) -> Tensor:

@@ -31,7 +31,7 @@ class ImageTask(Task):
     An array (.npy, .npz, TIFF, FITS) is the sum of its sources, which are .npy of float32 in its own values.
     """
 
-    extensions = ARRAYS
+    extensions: tuple[str, ...] = ARRAYS
 
     def __init__(self, separator: Separator, settings: Settings) -> None:
         super().__init__(separator, settings)

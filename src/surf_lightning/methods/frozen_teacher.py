@@ -81,12 +81,9 @@ class FrozenTeacherModule(SeparationModule):
     def _take_over(self, frozen_teacher: Separator) -> None:
         theirs, own = ({**signal, "values": None} for signal in (frozen_teacher.signal, self.signal))  # scaled alike
         if theirs != own or frozen_teacher.num_sources != self.separator.num_sources:
-            theirs, own = (
-                _in_words(signal, separator.num_sources)
-                for signal, separator in ((frozen_teacher.signal, frozen_teacher), (self.signal, self.separator))
-            )
             raise UserError(
-                f"{self.earlier_checkpoint} separates {theirs}, this run {own}: give "
+                f"{self.earlier_checkpoint} separates {_in_words(frozen_teacher.signal, frozen_teacher.num_sources)}, "
+                f"this run {_in_words(self.signal, self.separator.num_sources)}: give "
                 f"{self._flags(frozen_teacher)}, or another --model.{self.checkpoint_argument}"
             )
         self._freeze(frozen_teacher)
