@@ -44,14 +44,12 @@ def start(args: list[str], prepare: Callable[[], None] = lambda: None) -> Any:
     """A process, forked from this one, that runs the command line; what it says is in ``said``."""
 
     def run() -> None:
-        with open("said", "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = open("said", "w", buffering=1)  # noqa: SIM115
         sys.argv = ["surf", *args]
         prepare()
         entry_point()
 
-    process = multiprocessing.get_context("fork").Process(target=run)
+    process = multiprocessing.get_context("fork").Process(target=run, daemon=True)
     process.start()
     return process
 

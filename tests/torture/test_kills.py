@@ -35,8 +35,11 @@ def test_killed_at_any_moment(trials: Trials, monkeypatch: pytest.MonkeyPatch) -
     trials.facts |= {"kills": trials.count, "after a new checkpoint": trained, "steps": steps}
 
 
+SIZE = 350_000  # bytes, a little less than a checkpoint of the run has
+
+
 class Fatal:
-    """A file in whose writing the process is killed."""
+    """A file in whose writing, after ``left`` bytes, the process is killed."""
 
     def __init__(self, file: Any, left: int) -> None:
         self.file, self.left = file, left
@@ -74,7 +77,7 @@ def die_in_a_write(random: Random) -> None:
 
     def opened(path: Any, mode: str = "r", **options: Any) -> Any:
         file = builtins.open(path, mode, **options)  # noqa: SIM115
-        return Fatal(file, int(share * 400_000)) if "w" in mode and is_due(path, "bytes") else file
+        return Fatal(file, int(share * SIZE)) if "w" in mode and is_due(path, "bytes") else file
 
     def replaced(source: Any, target: Any) -> None:
         if is_due(target, "rename"):
