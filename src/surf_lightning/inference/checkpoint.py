@@ -189,7 +189,7 @@ def checkpoints_near(path: str | PathLike[str]) -> str:
     """A hint at checkpoints that are there: those of a folder that was named, of the same run, or of a like name."""
     given = Path(path)
     run = given if given.is_dir() else given.parent.parent if given.parent.name == "checkpoints" else given.parent
-    if own := sorted(map(str, run.glob("**/*.ckpt"))) if run.is_dir() and run != Path() else []:
+    if own := sorted(map(str, (*run.glob("*.ckpt"), *run.glob("checkpoints/*.ckpt")))) if run != Path() else []:
         return f"; there is {', '.join(own[:5])}."
     return did_you_mean(str(given), map(str, run.parent.glob("*/checkpoints/*.ckpt")))
 
