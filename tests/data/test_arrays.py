@@ -55,7 +55,8 @@ def test_batches_are_the_files_by_the_seed_and_their_sources_sum_to_them() -> No
         assert np.abs(known - found).max((1, 2, 3)).min() < 1e-6
 
     parts = [data.training_batches(Ranks(rank, 2))[1] for rank in range(2)]
-    both = Arrays("sky", scale=(0, 20), **{**SMALL, "batch_size": 8}).training_batches(Ranks())[1]["mixtures"]
+    whole = Arrays("sky", source_roots=["source1", "source2"], scale=(0, 20), **{**SMALL, "batch_size": 8})
+    both = whole.training_batches(Ranks())[1]["mixtures"]
     torch.testing.assert_close(torch.cat([part["mixtures"] for part in parts]), both, rtol=0, atol=0)
     other = Arrays("sky", scale=(0, 20), seed=1, **SMALL).training_batches(Ranks())[3]["mixtures"]
     assert not torch.equal(other, batch["mixtures"])

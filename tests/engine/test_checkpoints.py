@@ -185,8 +185,8 @@ def curves(run: str) -> dict[str, dict[int, float]]:
     return read_curves(Path(run, "metrics.csv"))
 
 
-EPOCHS = ["--model.decay_steps", "4000", "--data.batches_per_epoch", "4"]  # in steps: the runs have different ends
-EPOCHS += ["--trainer.logger", "MetricsCSV", "--trainer.max_steps"]
+EPOCHS = ["--data.batches_per_epoch", "4", "--trainer.logger", "MetricsCSV"]
+EPOCHS += ["--model.decay_steps", "9", "--trainer.max_steps"]  # the schedule is that of the whole run
 
 
 def left(run: str) -> tuple[dict[str, dict[int, float]], dict[str, Any]]:

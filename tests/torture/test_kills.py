@@ -77,7 +77,7 @@ def die_in_a_write(random: Random) -> None:
 
     def opened(path: Any, mode: str = "r", **options: Any) -> Any:
         file = builtins.open(path, mode, **options)  # noqa: SIM115
-        return Fatal(file, int(share * SIZE)) if "w" in mode and is_due(path, "bytes") else file
+        return Fatal(file, int(share * SIZE)) if "x" in mode and is_due(path, "bytes") else file
 
     def replaced(source: Any, target: Any) -> None:
         if is_due(target, "rename"):

@@ -6,9 +6,12 @@ import os
 import signal
 import time
 
+import pytest
+
 from tests.torture import faults
 from tests.torture.conftest import Trials
 
+pytestmark = pytest.mark.slow
 STATUS = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
 
 
