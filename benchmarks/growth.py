@@ -104,7 +104,7 @@ def reading() -> Iterator[Growth]:
         for length in minutes:
             folder = Path(root, str(length))
             write(folder, Kind("flac", 16_000, 1, 60 * length, 2))
-            examples = Folder(str(folder)).recordings
+            examples = Folder(str(folder), sample_rate=16_000).recordings
             places = crops(examples, 4)
             ours.append(lambda e=examples, p=places: [e.read(*place, count) for place in p])
             theirs.append(lambda e=examples, p=places: [whole_then_cut(e.path(n), start, count) for n, start in p])

@@ -138,10 +138,14 @@ def run(machine: Machine) -> Iterator[Timing]:
         for number, kind in enumerate(KINDS):
             folder = Path(root, str(number))
             write(folder, kind)
-            yield against_whole_files(Folder(str(folder), crop_seconds=CROP_SECONDS).recordings, kind.label)
+            yield against_whole_files(
+                Folder(str(folder), sample_rate=16_000, crop_seconds=CROP_SECONDS).recordings, kind.label
+            )
         rates: dict[int, float] = {}
         for kind in (RECORDINGS, CLIPS):
-            data = Folder(str(Path(root, str(KINDS.index(kind)))), crop_seconds=CROP_SECONDS, batch_size=BATCH)
+            data = Folder(
+                str(Path(root, str(KINDS.index(kind)))), sample_rate=16_000, crop_seconds=CROP_SECONDS, batch_size=BATCH
+            )
             for workers in (0, 1, 2, 4, 8, 16):
                 if workers <= (os.cpu_count() or 1):
                     rates[workers] = crops_per_second(data, workers)

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 from surf_lightning.cli import main
 from surf_lightning.inference.separator import load_separator
 from surf_lightning.networks import RegressionNetwork, ScoreNetwork, VelocityNetwork
+from tests.data.test_arrays import write_arrays
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
@@ -26,7 +27,10 @@ SUPERVISED = ["supervised_regression", "supervised_flow"]
 MIXCYCLE_PAPER = ["mixit", "mixpit", "mixcycle", "supervised_regression"]
 IMAGES = ["mixit", "mixpit", "mixcycle", *REMIXED, *SUPERVISED, "basis"]
 METHODS = {
+    "arrays": ["mixit", "surf_rm"],
     "digits": [*IMAGES, "semisupervised", "scratch", "one_step"],
+    "digits3": ["mixit", "self_remixing", "surf_rm"],
+    "digits4": ["mixit", "self_remixing", "surf_rm"],
     "mnist": IMAGES,
     "cifar": IMAGES,
     "mnist-small": ["mixit", "remixit", "self_remixing", "surf_rm", *SUPERVISED],
@@ -42,6 +46,7 @@ METHODS = {
 AUDIO = {"libri2mix": "Libri2Mix", "fuss": "FUSS/ssdata", "audioset": "AudioSet", "folder": "recordings"}
 AUDIO["libri2mix-small"] = AUDIO["libri2mix8k"] = AUDIO["libri2mix"]
 AUDIO |= {"sc09mix": "SpeechCommands", "enhancement": "recordings"}
+FOLDERS = {**AUDIO, "arrays": "arrays"}
 LATE = ("adapted", "one_step")  # whose earlier stage is not MixIT
 # What only one method has, and two steps are to see: a short sampler, both phases of the training.
 SHORTENED = {"basis": ["--model.langevin_steps", "1"], "mixcycle": ["--model.mixpit_steps", "1"]}
@@ -52,14 +57,17 @@ def arguments(name: str, root: Path, command: str = "fit") -> list[str]:
     """The command line of config ``name``, shrunk, on the sets in ``root``; the shipped trackers off."""
     family, method = name.split("_", 1)
     args = [command, "--config", str(ROOT / "configs" / f"{name}.yaml")]
-    args += ["--config", str(ROOT / "tests" / f"tiny_{'audio' if family in AUDIO else 'images'}.yaml")]
+    kind = "audio" if family in AUDIO else "arrays" if family == "arrays" else "images"
+    args += ["--config", str(ROOT / "tests" / f"tiny_{kind}.yaml")]
     args += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
     args += SHORTENED.get(method, [])
+    if family == "arrays":
+        write_arrays(root / "arrays")
     if family == "enhancement":
         args += ["--data.noise_root", str(root / "AudioSet")]
     if family in ("libri2mix", "fuss", "audioset") and method not in LEARNED_FILTERS:
         args += [f"--model.network.init_args.{key}" for key in ("features=8", "attention=8", "heads=2")]
-    return args if family == "digits" else [*args, "--data.root", str(root / AUDIO.get(family, ""))]
+    return args if family.startswith("digits") else [*args, "--data.root", str(root / FOLDERS.get(family, ""))]
 
 
 def loaded(path: str) -> Any:

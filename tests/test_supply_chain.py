@@ -21,6 +21,7 @@ PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}  # im
 IMPORTERS = {  # which import a module whose name is no constant: of a user's configuration, or checked before
     "benchmarks/run.py",
     "src/surf_lightning/engine/lightning_cli.py",
+    "src/surf_lightning/engine/sizes.py",
     "src/surf_lightning/inference/checkpoint.py",
     "src/surf_lightning/metrics/speech.py",
 }

@@ -74,7 +74,7 @@ def separate(
     resume: bool = False,
     trust: bool = False,
 ) -> int:
-    """Separate recordings (or PNG images) of any length; one file a source, which sum to the input.
+    """Separate recordings of any length (or PNG images and arrays); one file a source, which sum to the input.
 
     A long file is separated in windows of 10 s whose sources are matched where they overlap, for 2 s: two sources that
     are both silent there may change places. What lies above half the checkpoint's sample rate is shared equally.

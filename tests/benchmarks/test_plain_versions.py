@@ -76,7 +76,7 @@ def test_whole_files_cut_are_our_crops(tmp_path: Path) -> None:
     kind = loaders.Kind("flac", 44_100, 2, 12, 2)
     assert kind.label == "12 s of flac, 44.1 kHz, stereo"
     loaders.write(tmp_path / "files", kind)
-    examples = Folder(str(tmp_path / "files")).recordings
+    examples = Folder(str(tmp_path / "files"), sample_rate=16_000).recordings
     assert len(examples) == 2
     for example, start in loaders.crops(examples, 3):
         expected = loaders.whole_then_cut(examples.path(example), start, 16_000)

@@ -133,3 +133,20 @@ def test_fixed_batches_are_the_mixtures_in_order_whatever_their_size() -> None:
     assert torch.equal(FixedMixtures(images, 2, 7, 4).chosen, whole.chosen[:7])
     with pytest.raises(IndexError):
         parts[3]
+
+
+def test_mixtures_hold_from_the_fewest_images_to_all_and_zeros_behind_them() -> None:
+    images = numbered(50) + 1  # no source is 0 by itself
+    batches = RandomMixtures(images, 4, 400, 5, Ranks(), fewest_sources=2)
+    usual = RandomMixtures(images, 4, 400, 5, Ranks())[3]["sources"]
+    fixed = FixedMixtures(images, 4, 400, 400, fewest_sources=2)
+    for batch, whole in ((batches[3], usual), (fixed[0], FixedMixtures(images, 4, 400, 400)[0]["sources"])):
+        present = batch["sources"].flatten(2).abs().amax(2) > 0
+        counts = present.sum(1)
+        assert torch.equal(present, torch.arange(4) < counts[:, None])
+        assert chisquare(torch.bincount(counts, minlength=5)[2:]).pvalue > 1e-3
+        assert counts.min() == 2
+        assert torch.equal(batch["sources"][present], whole[present])
+        torch.testing.assert_close(batch["mixtures"], batch["sources"].sum(1))
+    parts = [RandomMixtures(images, 4, 200, 5, Ranks(rank, 2), fewest_sources=2)[3]["sources"] for rank in range(2)]
+    assert torch.equal(torch.cat(parts), batches[3]["sources"])

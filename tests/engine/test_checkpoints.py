@@ -234,4 +234,4 @@ def test_without_truth_a_moving_teacher_leaves_the_newest_as_the_best(
     assert len(logged) == 3
     capsys.readouterr()
     assert main(["validate", *args[1:], *schedule, "--ckpt_path", "last"]) == 0
-    assert f"{logged[max(logged)]:.3f}" in capsys.readouterr().out
+    assert f"{logged[max(logged)]:.3g}" in capsys.readouterr().out

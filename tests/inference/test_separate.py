@@ -538,7 +538,33 @@ def test_gray_images_and_images_of_several_channels() -> None:
     assert separate("a.png") == 0
     assert Image.open("out/a_source1.png").mode == "L"
     save(RegressionSeparator(Halves(), 2), {"kind": "image", "shape": [4, 6, 5]})
-    assert separate("a.png", "--overwrite") == 2
+    assert separate("a.png", "--overwrite") == 1
+    assert "is L, but the separator takes arrays of 4 channels" in Path("out/summary.json").read_text()
+
+
+@pytest.mark.parametrize("values", [None, [5.0, 20.0]])
+def test_an_array_is_the_sum_of_the_sources_in_its_own_values(values: list[float] | None) -> None:
+    shape = [4, 6, 5] if values else [1, 6, 5]
+    save(
+        RegressionSeparator(Halves(0.5), 2), {"kind": "image", "shape": shape, **({"values": values} if values else {})}
+    )
+    array = np.random.default_rng(0).normal(5, 20, shape)
+    Path("in").mkdir()
+    np.save("in/a.npy", array if values else array[0])
+    np.save("in/unlike.npy", array[:, :3])
+    np.save("in/objects.npy", np.array([{}]))
+    Path("in/text.npy").write_text("no array")
+    assert separate("in") == 1
+    assert made() == ["a_source1.npy", "a_source2.npy"]
+    sources = np.stack([np.load(f"out/{name}") for name in made()])
+    assert sources.dtype == np.float32
+    assert sources.shape == (2, *(shape if values else shape[1:]))
+    np.testing.assert_allclose(sources.sum(0).reshape(shape), array, rtol=1e-5, atol=1e-5)
+    center, half = values or (0, 2)
+    left = 0.5 * 2 * (array - center) / half * (np.arange(5) < 2)
+    np.testing.assert_allclose(sources[0].reshape(shape), (left * half + center) / 2, rtol=1e-5, atol=1e-4)
+    failed = json.loads(Path("out/summary.json").read_text())["failed"]
+    assert {Path(row["input"]).stem for row in failed} == {"unlike", "objects", "text"}
 
 
 # -- memory --

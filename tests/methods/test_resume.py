@@ -17,13 +17,13 @@ from surf_lightning.cli import main
 from surf_lightning.reporting.runs import read_curves
 from tests.test_configs import arguments
 
+IN_STEPS = ["--model.decay_steps", "4000"]  # not a share of the run, which would be another one when it is resumed
 STEPS, STOP = 11, 7  # epochs of 4 batches, 3 workers' batches ahead of the step at the stop
 
 
 def fit(name: str, folder: str, *more: str) -> dict[str, Any]:
     args = [*arguments(name, Path()), "--trainer.default_root_dir", folder, "--data.batches_per_epoch", "4"]
-    # A schedule over all of max_steps would be another one in each part.
-    args += ["--trainer.logger", "MetricsCSV", "--model.decay_steps", "20", *more]
+    args += ["--trainer.logger", "MetricsCSV", *more]
     assert main(args) == 0
     return torch.load(Path(folder, "checkpoints", "last.ckpt"), weights_only=True)
 
@@ -53,10 +53,9 @@ def test_resuming_in_mid_epoch_continues_bit_for_bit(method: str, mixit: str) ->
     options = ["--model.network.init_args.dropout", "0.3", "--data.num_workers", "2"]
     options += {
         "surf_sr": ["--model.mixit_checkpoint", mixit, "--model.beta_steps", "8", "--model.frozen_steps", "2"],
-        "self_remixing": ["--model.mixit_checkpoint", mixit],
+        "self_remixing": ["--model.mixit_checkpoint", mixit, *IN_STEPS, "--model.teacher_steps", "1500"],
+        "mixit": IN_STEPS,
     }.get(method, [])
-    if method == "self_remixing":
-        options += ["--model.teacher_steps", "2"]
     name = f"digits_{method}"
     whole = fit(name, "whole", *options, "--trainer.max_steps", str(STEPS))
     fit(name, "parts", *options, "--trainer.max_steps", str(STOP))
@@ -82,7 +81,7 @@ def test_the_same_seed_gives_the_same_weights_for_any_number_of_data_workers(nam
 
 
 def test_resuming_with_accumulated_gradients_continues_bit_for_bit() -> None:
-    options = ["--trainer.accumulate_grad_batches", "2", "--model.network.init_args.dropout", "0.3"]
+    options = [*IN_STEPS, "--trainer.accumulate_grad_batches", "2", "--model.network.init_args.dropout", "0.3"]
     whole = fit("digits_mixit", "whole", *options, "--trainer.max_steps", "5")
     fit("digits_mixit", "parts", *options, "--trainer.max_steps", "3")
     parts = fit("digits_mixit", "parts", *options, "--trainer.max_steps", "5", "--ckpt_path", "last")
@@ -90,14 +89,7 @@ def test_resuming_with_accumulated_gradients_continues_bit_for_bit() -> None:
 
 
 def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_bit_for_bit() -> None:
-    options = [
-        "--model.network.init_args.dropout",
-        "0.3",
-        "--model.decay_steps",
-        "20",
-        "--trainer.logger",
-        "MetricsCSV",
-    ]
+    options = [*IN_STEPS, "--model.network.init_args.dropout", "0.3", "--trainer.logger", "MetricsCSV"]
     args = [*arguments("digits_mixit", Path()), "--trainer.default_root_dir", "parts", *options]
     command = [sys.executable, "-m", "surf_lightning", *args]
     command += ["--trainer.max_steps", "1000000"]

@@ -20,16 +20,9 @@ from tests.test_configs import arguments
 
 RUN, WHOLE = "parts", "whole"
 FOREVER = 10**9
-OPTIONS = [
-    "--data.batches_per_epoch",
-    "10",
-    "--model.frozen_steps",
-    "10",
-    "--model.beta_steps",
-    "100",
-    "--model.network.init_args.dropout",
-    "0.3",
-]
+OPTIONS = ["--data.batches_per_epoch", "10", "--model.network.init_args.dropout", "0.3"]
+# In steps: a share of the run would be another one when it is resumed to another end.
+OPTIONS += ["--model.frozen_steps", "20", "--model.beta_steps", "100"]
 OPTIONS += ["--trainer.enable_model_summary", "false", "--trainer.logger", "MetricsCSV", "--ckpt_path", "last"]
 
 

@@ -108,7 +108,7 @@ class Media(L.Callback):
     ) -> None:
         is_image = pl_module.signal["kind"] == "image"
         unseen = batch_idx or not trainer.is_global_zero or undeclared(trainer).fast_dev_run
-        if unseen or (is_image and "sources" not in batch):
+        if unseen or (is_image and ("sources" not in batch or batch["mixtures"].shape[1] not in (1, 3))):
             return
         if is_image:
             grid = image_grid(*(x[:ROWS] for x in (batch["mixtures"], outputs, batch["sources"])))

@@ -1,5 +1,6 @@
 """DataModules: every set yields mixtures and, where there is truth, their sources."""
 
+from surf_lightning.data.arrays import Arrays
 from surf_lightning.data.audioset import AudioSet
 from surf_lightning.data.cifar import CIFAR10
 from surf_lightning.data.digits import Digits
@@ -17,6 +18,7 @@ __all__ = [
     "CIFAR10",
     "FUSS",
     "MNIST",
+    "Arrays",
     "AudioSet",
     "Digits",
     "Enhancement",

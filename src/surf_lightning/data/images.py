@@ -40,6 +40,8 @@ class ImageMixtures(SeparationData):
     Args:
         num_sources: images in a mixture (K).
         single_source_share: share of the training mixtures that hold one image alone; 0.5 for MixIT (Appendix D.4).
+        fewest_sources: the mixtures hold from so many images to ``num_sources``, each number as often, the other
+            sources being 0; None: always ``num_sources``.
         num_validation: held-out mixtures looked at after each epoch.
         num_test: mixtures of the final evaluation, always the same; 5,000 in Table 1, 25,000 in Table 2.
         evaluation: what the final evaluation measures: PixelMetrics, PerceptualMetrics (Table 1) or SampleMetrics
@@ -62,15 +64,18 @@ class ImageMixtures(SeparationData):
         num_test: int = 5000,
         evaluation: ImageEvaluation | None = None,
         weights: str | None = None,
+        fewest_sources: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if fewest_sources is not None and not 1 <= fewest_sources <= num_sources:
+            raise ValueError(f"fewest_sources ({fewest_sources}) must lie between 1 and num_sources ({num_sources})")
         if min(num_validation, num_test) < 1 or not 0 <= single_source_share <= 1:
             raise ValueError("num_validation and num_test must be at least 1, single_source_share must lie in [0, 1]")
         self.num_sources, self.single_source_share = num_sources, single_source_share
         self.num_validation, self.num_test = num_validation, num_test
         self.evaluation: ImageEvaluation = evaluation or self.usual_evaluation()
-        self.weights = weights
+        self.weights, self.fewest_sources = weights, fewest_sources
 
     @abstractmethod
     def load(self) -> ImageSplits:
@@ -81,8 +86,9 @@ class ImageMixtures(SeparationData):
         return self.load()
 
     def training_batches(self, ranks: Ranks) -> Batches:
+        images, alone = self.splits.train, self.single_source_share
         return RandomMixtures(
-            self.splits.train, self.num_sources, self.batch_size, self.seed, ranks, self.single_source_share
+            images, self.num_sources, self.batch_size, self.seed, ranks, alone, fewest_sources=self.fewest_sources
         )
 
     def validation_batches(self) -> Batches:
@@ -94,7 +100,8 @@ class ImageMixtures(SeparationData):
     def _fixed(self, images: Tensor, count: int) -> Batches:
         # A batch for each rank at least: one without any would leave the others waiting for it.
         share = max(1, count // self._ranks().world_size)
-        return FixedMixtures(images, self.num_sources, count, min(self.batch_size, share))
+        size = min(self.batch_size, share)
+        return FixedMixtures(images, self.num_sources, count, size, fewest_sources=self.fewest_sources)
 
     def metrics(self) -> Metric:
         return ImageMetrics()
@@ -107,8 +114,9 @@ class ImageMixtures(SeparationData):
 
     def protocol(self) -> str:
         images = len(self.splits.test)
+        number = f"{self.fewest_sources} to {self.num_sources}" if self.fewest_sources else self.num_sources
         return (
-            f"{self.num_test:,} mixtures, each the mean of {self.num_sources} images of the {images:,} test images of "
+            f"{self.num_test:,} mixtures, each the mean of {number} images of the {images:,} test images of "
             f"{type(self).__name__}, dealt by seeded permutations, so that none comes again before all have come. The "
             "estimates of a mixture are put in the order of least squared error, mapped to [0, 1] and clamped. "
             f"{self.evaluation.protocol}"

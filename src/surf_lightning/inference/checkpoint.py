@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
 from os import PathLike
@@ -188,7 +189,7 @@ def checkpoints_near(path: str | PathLike[str]) -> str:
     """A hint at checkpoints that are there: those of a folder that was named, of the same run, or of a like name."""
     given = Path(path)
     run = given if given.is_dir() else given.parent.parent if given.parent.name == "checkpoints" else given.parent
-    if own := sorted(map(str, run.glob("**/*.ckpt"))) if run.is_dir() and run != Path() else []:
+    if own := sorted(map(str, (*run.glob("*.ckpt"), *run.glob("checkpoints/*.ckpt")))) if run != Path() else []:
         return f"; there is {', '.join(own[:5])}."
     return did_you_mean(str(given), map(str, run.parent.glob("*/checkpoints/*.ckpt")))
 
@@ -204,10 +205,17 @@ def check_record(record: Any, path: str | PathLike[str]) -> None:
     is_image = isinstance(shape, list) and len(shape) == 3 and all(_is_size(size) for size in shape)
     if not {"image": is_image, "audio": _is_size(rate)}.get(str(signal.get("kind"))):
         raise UserError(f"{path} is of no signals that this version, {__version__}, knows: {str(signal)[:200]}")
+    if not _is_scale(signal.get("values", [0.0, 1.0])):
+        raise UserError(f"{path} gives its values no center and half width: {str(signal['values'])[:200]}")
 
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and 0 < value <= MAX_NUMBER
+
+
+def _is_scale(values: Any) -> bool:
+    finite = isinstance(values, list) and all(isinstance(x, float) and math.isfinite(x) for x in values)
+    return finite and len(values) == 2 and values[1] > 0
 
 
 def _with_current_names(checkpoint: dict[str, Any]) -> dict[str, Any]:

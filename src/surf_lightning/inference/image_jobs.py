@@ -1,4 +1,4 @@
-"""PNG images to one PNG a source. Axes: K sources, C H W, P planes."""
+"""Images and arrays to one file a source. Axes: K sources, C H W, P planes."""
 
 from __future__ import annotations
 
@@ -14,30 +14,39 @@ from surf_lightning.audio.streams import SampleFormat, source_paths
 from surf_lightning.errors import UserError
 from surf_lightning.files import writing
 from surf_lightning.functional.randomness import mix_seed
+from surf_lightning.inference.array_files import ARRAYS, AVERAGES, read_array, scale_of
 from surf_lightning.inference.jobs import Done, Job, Settings, Task, Work, manifest_rows
 from surf_lightning.inference.sampling import Window, posterior
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 
 
-class ImageTask(Task):
-    """8-bit PNG files of the separator's shape: each is the average m/K of its sources, and each source is a PNG."""
+def is_array(path: Path) -> bool:
+    """Whether the sources of ``path`` are arrays, without loss."""
+    return path.suffix.lower() in ARRAYS
 
-    extensions = (".png",)
+
+class ImageTask(Task):
+    """Files of the separator's shape: PNGs of 8 bits, each the average m/K of its sources, which are PNGs; and arrays.
+
+    An array (.npy, .npz, TIFF, FITS) is the sum of its sources, which are .npy of float32 in its own values.
+    """
+
+    extensions: tuple[str, ...] = ARRAYS
 
     def __init__(self, separator: Separator, settings: Settings) -> None:
         super().__init__(separator, settings)
         channels, self.height, self.width = separator.signal["shape"]
-        modes = {1: "L", 3: "RGB"}
-        if channels not in modes:
-            raise UserError(f"images of {channels} channels cannot be written as PNG: use Separator.separate in Python")
+        self.shape = [channels, self.height, self.width]
+        self.mode = {1: "L", 3: "RGB"}.get(channels, f"arrays of {channels} channels")
+        if channels in (1, 3):
+            self.extensions = (*AVERAGES, *ARRAYS)
         if settings.events or (settings.format, settings.samples) != ("same", "same"):
             raise UserError("--events, --format and --samples are for sound; this checkpoint separates images")
-        self.mode, self.window = modes[channels], self.width
+        self.window = self.width
 
     def plan(self, path: Path, stem: Path) -> Job:
-        self.read(path)
-        size = self.num_sources * self.height * self.width * len(self.mode)
-        return Job(path, stem, (*self.paths(stem), *self.curve_paths(stem)), size, 0.0)
+        size = self.num_sources * self.read(path).size * (4 if is_array(path) else 1)
+        return Job(path, stem, (*self.paths(path, stem), *self.curve_paths(stem)), size, 0.0)
 
     def open(self, job: Job, folder: Path) -> Work:
         return ImageWork(self, job, folder)
@@ -61,12 +70,21 @@ class ImageTask(Task):
         each = zip(mixtures.split(1), generators, strict=True)  # a sampler of another kind draws as it goes
         return torch.cat([separator.separate(mixture, generator) for mixture, generator in each])
 
-    def paths(self, stem: Path) -> list[Path]:
-        """The names of the sources."""
-        return source_paths(stem, self.num_sources, SampleFormat("", "", "", ".png"), self.settings.names)
+    def paths(self, path: Path, stem: Path) -> list[Path]:
+        """The names of the sources of ``path``."""
+        suffix = ".npy" if is_array(path) else ".png"
+        return source_paths(stem, self.num_sources, SampleFormat("", "", "", suffix), self.settings.names)
 
     def read(self, path: Path) -> np.ndarray:
-        """The pixels; raises ValueError with the reason if it is no image of the separator's shape."""
+        """The values ``[C,H,W]``; raises ValueError with the reason if they are not of the separator's shape."""
+        if not is_array(path):
+            return self._read_image(path).reshape(self.height, self.width, -1).transpose(2, 0, 1)
+        array = read_array(path)
+        if list(array.shape) != self.shape:
+            raise ValueError(f"is an array {list(array.shape)}, but the separator takes {self.shape}")
+        return array
+
+    def _read_image(self, path: Path) -> np.ndarray:
         try:
             with Image.open(path) as image:
                 if (image.width, image.height) != (self.width, self.height):
@@ -88,8 +106,9 @@ class ImageWork(Work):
 
     def __init__(self, task: ImageTask, job: Job, folder: Path) -> None:
         self.task, self.job, self.stem = task, job, folder / job.stem.name
-        average = torch.from_numpy(task.read(job.path)).float() / 127.5 - 1  # [H,W,C] or [H,W]
-        self.average = average.reshape(task.height, task.width, -1).permute(2, 0, 1)
+        self.center, self.half = scale_of(task.separator.signal, job.path, task.num_sources)
+        values = torch.from_numpy(task.read(job.path).astype(np.float64))
+        self.average = ((values - self.center) / self.half).float()
         self.planes = torch.zeros(0)
 
     def windows(self) -> Iterator[Window]:
@@ -103,14 +122,22 @@ class ImageWork(Work):
         mean, variance = self.planes[0].unbind(1)  # [K,2,C*H*W]
         if not mean.isfinite().all():
             raise ValueError("the separator gave NaN or infinite pixels")
-        paths = self.task.paths(self.stem)
+        share = self.task.num_sources if is_array(self.job.path) else 1  # an array's sources sum to it
+        paths = self.task.paths(self.job.path, self.stem)
         for path, source in zip(paths, mean, strict=True):
-            pixels = ((source.view(self.average.shape) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            with writing(path) as file:
-                Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy(), self.task.mode).save(file, "PNG")
+            self._write(path, (source.view(self.average.shape) * self.half + self.center) / share)
         rows = manifest_rows(self.job, paths, mean @ mean.T, 0.0, highest=None)
-        curve = self.task.write_curve(self.stem, [], variance.mean(1).sqrt()[None])
+        deviation = variance.mean(1).sqrt() * (self.half / share if is_array(self.job.path) else 1)
+        curve = self.task.write_curve(self.stem, [], deviation[None])
         return Done(paths + curve, rows, [])
+
+    def _write(self, path: Path, values: Tensor) -> None:
+        with writing(path) as file:
+            if is_array(self.job.path):
+                np.save(file, (values[0] if len(values) == 1 else values).float().numpy())  # [H,W], or [C,H,W]
+            else:
+                pixels = values.round().clamp(0, 255).to(torch.uint8)
+                Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy(), self.task.mode).save(file, "PNG")
 
     def abandon(self) -> None:
         """Nothing is open between two calls."""

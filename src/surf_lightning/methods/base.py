@@ -26,7 +26,8 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness, Ranks, mix_seed
 from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_metadata, class_path
 from surf_lightning.inference.sampling import posterior
-from surf_lightning.inference.separator import Separator, compile_networks, in_micro_batches
+from surf_lightning.inference.separator import Separator, compile_networks, in_micro_batches, load_separator
+from surf_lightning.methods.beginnings import begin_with, optimizer_settings, shared_weights
 from surf_lightning.methods.schedules import ScheduledModule
 
 Batch = dict[str, Tensor]
@@ -49,6 +50,8 @@ class SeparationModule(ScheduledModule, ABC):
             the cost of one more evaluation of the trained network without gradient.
         compile: evaluate the networks by ``torch.compile``: minutes of compilation at the start (it needs a C++
             compiler) for faster steps, on GPUs above all. Checkpoints are the same with and without.
+        initial_checkpoint: of any separator, such as MixIT's before supervised training: a checkpoint, an exported
+            folder or hf://user/name. A fit begins with those of its weights that have a namesake of the same shape.
         max_skipped_steps: so many steps in a row whose gradient is not finite end the run, see
             ``callbacks.FiniteSteps``.
         seed: every random number of training batch i is a function of (seed, i). The command line sets it to
@@ -74,6 +77,7 @@ class SeparationModule(ScheduledModule, ABC):
         decay_steps: Steps | None = None,
         micro_batch: int | None = None,
         compile: bool = False,
+        initial_checkpoint: str | None = None,
         max_skipped_steps: int = 20,
         seed: int = 0,
     ) -> None:
@@ -91,6 +95,7 @@ class SeparationModule(ScheduledModule, ABC):
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.micro_batch, self.compiled, self.seed = micro_batch, compile, seed
         self.max_skipped_steps, self.signal = max_skipped_steps, {}
+        self.initial_checkpoint = initial_checkpoint
         self.trained_steps, self.trained_seconds, self._clock = 0, 0.0, 0.0
         self._batch_before: int | None = None
         self._run_steps_before: int | None = None
@@ -132,6 +137,8 @@ class SeparationModule(ScheduledModule, ABC):
 
     def check_earlier_stage(self) -> None:
         """Raises UserError where a fit from the beginning lacks what an earlier stage was to leave."""
+        if self.initial_checkpoint is not None:
+            shared_weights(self.separator, load_separator(self.initial_checkpoint), self.initial_checkpoint)
 
     def check_sources(self, data: SeparationData) -> None:
         """Raises UserError where the separator has not the outputs that the mixtures of ``data`` need."""
@@ -163,6 +170,8 @@ class SeparationModule(ScheduledModule, ABC):
     def on_fit_start(self) -> None:
         self._clock = time.monotonic()
         shape = self.signal.get("shape") or [self.signal["sample_rate"] // 10]
+        if self.initial_checkpoint is not None and not self.trained_steps:  # a resumed fit has its own
+            begin_with((self.trained, self.separator), load_separator(self.initial_checkpoint), self.initial_checkpoint)
         self.separator.check(BatchRandomness(HELD_OUT_SEED, 0, self.device).normal((2, *shape)).to(self.dtype))
         if self.compiled:
             compile_networks(self)
@@ -183,7 +192,7 @@ class SeparationModule(ScheduledModule, ABC):
             optimizer = self.make_optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
         except ValueError as error:
             raise UserError(f"model.optimizer: {error}") from error
-        self._configured = _settings(optimizer)
+        self._configured = optimizer_settings(optimizer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -264,7 +273,7 @@ class SeparationModule(ScheduledModule, ABC):
     def on_train_start(self) -> None:
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        restored = _settings(optimizer.optimizer)
+        restored = optimizer_settings(optimizer.optimizer)
         if missing := self._configured.keys() - restored.keys():
             raise UserError(
                 f"the checkpoint's optimizer is of another kind: it has no {', '.join(sorted(missing))}. Configure "
@@ -314,10 +323,3 @@ class SeparationModule(ScheduledModule, ABC):
         """The trainer's DataModule."""
         data: SeparationData = undeclared(self.trainer).datamodule
         return data
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's settings, the learning rate as it is before any schedule."""
-    group = optimizer.param_groups[0]
-    settings = {key: value for key, value in group.items() if key not in ("params", "lr")}
-    return {"initial_lr": group["lr"], **settings}

@@ -7,12 +7,12 @@ import os
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import KEY, build, checkpoints_near, describe, weights_of
 from surf_lightning.inference.separator import RegressionSeparator, Separator, load_separator
 from surf_lightning.methods.base import SeparationModule
+from surf_lightning.methods.beginnings import begin_with, shared_weights
 
 
 class FrozenTeacherModule(SeparationModule):
@@ -59,10 +59,11 @@ class FrozenTeacherModule(SeparationModule):
         super().on_fit_start()
 
     def check_earlier_stage(self) -> None:
+        super().check_earlier_stage()
         if self.earlier_checkpoint is not None:
             frozen_teacher = self._read_earlier_stage(self.earlier_checkpoint)
             if self.initialize:
-                self._shared_weights(frozen_teacher)
+                shared_weights(self.separator, frozen_teacher, f"the {self.earlier_stage} network")
 
     def _read_earlier_stage(self, path: str) -> Separator:
         stage = self.earlier_stage
@@ -78,23 +79,16 @@ class FrozenTeacherModule(SeparationModule):
         return frozen_teacher
 
     def _take_over(self, frozen_teacher: Separator) -> None:
-        if frozen_teacher.signal != self.signal or frozen_teacher.num_sources != self.separator.num_sources:
-            theirs, own = (
-                _in_words(signal, separator.num_sources)
-                for signal, separator in ((frozen_teacher.signal, frozen_teacher), (self.signal, self.separator))
-            )
+        theirs, own = ({**signal, "values": None} for signal in (frozen_teacher.signal, self.signal))  # scaled alike
+        if theirs != own or frozen_teacher.num_sources != self.separator.num_sources:
             raise UserError(
-                f"{self.earlier_checkpoint} separates {theirs}, this run {own}: give "
+                f"{self.earlier_checkpoint} separates {_in_words(frozen_teacher.signal, frozen_teacher.num_sources)}, "
+                f"this run {_in_words(self.signal, self.separator.num_sources)}: give "
                 f"{self._flags(frozen_teacher)}, or another --model.{self.checkpoint_argument}"
             )
         self._freeze(frozen_teacher)
         if self.initialize:
-            weights = self._shared_weights(frozen_teacher)
-            for separator in (self.trained, self.separator):
-                separator.network.load_state_dict(weights, strict=False)
-            taken = sum(weight.numel() for weight in weights.values())
-            total = sum(weight.numel() for weight in self.separator.network.state_dict().values())
-            rank_zero_info(f"The student begins with {taken / total:.0%} of its weights from {self.earlier_stage}.")
+            begin_with((self.trained, self.separator), frozen_teacher, f"the {self.earlier_stage} network")
 
     def _flags(self, frozen_teacher: Separator) -> str:
         """The options that bring this run to what the earlier stage separates."""
@@ -105,17 +99,6 @@ class FrozenTeacherModule(SeparationModule):
         if "sample_rate" in signal and signal["sample_rate"] != self.signal.get("sample_rate"):
             flags.append(f"--data.sample_rate {signal['sample_rate']}")
         return " ".join(flags) or "--data of the same kind"
-
-    def _shared_weights(self, frozen_teacher: Separator) -> dict[str, Tensor]:
-        """Weights of the frozen teacher that the separator has under the same names in the same shapes."""
-        own, theirs = self.separator.network.state_dict(), frozen_teacher.network.state_dict()
-        shared = {name: weight for name, weight in theirs.items() if name in own and own[name].shape == weight.shape}
-        if not shared:
-            raise UserError(
-                f"no weight of the {self.earlier_stage} network has a namesake of the same shape in the student's: "
-                "leave out model.initialize_from_mixit, or choose networks of one family and width"
-            )
-        return shared
 
     def _freeze(self, frozen_teacher: Separator) -> None:
         self.frozen_teacher = frozen_teacher.requires_grad_(False).eval()

@@ -67,7 +67,7 @@ class Run:
         tests = sorted(path.name for path in folder.glob("metrics*.json"))
         hint, nothing = ": surf test writes it", dict[str, Any]()
         results, examples = {}, nothing
-        if tests or _data_class(_settings(config)) != "Folder":  # which has no truth to test against
+        if tests or _has_truth(_settings(config)):
             results = {name: read(name, read_results, nothing, hint) for name in tests or ["metrics.json"]}
             examples = read("test_examples.pt", read_examples, nothing, hint)
         run = cls(
@@ -185,6 +185,14 @@ def _method(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def _data_class(settings: dict[str, Any]) -> str:
     data = settings.get("data")
     return str(data.get("class_path") if isinstance(data, dict) else "unknown data").rpartition(".")[2]
+
+
+def _has_truth(settings: dict[str, Any]) -> bool:
+    """Whether the data have true sources to test against."""
+    kind, data = _data_class(settings), settings.get("data")
+    options = data.get("init_args") if isinstance(data, dict) else None
+    has_roots = isinstance(options, dict) and bool(options.get("source_roots"))
+    return kind != "Folder" and (kind != "Arrays" or has_roots)
 
 
 def _latest(media: Path) -> tuple[Path, ...]:

@@ -1,0 +1,46 @@
+"""What a run begins with: the weights of an earlier one, and its optimizer's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from surf_lightning.errors import UserError
+from surf_lightning.inference.separator import Separator
+
+
+def shared_weights(separator: Separator, earlier: Separator, name: str) -> dict[str, Tensor]:
+    """Weights of ``earlier``, called ``name``, that have a namesake of the same shape in ``separator``.
+
+    Raises:
+        UserError: there are none.
+    """
+    own, theirs = separator.network.state_dict(), earlier.network.state_dict()
+    shared = {key: weight for key, weight in theirs.items() if key in own and own[key].shape == weight.shape}
+    if not shared:
+        raise UserError(
+            f"no weight of {name} has a namesake of the same shape in the network that is trained: begin without it, "
+            "or choose networks of one family and width"
+        )
+    return shared
+
+
+def begin_with(separators: Iterable[Separator], earlier: Separator, name: str) -> None:
+    """Give ``separators``, of one network, the ``shared_weights``, and say how many they are."""
+    for separator in separators:
+        weights = shared_weights(separator, earlier, name)
+        separator.network.load_state_dict(weights, strict=False)
+    taken = sum(weight.numel() for weight in weights.values())
+    total = sum(weight.numel() for weight in separator.network.state_dict().values())
+    rank_zero_info(f"The student begins with {taken / total:.0%} of its weights from {name}.")
+
+
+def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's settings, the learning rate as it is before any schedule."""
+    group = optimizer.param_groups[0]
+    settings = {key: value for key, value in group.items() if key not in ("params", "lr")}
+    return {"initial_lr": group["lr"], **settings}
