@@ -112,8 +112,11 @@ WORDS = [
 ]
 
 
+ARGUMENT = st.characters(exclude_characters="\0")  # which no operating system passes on
+
+
 def check_any_arguments(data: st.DataObject) -> None:
-    mistake(data.draw(st.lists(st.sampled_from(WORDS) | st.text(max_size=4), max_size=7)))
+    mistake(data.draw(st.lists(st.sampled_from(WORDS) | st.text(ARGUMENT, max_size=4), max_size=7)))
 
 
 CHECKS: list[tuple[Callable[[st.DataObject], None], int]] = [  # and how many inputs a trial has
