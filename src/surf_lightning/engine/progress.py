@@ -79,7 +79,10 @@ class Progress(TQDMProgressBar):
             self._line(trainer, pl_module)
 
     def _line(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        numbers = [f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items()]
+        metrics = self.get_metrics(trainer, pl_module)
+        numbers = [
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
+        ]
         steps = f"step {trainer.global_step:,}" + (f" of {trainer.max_steps:,}" if trainer.max_steps > 0 else "")
         self._say(", ".join([steps + self._left(trainer, ", {} left"), *numbers]))
 

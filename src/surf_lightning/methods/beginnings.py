@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,13 +29,13 @@ def shared_weights(separator: Separator, earlier: Separator, name: str) -> dict[
     return shared
 
 
-def begin_with(separators: Iterable[Separator], earlier: Separator, name: str) -> None:
+def begin_with(separators: Sequence[Separator], earlier: Separator, name: str) -> None:
     """Give ``separators``, of one network, the ``shared_weights``, and say how many they are."""
+    weights = shared_weights(separators[0], earlier, name)
     for separator in separators:
-        weights = shared_weights(separator, earlier, name)
         separator.network.load_state_dict(weights, strict=False)
     taken = sum(weight.numel() for weight in weights.values())
-    total = sum(weight.numel() for weight in separator.network.state_dict().values())
+    total = sum(weight.numel() for weight in separators[0].network.state_dict().values())
     rank_zero_info(f"The student begins with {taken / total:.0%} of its weights from {name}.")
 
 
