@@ -63,7 +63,8 @@ def network(name: str, **options: Any) -> Any:
 
 
 def on_gpu(family: str, objective: Objective, reduction: Reduction = mean_square, **options: Any) -> SURF:
-    flow, frozen_teacher = network(f"{family}_velocity", **options), network(f"{family}_mixit")
+    flow = network(f"{family}_velocity", **options)
+    frozen_teacher = network("audio_mixit") if family == "libri2mix" else network("cifar_regression", num_outputs=4)
     noise = GlobalRMSNoise() if family == "libri2mix" else None
     module = SURF(flow, objective, reduction, noise=noise, mixit_checkpoint="", optimizer=adam)
     module._freeze(RegressionSeparator(frozen_teacher, flow.num_sources))

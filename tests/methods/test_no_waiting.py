@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.methods import SURF
 from surf_lightning.methods.base import SeparationModule
 from tests.methods.test_bfloat16 import CASES, batch
-from tests.tiny import adam, digits, velocity
+from tests.tiny import digits, velocity
 
 aten = torch.ops.aten
 # Each reads a value of the device's, or (lift_fresh) brings numbers of the host's into a tensor.
@@ -97,7 +98,8 @@ def test_cuda_is_not_waited_for_between_the_third_batch_and_the_last(mixit: str,
 
     bar = Progress()
     bar._drawn = float("inf")  # not due within the test
-    module = SURF(velocity(), "self_remixing", mixit_checkpoint=mixit, optimizer=adam, beta_steps=10)
+    fused = functools.partial(torch.optim.Adam, fused=True)  # others are asked after each step whether it was finite
+    module = SURF(velocity(), "self_remixing", mixit_checkpoint=mixit, optimizer=fused, beta_steps=10)
     trainer = L.Trainer(
         accelerator="cuda",
         devices=1,
