@@ -79,8 +79,9 @@ def separate(
     A long file is separated in windows of 10 s whose sources are matched where they overlap, for 2 s: two sources that
     are both silent there may change places. What lies above half the checkpoint's sample rate is shared equally.
 
-    The output folder gets manifest.csv, manifest.json, manifest.raven.txt (for Raven), summary.json and journal.jsonl
-    as well. The same command on other machines that see the folder, or in the tasks of a SLURM job, shares the work.
+    The output folder gets manifest.csv, manifest.json, summary.json, journal.jsonl and, of sounds,
+    manifest.raven.txt (for Raven). The same command on other machines that see the folder, or in the tasks of a SLURM
+    job, shares the work.
 
     Args:
         *inputs: A file, a folder (its tree is mirrored) or a glob.

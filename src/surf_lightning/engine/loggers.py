@@ -172,7 +172,7 @@ def _resolve_wandb(arguments: Namespace, folder: Path, is_new: bool) -> list[str
     arguments.id = arguments.id or secrets.token_hex(4)
     if getattr(rank_zero_only, "rank", 0):  # only the first process tracks
         return []
-    reason = "offline mode is chosen" if arguments.offline else whyoffline_note()
+    reason = "offline mode is chosen" if arguments.offline else why_offline()
     if reason is None:
         return []
     arguments.offline = True
@@ -194,7 +194,7 @@ def has_wandb() -> bool:
     return found is not None and found.origin is not None
 
 
-def whyoffline_note() -> str | None:
+def why_offline() -> str | None:
     """Why W&B cannot track online, None where it may: by its own settings and files, without asking its server.
 
     Raises:
