@@ -115,9 +115,7 @@ class LastCheckpoint(ModelCheckpoint):
         if signalled:
             self._stop(trainer)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Log a step before any callback writes its checkpoint, or a kill between the two would lose its numbers."""
         connector = trainer._logger_connector
         if trainer.training and connector._first_loop_iter is not None:  # after a batch: Lightning logs too late
