@@ -117,6 +117,8 @@ class FrozenTeacherModule(SeparationModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        if not self.strict_loading:
+            return
         record = checkpoint[KEY].get("frozen_teacher")
         if (record is None) != (self.earlier_checkpoint is None):
             raise UserError(

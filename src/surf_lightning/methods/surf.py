@@ -123,5 +123,6 @@ class SURF(TeacherStudentModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.schedule.total = self.run_steps
-        self.beta = self.schedule.beta(self.trained_steps)
+        if self.strict_loading:
+            self.schedule.total = self.run_steps
+            self.beta = self.schedule.beta(self.trained_steps)
