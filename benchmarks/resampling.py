@@ -82,7 +82,7 @@ def whole_network(machine: Machine, batch: int) -> Iterator[Timing]:
     plain = with_plain_resampling(network).to(device)
     x = torch.randn(batch, 2, 3, 32, 32, device=device)
     inputs = (x, torch.rand(batch, device=device), x.sum(1))
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         _check(network(*inputs), plain(*inputs))
     for precision in machine.precisions():
 

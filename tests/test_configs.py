@@ -33,6 +33,7 @@ METHODS = {
     "digits4": ["mixit", "self_remixing", "surf_rm"],
     "mnist": IMAGES,
     "cifar": IMAGES,
+    "mnist-half-hour": ["mixit", "remixit", "self_remixing", "surf_rm", *SUPERVISED],
     "mnist-small": ["mixit", "remixit", "self_remixing", "surf_rm", *SUPERVISED],
     "libri2mix": ["mixit", "semisupervised", *REMIXED, *SUPERVISED],
     "libri2mix-small": ["mixit", "remixit", "surf_rm"],

@@ -279,12 +279,6 @@ def test_a_network_for_another_number_of_sources_than_the_data_s_is_refused(num_
         trainer(Path("other")).fit(MixIT(regression(4, num_sources), num_sources, optimizer=adam), digits())
 
 
-def test_a_flow_is_no_earlier_stage() -> None:
-    fit(SupervisedFlow(velocity(), optimizer=adam))
-    with pytest.raises(UserError, match="holds a FlowSeparator: a regression separator such as MixIT is needed"):
-        fit(build("SURF", "run/checkpoints/last.ckpt"))
-
-
 def test_a_fresh_fit_takes_over_the_earlier_stage_and_a_resumed_one_its_own(mixit: str) -> None:
     first: Any = build("SURF", mixit)
     fit(first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +15,18 @@ from surf_lightning.methods import SURF, OneStep
 from tests.tiny import adam, digits, perturbed, trainer, velocity
 
 
-def one_step(flow: str) -> OneStep:
-    return OneStep(velocity(), flow, optimizer=adam, ema_decay=0.5)
+def one_step(flow: str, **options: Any) -> OneStep:
+    return OneStep(velocity(), flow, optimizer=adam, ema_decay=0.5, **options)
 
 
-def test_the_loss_is_the_distance_of_one_step_from_several_of_the_same_noise() -> None:
-    module, teacher = one_step("").double(), FlowSeparator(perturbed(velocity(), seed=4), num_steps=3).double()
+@pytest.mark.parametrize("flow_steps", [None, 3])
+def test_the_loss_is_the_distance_of_one_step_from_several_of_the_same_noise(flow_steps: int | None) -> None:
+    module = one_step("", sampling_noise=0.3, flow_steps=flow_steps).double()
+    teacher = FlowSeparator(perturbed(velocity(), seed=4), num_steps=5 if flow_steps else 3).double()
     module._freeze(teacher)
     mixtures = torch.rand(5, 1, 8, 8).double()
     noise = BatchRandomness(1, 2, torch.device("cpu")).normal((5, 2, 1, 8, 8)).double()
-    x0 = mixtures[:, None] / 2 + noise - noise.mean(1, keepdim=True)
+    x0 = mixtures[:, None] / 2 + 0.3 * (noise - noise.mean(1, keepdim=True))
     x = x0
     for step in range(3):
         x = x + teacher.network(x, torch.full((5,), step / 3).double(), mixtures) / 3

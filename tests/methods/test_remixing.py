@@ -13,9 +13,10 @@ from torch import Tensor
 from surf_lightning.errors import UserError
 from surf_lightning.functional.losses import Objective
 from surf_lightning.functional.permutation import order_without_mates
-from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
 from surf_lightning.methods import SURF, Remixing
 from surf_lightning.methods.remixing import TeacherStudentModule
+from surf_lightning.networks import ConstantNoise
 from tests.tiny import (
     adam,
     assert_loss,
@@ -95,6 +96,21 @@ def test_the_frozen_mixit_teaches_first_and_the_students_average_after(
     loss = module.loss({"mixtures": m}, random())
     assert calls == [("frozen_teacher" if is_frozen else "separator", False), ("student", True)]
     torch.testing.assert_close(loss, listed(module, module.frozen_teacher if is_frozen else module.separator, m))
+
+
+def test_a_frozen_flow_teaches_by_its_samples() -> None:
+    module, m = remixing("remixit"), mixtures()
+    module._freeze(FlowSeparator(perturbed(velocity(), seed=7), 2, ConstantNoise(0.5)).double())
+    generator = draws()
+    order = torch.randperm(12, generator=generator)
+    sources = surf_minimal.prior(m, 0.5 * torch.randn(6, 2, 1, 8, 8, generator=generator).double())
+    for t in (0.0, 0.5):
+        sources = sources + module.frozen_teacher.network(sources, torch.full((6,), t).double(), m) / 2
+    sources = surf_minimal.remix(sources.detach(), order)
+    estimates = module.student(sources.sum(1))
+    pit = surf_minimal.optimal_pit(estimates, sources)
+    expected = surf_minimal.rm_loss(estimates - surf_minimal.reorder(sources, pit))
+    assert_loss(module, {"mixtures": m}, expected, rtol=1e-5)
 
 
 # -- from scratch, without an earlier stage --

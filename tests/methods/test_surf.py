@@ -15,7 +15,7 @@ from torch import Tensor
 from surf_lightning.functional.losses import Objective
 from surf_lightning.functional.permutation import order_without_mates
 from surf_lightning.functional.randomness import BatchRandomness, Ranks
-from surf_lightning.inference.separator import RegressionSeparator
+from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
 from surf_lightning.methods import SURF
 from surf_lightning.networks import ConstantNoise, SourceHead, VelocityHead
 from surf_lightning.networks.base import Head
@@ -265,6 +265,24 @@ def test_the_teachers_sample_is_consistent_and_the_frozen_teachers_at_beta_one()
         torch.testing.assert_close(sample.sum(1), m, rtol=0, atol=1e-6)
         assert torch.allclose(sample, module.frozen_teacher.separate(m)) == (beta == 1)
         assert not sample.requires_grad
+
+
+def test_a_frozen_flow_teaches_by_its_own_samples_from_the_noise_of_the_path() -> None:
+    module, m, sigma = surf("remixit", noise=ConstantNoise(0.8), num_steps=4), mixtures(), 0.5
+    module._freeze(FlowSeparator(perturbed(velocity(), seed=7), 3, ConstantNoise(sigma)).double())
+    frozen, noise = module.frozen_teacher.network, random().normal((6, 2, 1, 8, 8)).double()
+    sources = surf_minimal.prior(m, sigma * noise)
+    for step in range(3):  # three Euler steps of its own, whatever those of the student are
+        sources = sources + frozen(sources, torch.full((6,), step / 3, dtype=torch.float64), m) / 3
+    for beta in (1.0, 0.5, 0.0):
+        module.beta = beta
+        x0 = surf_minimal.prior(m, 0.8 * noise)
+        expected = surf_minimal.teacher_sample(module.teacher.network, lambda _: sources, m, x0, beta, 4)
+        torch.testing.assert_close(module.teacher_estimates(m, noise), expected, rtol=1e-6, atol=1e-7)
+    module.beta = 0.5
+    whole = module.loss({"mixtures": m}, random())
+    module.micro_batch = 4
+    torch.testing.assert_close(module.loss({"mixtures": m}, random()), whole)
 
 
 def test_one_time_is_that_of_the_whole_batch_on_all_ranks() -> None:

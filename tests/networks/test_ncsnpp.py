@@ -488,3 +488,25 @@ def test_traced_as_one_graph() -> None:
         expected = net(*inputs)
         torch.testing.assert_close(torch.compile(net, backend="aot_eager", fullgraph=True)(*inputs), expected)
         torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_patches_are_channels_of_the_network_within() -> None:
+    """A network on patches of P x P is one of P² times the channels on the folded image."""
+    options = {"channels": 16, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": ()}
+    patched = NCSNpp(2, 3, image_size=14, patch_size=2, **options).eval()
+    folded = NCSNpp(8, 12, image_size=7, **options).eval()
+    folded.load_state_dict(patched.state_dict())
+    for parameter in folded.parameters():
+        parameter.add_(0.01 * torch.randn_like(parameter))
+    patched.load_state_dict(folded.state_dict())
+    x, time = torch.randn(3, 2, 14, 14), torch.rand(3)
+    # Channel 4c + 2i + j holds the pixels of rows 2a + i and columns 2b + j.
+    cells = x.reshape(3, 2, 7, 2, 7, 2).permute(0, 1, 3, 5, 2, 4).reshape(3, 8, 7, 7)
+    expected = folded(cells, time).reshape(3, 3, 2, 2, 7, 7).permute(0, 1, 4, 2, 5, 3).reshape(3, 3, 14, 14)
+    torch.testing.assert_close(patched(x, time), expected)
+
+
+def test_images_that_patches_do_not_tile_are_refused() -> None:
+    with pytest.raises(ValueError, match="no multiple of patch_size"):
+        SharedNCSNpp(num_sources=2, image_channels=1, image_size=9, patch_size=2)

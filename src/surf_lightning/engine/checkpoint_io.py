@@ -6,15 +6,24 @@ import re
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from surf_lightning.engine.signals import held
 from surf_lightning.files import replacing, seal
-from surf_lightning.inference.checkpoint import read_checkpoint
+from surf_lightning.inference.checkpoint import KEY, PREFIX, read_checkpoint
+from surf_lightning.inference.hub import read_export
 
 SPAWNED = ".temp.ckpt"  # Lightning's name of the file in which processes that it has spawned return their weights
 OURS = re.compile(r"last|best|step_\d+")  # names of checkpoints
+
+
+def exported_checkpoint(folder: Any) -> dict[str, Any]:
+    """A folder of ``surf export`` as a checkpoint to evaluate: the separator, with no student and no optimizer."""
+    metadata, weights = read_export(folder)
+    state = {f"{PREFIX}{key}": value for key, value in weights.items()}
+    return {KEY: metadata, "state_dict": state, "pytorch-lightning_version": L.__version__}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,7 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if Path(path).name == SPAWNED:
             return super().load_checkpoint(path, map_location, weights_only=True)
         self._is_ours = Path(path).resolve().is_relative_to(self._folder.resolve())
-        return read_checkpoint(path)
+        return exported_checkpoint(path) if Path(path).is_dir() else read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a file that a ``ModelCheckpoint`` of the user's has outdone.

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from surf_lightning.errors import UserError
 from surf_lightning.files import partial_path
 from surf_lightning.inference.checkpoint import checkpoints_near, read_checkpoint
+from surf_lightning.inference.hub import SCHEME, local_path, read_export
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
@@ -46,6 +47,10 @@ def checkpoint_to_continue(folder: Path, ckpt_path: str | None) -> str | None:
     if ckpt_path is None:
         return None
     if ckpt_path not in ("last", "best"):
+        if os.path.isdir(ckpt_path) or ckpt_path.startswith(SCHEME):
+            raise UserError(
+                f"{ckpt_path} is no checkpoint to continue from: begin with its weights by --model.initial_checkpoint"
+            )
         if not os.path.isfile(ckpt_path):
             raise UserError(f"there is no checkpoint {ckpt_path} to continue from")
         return ckpt_path
@@ -164,13 +169,18 @@ def _sign(descriptor: int) -> None:
 def trained_checkpoint(folder: Path, ckpt_path: str | None) -> str:
     """The checkpoint to evaluate: ``ckpt_path``, else the run's best, else its last.
 
+    ``ckpt_path`` may be whatever ``load_separator`` takes: a checkpoint, an exported folder, a name on the Hub.
+
     Raises:
         UserError: there is no such checkpoint.
     """
     if ckpt_path not in (None, "last", "best"):
-        if not os.path.isfile(str(ckpt_path)):
+        given = local_path(str(ckpt_path))
+        if os.path.isdir(given):
+            read_export(given)  # says what is wrong with it, which amid Lightning's restoration is not told
+        elif not os.path.isfile(given):
             raise UserError(f"there is no checkpoint {ckpt_path}{checkpoints_near(str(ckpt_path))}")
-        return str(ckpt_path)
+        return given
     candidates = [checkpoint(folder, name) for name in ([ckpt_path] if ckpt_path else ["best", "last"])]
     for path in candidates:
         if path.is_file():

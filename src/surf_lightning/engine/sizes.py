@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import KEY, read_checkpoint
+from surf_lightning.inference.hub import local_path, read_export
 
 EARLIER = ("mixit_checkpoint", "flow_checkpoint")  # arguments of methods
 UNITS = {"num_sources": "sources", "sample_rate": "Hz"}
@@ -36,10 +37,11 @@ def fill_in_sizes(config: Namespace, checkpoint: str | None) -> None:
     sizes = {name: data.get(name) for name in UNITS}
     if missing:
         path = checkpoint or next((model[name] for name in EARLIER if model.get(name)), None)
-        is_file = path is not None and os.path.isfile(path)
-        found = _sizes_in(str(path)) if is_file else _sizes_of(config.data)
+        path = path and local_path(path)
+        is_there = path is not None and os.path.exists(path)
+        found = _sizes_in(str(path)) if is_there else _sizes_of(config.data)
         sizes |= {name: found[name] for name in missing}
-        if is_file:
+        if is_there:
             said = [f"{found[name]:,} {UNITS[name]}" for name in missing if found[name]]
             rank_zero_info(f"{' at '.join(said)}, as in {path}.")
     if sizes["num_sources"] and isinstance(model.get("network"), Namespace):
@@ -52,8 +54,8 @@ def fill_in_sizes(config: Namespace, checkpoint: str | None) -> None:
 
 
 def _sizes_in(path: str) -> dict[str, int | None]:
-    """Those of a checkpoint."""
-    record: dict[str, Any] = read_checkpoint(path)[KEY]
+    """Those of a checkpoint or an exported folder."""
+    record: dict[str, Any] = read_export(path)[0] if os.path.isdir(path) else read_checkpoint(path)[KEY]
     separator = record["separator"]["init_args"]
     sources = separator.get("num_sources") or separator["network"]["init_args"].get("num_sources")
     return {"num_sources": sources, "sample_rate": record["signal"].get("sample_rate")}

@@ -140,13 +140,9 @@ class FlowSeparator(Separator):
         x0 = sample_prior(mixtures, self.num_sources, scale, generator)
         return euler(self.network, x0, mixtures, self.num_steps)
 
-    def sample(self, mixtures: Tensor, noise: Tensor) -> Tensor:
-        """As ``separate_from``, with gradients."""
-        return euler(self.network, self.prior(mixtures, self.sampling_noise * noise), mixtures, self.num_steps)
-
     @torch.no_grad()
     def separate_from(self, mixtures: Tensor, noise: Tensor) -> Tensor:
-        return self.sample(mixtures, noise)
+        return euler(self.network, self.prior(mixtures, self.sampling_noise * noise), mixtures, self.num_steps)
 
 
 def in_micro_batches(function: Callable[..., Tensor], size: int | None, *batches: Tensor) -> Tensor:

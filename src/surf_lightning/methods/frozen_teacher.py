@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import KEY, build, checkpoints_near, describe, weights_of
-from surf_lightning.inference.separator import RegressionSeparator, Separator, load_separator
+from surf_lightning.inference.separator import Separator, load_separator
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.methods.beginnings import begin_with, shared_weights
 
@@ -28,8 +28,8 @@ class FrozenTeacherModule(SeparationModule):
     """
 
     frozen_teacher: Any
-    teacher_kind: type[Separator] = RegressionSeparator
-    needed = "a regression separator such as MixIT"
+    teacher_kind: type = Separator
+    needed = "a separator"
     earlier_stage, checkpoint_argument = "MixIT", "mixit_checkpoint"
 
     def __init__(
@@ -117,6 +117,8 @@ class FrozenTeacherModule(SeparationModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        if not self.strict_loading:
+            return
         record = checkpoint[KEY].get("frozen_teacher")
         if (record is None) != (self.earlier_checkpoint is None):
             raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surf_lightning.functional.flow import euler
 from surf_lightning.functional.losses import Reduction, mean_square
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import FlowSeparator
@@ -25,8 +26,9 @@ class OneStep(FrozenTeacherModule):
         network: of the shape of the flow's, whose weights it begins with.
         flow_checkpoint: of a trained flow, SURF's or the supervised one's; read when a fit starts from the beginning.
         reduction: of the difference of the two samples: ``mean_square`` (images) or ``log_energy`` (audio).
-        noise: standard deviation of the prior, as of the flow.
-        sampling_noise: factor on it where sources are sampled, as of the flow.
+        noise: standard deviation of the prior, from which both start.
+        sampling_noise: factor on it. The less noise, the nearer to the mean are the samples to be imitated.
+        flow_steps: Euler steps of the flow; None: those it was trained with.
         ema_decay: as of ``SeparationModule``.
         trust_checkpoint: as of ``FrozenTeacherModule``.
 
@@ -45,10 +47,13 @@ class OneStep(FrozenTeacherModule):
         reduction: Reduction = mean_square,
         noise: PriorNoise | None = None,
         sampling_noise: float = 1.0,
+        flow_steps: int | None = None,
         ema_decay: float | None = 0.999,
         trust_checkpoint: bool = False,
         **options: Any,
     ) -> None:
+        if flow_steps is not None and flow_steps < 1:
+            raise ValueError(f"flow_steps must be at least 1, not {flow_steps}")
         separator = FlowSeparator(network, 1, noise, sampling_noise)
         super().__init__(
             separator,
@@ -58,12 +63,21 @@ class OneStep(FrozenTeacherModule):
             ema_decay=ema_decay,
             **options,
         )
-        self.reduction = reduction
+        self.reduction, self.flow_steps = reduction, flow_steps
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
         mixtures = batch["mixtures"]
         noise = random.normal((len(mixtures), self.separator.num_sources, *mixtures.shape[1:]))
+        x0 = self.trained.prior(mixtures, self.trained.sampling_noise * noise)
         with torch.no_grad():
-            targets = self.micro_batched(self.frozen_teacher.separate_from)(mixtures, noise)
-        samples = self.micro_batched(self.trained.sample)(mixtures, noise)
-        return self.reduction(samples - targets).mean()
+            targets = self.arrival(self.frozen_teacher, x0, mixtures, self.flow_steps)
+        return self.reduction(self.arrival(self.trained, x0, mixtures) - targets).mean()
+
+    def arrival(self, flow: FlowSeparator, x0: Tensor, mixtures: Tensor, steps: int | None = None) -> Tensor:
+        """Where ``steps`` Euler steps of ``flow`` from ``x0 [B,K,*S]`` end, of the same shape."""
+        steps = flow.num_steps if steps is None else steps
+
+        def sample(x0: Tensor, mixtures: Tensor) -> Tensor:
+            return euler(flow.network, x0, mixtures, steps)
+
+        return self.micro_batched(sample)(x0, mixtures)

@@ -16,7 +16,7 @@ from surf_lightning.functional.permutation import reorder
 from surf_lightning.functional.randomness import ALONE, BatchRandomness, Shuffle
 from surf_lightning.functional.remixing import remix_over_ranks
 from surf_lightning.functional.signal_losses import SignalLoss, of_pairs
-from surf_lightning.inference.separator import RegressionSeparator, Separator
+from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 from surf_lightning.methods.base import Batch
 from surf_lightning.methods.frozen_teacher import FrozenTeacherModule
 from surf_lightning.networks.base import RegressionNetwork
@@ -25,15 +25,16 @@ LABELS = {"remixit": "ReMixIT", "self_remixing": "Self-Remixing"}
 
 
 class TeacherStudentModule(FrozenTeacherModule):
-    """A ``student``, the ``teacher``, which is its EMA copy and what separates, and the ``frozen_teacher``, MixIT.
+    """A ``student``, the ``teacher``, its EMA copy, which separates, and a ``frozen_teacher``, as a rule MixIT.
 
     Args:
         student: what is trained.
         objective: ``remixit`` or ``self_remixing``, of ``functional.losses``, or the weight of the former in a sum of
             both, between 0 and 1.
         reduction: what makes one number of a residual.
-        mixit_checkpoint: a checkpoint of the MixIT stage; read only when a fit starts from the beginning. None: the
-            EMA copy, untrained, teaches from the beginning (Saijo and Ogawa, 2023), with no frozen phase.
+        mixit_checkpoint: a checkpoint of the MixIT stage, or of any other separator: a supervised one of another data
+            set, or a flow, which teaches by samples. Read only when a fit starts from the beginning. None: the EMA
+            copy, untrained, teaches from the beginning (Saijo and Ogawa, 2023), with no frozen phase.
         ema_decay: alpha, see ``callbacks.EMATeacher``.
         shuffle: ``uniform``, Eq. (14), or ``constrained``: no two sources of a mixture meet again, as in Self-Remixing.
         remix_over_ranks: shuffle the teacher's estimates over the batches of all processes, as if they were one. False:
@@ -147,11 +148,18 @@ class Remixing(TeacherStudentModule):
         order = random.shuffled_order(len(mixtures), self.student.num_sources, ranks, self.shuffle)
         frozen = self.frozen_teacher is not None and self.steps_made < self.in_steps(self.teacher_steps)
         teacher = self.frozen_teacher if frozen else self.teacher
-        with torch.no_grad():
-            estimates = self.micro_batched(teacher)(mixtures)
+        estimates = self.teacher_estimates(teacher, mixtures, random)
         remixed = remix_over_ranks(estimates, order, ranks)
         estimates = self.micro_batched(self.student)(remixed.mixtures)
         pit = pit_permutation(estimates, remixed.sources)
         sources = reorder(remixed.sources, pit)
         residual = estimates - sources if self.error is None else torch.stack([estimates, sources], 2)
         return remixing_loss(self.objective, residual, pit, order, ranks, self.reduction).mean()
+
+    @torch.no_grad()
+    def teacher_estimates(self, teacher: Separator, mixtures: Tensor, random: BatchRandomness) -> Tensor:
+        """``[B,K,*S]`` of ``mixtures [B,*S]``: of a flow, a sample."""
+        if isinstance(teacher, FlowSeparator):
+            noise = random.normal((len(mixtures), teacher.num_sources, *mixtures.shape[1:]))
+            return self.micro_batched(teacher.separate_from)(mixtures, noise)
+        return self.micro_batched(teacher)(mixtures)

@@ -90,11 +90,13 @@ class SURF(TeacherStudentModule):
         """A sample ``[B,K,*S]`` of the hybrid teacher for ``mixtures [B,*S]`` and ``noise [B,K,*S]``, Appendix D.3."""
         teacher = self.teacher
 
-        def sample(x0: Tensor, mixtures: Tensor) -> Tensor:
-            return hybrid_euler(teacher.network, self.frozen_teacher, x0, mixtures, self.beta, teacher.num_steps)
+        def sample(x0: Tensor, mixtures: Tensor, noise: Tensor) -> Tensor:
+            # A frozen flow samples from the noise of x0, so that its sources come in the order of the path's.
+            frozen = lambda mixtures: self.frozen_teacher.separate_from(mixtures, noise)  # noqa: E731
+            return hybrid_euler(teacher.network, frozen, x0, mixtures, self.beta, teacher.num_steps)
 
         x0 = prior_from_noise(mixtures, teacher.sampling_noise * self.deviation(mixtures) * noise)
-        return self.micro_batched(sample)(x0, mixtures)
+        return self.micro_batched(sample)(x0, mixtures, noise)
 
     def deviation(self, mixtures: Tensor) -> Tensor | float:
         """The standard deviation of the prior's noise for ``mixtures [B,*S]``, Eq. (4)."""
@@ -121,5 +123,6 @@ class SURF(TeacherStudentModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.schedule.total = self.run_steps
-        self.beta = self.schedule.beta(self.trained_steps)
+        if self.strict_loading:
+            self.schedule.total = self.run_steps
+            self.beta = self.schedule.beta(self.trained_steps)

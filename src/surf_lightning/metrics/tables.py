@@ -136,7 +136,7 @@ def columns_of(results: Sequence[Results], paper: dict[str, Any] | None = None) 
 def measured_row(label: str, kind: str, results: Results) -> Row:
     """The row of a run's results."""
     steps = f"{results['steps']:,}" if results.get("steps") else ""
-    minutes = f"{results['seconds'] / 60:.1f}" if "seconds" in results else ""
+    minutes = f"{results['seconds'] / 60:.1f}" if results.get("seconds") else ""
     return Row(label, results["metrics"], kind, steps, minutes)
 
 

@@ -124,7 +124,7 @@ class Run:
         known = {
             "seed": self.seed,
             "steps": f"{steps:,}" if (steps := results.get("steps", last_step)) else None,
-            "minutes": f"{results['seconds'] / 60:.1f}" if "seconds" in results else None,
+            "minutes": f"{results['seconds'] / 60:.1f}" if results.get("seconds") else None,
             **{name: header.get(name, results.get(name)) for name in ("hardware", "commit", "version")},
             "checkpoint": str(results.get("checkpoint", "")).removeprefix(f"{self.folder}/"),
         }
