@@ -7,7 +7,7 @@ Private names of Lightning that this folder uses, to look at before its version 
 - ``trainer.fit_loop``: ``_should_accumulate``, ``_data_fetcher``, ``epoch_loop._should_check_val_fx``,
   ``epoch_loop.restarted_on_last``, ``epoch_loop.val_loop._has_run``
 - ``DDPStrategy._timeout``, ``strategy.launcher.procs``
-- ``trainer._logger_connector.update_train_step_metrics``
+- ``trainer._logger_connector``: ``update_train_step_metrics``, ``_first_loop_iter``
 - ``.temp.ckpt`` (in checkpoint_io), the file in which processes that Lightning has spawned return their weights
 - in the other files: ``LightningCLI._parse_ckpt_path``, ``_set_seed``, ``_get`` and ``_parser``;
   ``TQDMProgressBar._should_update``; ``WandbLogger._wandb_init`` and ``_log_model``
@@ -33,7 +33,7 @@ from torch import Tensor
 from surf_lightning.data.base import undeclared
 from surf_lightning.engine.loggers import close_wandb
 from surf_lightning.engine.run_folder import CHECKPOINTS
-from surf_lightning.engine.signals import SIGNALS, requeue, status
+from surf_lightning.engine.signals import SIGNALS, ending, requeue, status
 from surf_lightning.files import replacing
 
 SYNC_EVERY = 20  # optimizer steps between two questions of the ranks to each other, each of which waits for the device
@@ -84,6 +84,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._saved = time.monotonic()
         self._last_sync = trainer.global_step, self._saved
+        ending.clear()
         self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         if self._validation_due:
             _validate(trainer)
@@ -92,6 +93,7 @@ class LastCheckpoint(ModelCheckpoint):
         if self._signal == number == signal.SIGINT:
             raise SystemExit(status(number))
         self._signal = number
+        ending.set()
         if number == signal.SIGINT:
             rank_zero_info("Stopping after this step; Ctrl-C again stops at once.")
 
@@ -113,8 +115,13 @@ class LastCheckpoint(ModelCheckpoint):
             self._validation_due = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
             self.save(trainer)
         if signalled:
-            trainer._logger_connector.update_train_step_metrics()  # which Lightning does after this hook
             self._stop(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Log a step before any callback writes its checkpoint, or a kill between the two would lose its numbers."""
+        connector = trainer._logger_connector
+        if trainer.training and connector._first_loop_iter is not None:  # after a batch: Lightning logs too late
+            connector.update_train_step_metrics()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         batches = torch.tensor(trainer.num_val_batches[0], device=pl_module.device)
