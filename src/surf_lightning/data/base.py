@@ -151,6 +151,8 @@ class SeparationData(L.LightningDataModule, ABC):
             batch_size=None,
             sampler=sampler,
             num_workers=workers,
+            # They share the set's memory. Python 3.14 would start them anew and copy it to each.
+            multiprocessing_context="fork" if workers else None,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
             persistent_workers=workers > 0,
             worker_init_fn=_outlive_signals,

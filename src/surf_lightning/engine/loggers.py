@@ -170,13 +170,18 @@ def _resolve_wandb(arguments: Namespace, folder: Path, is_new: bool) -> list[str
     saved = folder / WANDB_ID
     if arguments.id is None and saved.is_file() and not is_new:
         arguments.id = saved.read_text().strip()
-    arguments.id = arguments.id or secrets.token_hex(4)
+    # In a sweep W&B's agent has named the run already, and no other name is taken.
+    arguments.id = arguments.id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
     if getattr(rank_zero_only, "rank", 0):  # only the first process tracks
         return []
     reason = "offline mode is chosen" if arguments.offline else why_offline()
     if reason is None:
         return []
-    arguments.offline = True
+    if arguments.get("log_model"):  # which Lightning refuses offline; W&B keeps artifacts until they are synced
+        arguments.offline = False
+        os.environ["WANDB_MODE"] = "offline"
+    else:
+        arguments.offline = True
     os.environ.setdefault("WANDB_SILENT", "true")  # one line is enough: ours
     return [offline_note(reason, arguments.id, folder)]
 
