@@ -69,7 +69,7 @@ docs: install  # the site, into build/docs; a warning is an error
 COMPILE = uv pip compile -q --universal --generate-hashes --no-annotate --custom-compile-command 'make lock' $(LOCK) \
 	--python-version 3.11 pyproject.toml
 audit: install  # hashes, malicious releases and known vulnerabilities of what is locked
-	.ci/audit
+	python .ci/audit
 lock: install
 	$(COMPILE) --extra dev -o lock/dev.txt >/dev/null
 	for extra in audio bench; do \

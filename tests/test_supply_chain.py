@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,3 +125,34 @@ def test_no_release_that_is_known_to_be_malicious_is_locked() -> None:
     assert ("lightning", "2.6.2") in bad
     assert len(versions) > 50
     assert [name for name, version in versions.items() if {(name, version), (name, "*")} & bad] == []
+
+
+# -- the audit --
+
+SKIPPED = {"name": "torch", "skip_reason": "not found on PyPI"}
+VULNERABLE = {"name": "pip", "version": "23.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["23.3"]}]}
+
+
+@pytest.mark.parametrize(
+    ("tests", "answer", "status", "line"),
+    [
+        (0, {"name": "pip", "version": "26.0", "vulns": []}, 0, "asked of 1 of 1 releases: 0 vulnerabilities."),
+        (0, VULNERABLE, 1, "pip 23.0 has PYSEC-1, mended in 23.3"),
+        (0, SKIPPED, 0, "asked of 0 of 1 releases: 0 vulnerabilities; PyPI's data could not be asked of the other 1."),
+        (0, "403 Client Error: Forbidden", 0, "could not be asked (403 Client Error: Forbidden)"),
+        (1, "403 Client Error: Forbidden", 1, "could not be asked (403 Client Error: Forbidden)"),
+    ],
+)
+def test_the_audit_says_what_it_could_not_ask(tests: int, answer: object, status: int, line: str) -> None:
+    """``make audit`` with a pip-audit that gives ``answer`` and tests that end with the status ``tests``."""
+    known = json.dumps({"dependencies": [answer]})
+    reply = f"echo 'a traceback\n{answer}' >&2; exit 1" if isinstance(answer, str) else f"cat <<'END'\n{known}\nEND"
+    Path("uvx").write_text(f"#!/bin/sh\n{reply}\n")
+    Path("uvx").chmod(0o755)
+    Path("pytest.py").write_text(f"raise SystemExit({tests})")
+    places = {"PATH": f"{os.getcwd()}:{os.environ['PATH']}", "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, str(ROOT / ".ci" / "audit")]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **places})
+    assert run.returncode == status, run.stderr
+    locks = [lock.name for lock in sorted((ROOT / "lock").glob("*.txt"))]
+    assert [text.partition(":")[0] for text in run.stdout.splitlines() if line in text] == [f"lock/{n}" for n in locks]

@@ -15,11 +15,16 @@ from unittest import mock
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from surf_lightning.cli import main
 from surf_lightning.engine import checkpoints
+from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.engine.checkpoints import LastCheckpoint, keep_newest
+from surf_lightning.engine.loggers import MetricsCSV
+from surf_lightning.methods import MixIT
 from surf_lightning.reporting.runs import read_curves
+from tests import tiny
 from tests.test_configs import arguments
 
 LAST = Path("run/checkpoints/last.ckpt")
@@ -97,6 +102,26 @@ def test_a_checkpoint_is_written_when_its_time_has_passed(monkeypatch: pytest.Mo
     fit(*options, "--checkpoints.every_minutes", str(2.5 / 60))
     assert written == [3, 6]
     assert step(LAST) == 8
+
+
+def test_the_numbers_of_a_step_are_on_disk_before_a_checkpoint_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any callback's: a kill between the two would lose them, as the resumed run does not repeat the step."""
+    logged: dict[str, set[int]] = {}
+    plain = AtomicCheckpointIO.save_checkpoint
+
+    def noted(self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Any, **options: Any) -> None:
+        logged[f"{checkpoint['global_step']} {Path(path).name}"] = set(read_curves(Path("run/metrics.csv"))["loss"])
+        plain(self, checkpoint, path, **options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", noted)
+    of_the_user = ModelCheckpoint("run/checkpoints", "{step}", every_n_train_steps=1, save_top_k=-1)
+    options: dict[str, Any] = {"logger": MetricsCSV("run"), "log_every_n_steps": 1, "callbacks": [of_the_user]}
+    options["checkpoints"] = {"every_minutes": 1e-9}
+    tiny.trainer(Path("run"), **options).fit(MixIT(tiny.regression(4), optimizer=tiny.adam), tiny.digits())
+    first, both = {0}, {0, 1}
+    assert logged == {
+        "1 step=1.ckpt": first, "1 last.ckpt": first, "2 step=2.ckpt": both, "2 last.ckpt": both, "2 best.ckpt": both
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("seconds", "asked"), [(0.01, [1, 21, 41]), (2.0, [1, 2, 3, 4, 5])])

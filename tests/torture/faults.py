@@ -20,6 +20,7 @@ from tests.test_configs import arguments
 
 RUN, WHOLE = "parts", "whole"
 FOREVER = 10**9
+PATIENCE = 600  # seconds after which a process has hung: where others starve it, its start alone takes minutes
 OPTIONS = ["--data.batches_per_epoch", "10", "--model.network.init_args.dropout", "0.3"]
 # In steps: a share of the run would be another one when it is resumed to another end.
 OPTIONS += ["--model.frozen_steps", "20", "--model.beta_steps", "100"]

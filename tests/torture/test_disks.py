@@ -28,7 +28,7 @@ def test_files_that_find_no_room(trials: Trials) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
         process = faults.start(faults.surf(faults.RUN, steps), full)
-        process.join(120)
+        process.join(faults.PATIENCE)
         assert process.exitcode in ended, faults.said()
         ended[process.exitcode] += 1
         assert "Traceback" not in faults.said()

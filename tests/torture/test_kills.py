@@ -23,7 +23,7 @@ def test_killed_at_any_moment(trials: Trials, monkeypatch: pytest.MonkeyPatch) -
     for random in trials:
         before = faults.last_step()
         process = faults.start(faults.surf(faults.RUN, faults.FOREVER))
-        patience = time.monotonic() + 120
+        patience = time.monotonic() + faults.PATIENCE
         while random.random() < 0.999 and faults.last_step() == before and time.monotonic() < patience:
             time.sleep(0.01)  # one in a few dies before its first checkpoint
         time.sleep(random.uniform(0, 0.5))
@@ -35,11 +35,11 @@ def test_killed_at_any_moment(trials: Trials, monkeypatch: pytest.MonkeyPatch) -
     trials.facts |= {"kills": trials.count, "after a new checkpoint": trained, "steps": steps}
 
 
-SIZE = 350_000  # bytes, a little less than a checkpoint of the run has
+SIZE = 350_000  # bytes, about what a checkpoint of the run has
 
 
 class Fatal:
-    """A file in whose writing, after ``left`` bytes, the process is killed."""
+    """A file in whose writing, after ``left`` bytes or at its end, the process is killed."""
 
     def __init__(self, file: Any, left: int) -> None:
         self.file, self.left = file, left
@@ -57,7 +57,7 @@ class Fatal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
@@ -100,7 +100,7 @@ def test_killed_in_the_writing_of_a_checkpoint(trials: Trials, monkeypatch: pyte
     for random in trials:
         args = faults.surf(faults.RUN, faults.FOREVER, *every_step)
         process = faults.start(args, lambda random=random: die_in_a_write(random))  # type: ignore[misc]
-        process.join(120)
+        process.join(faults.PATIENCE)
         assert process.exitcode == -signal.SIGKILL, faults.said()
         faults.last_step()
         partial += bool(list(files.Path(faults.RUN).rglob("*.partial")))

@@ -32,7 +32,7 @@ def test_signalled_at_any_moment(trials: Trials) -> None:
             time.sleep(random.choice([0, 0.001, 0.01, 0.05]))
             if process.is_alive():
                 os.kill(process.pid, number)
-        process.join(60)
+        process.join(faults.PATIENCE)
         ended = process.exitcode
         # A second SIGTERM may come when the run has put the handlers back, at its very end.
         assert ended == STATUS[number] or (ended == -number and number != signal.SIGINT), (ended, faults.said())

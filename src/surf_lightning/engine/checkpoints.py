@@ -7,7 +7,7 @@ Private names of Lightning that this folder uses, to look at before its version 
 - ``trainer.fit_loop``: ``_should_accumulate``, ``_data_fetcher``, ``epoch_loop._should_check_val_fx``,
   ``epoch_loop.restarted_on_last``, ``epoch_loop.val_loop._has_run``
 - ``DDPStrategy._timeout``, ``strategy.launcher.procs``
-- ``trainer._logger_connector.update_train_step_metrics``
+- ``trainer._logger_connector``: ``update_train_step_metrics``, ``_first_loop_iter``
 - ``.temp.ckpt`` (in checkpoint_io), the file in which processes that Lightning has spawned return their weights
 - in the other files: ``LightningCLI._parse_ckpt_path``, ``_set_seed``, ``_get`` and ``_parser``;
   ``TQDMProgressBar._should_update``; ``WandbLogger._wandb_init`` and ``_log_model``
@@ -113,8 +113,13 @@ class LastCheckpoint(ModelCheckpoint):
             self._validation_due = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
             self.save(trainer)
         if signalled:
-            trainer._logger_connector.update_train_step_metrics()  # which Lightning does after this hook
             self._stop(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Log a step before any callback writes its checkpoint, or a kill between the two would lose its numbers."""
+        connector = trainer._logger_connector
+        if trainer.training and connector._first_loop_iter is not None:  # after a batch: Lightning logs too late
+            connector.update_train_step_metrics()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         batches = torch.tensor(trainer.num_val_batches[0], device=pl_module.device)
