@@ -22,7 +22,7 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import surf_lightning.callbacks
@@ -43,6 +43,7 @@ from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
 
 MISUSE = (TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, ImportError, RuntimeError)
+NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # https://github.com/pytorch/pytorch/issues/135712
 TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}  # by default, where it is installed
 
 
@@ -205,6 +206,8 @@ def _follow_torchrun(trainer: Namespace) -> None:
             )
         if not isinstance(listed, list):
             trainer[name] = count
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and os.environ.get(NEW_STORE) != "1":
+        rank_zero_warn(f"torchrun --max-restarts needs {NEW_STORE}=1 in its environment: no restart succeeds without")
 
 
 def _while_restoring(error: BaseException) -> bool:

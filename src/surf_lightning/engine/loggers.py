@@ -21,6 +21,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from surf_lightning.engine.signals import ending
 from surf_lightning.errors import UserError
 
 COLUMNS = ("step", "epoch", "name", "value")
@@ -276,7 +277,7 @@ def _attempt(method: Callable[..., Any], tracker: str, told: set[str], *args: An
     try:
         method(*args, **options)
     except Exception as error:
-        if not told:
+        if not told and not ending.is_set():  # SLURM signals W&B's service as well, which ends at once
             rank_zero_warn(f"{tracker} has failed ({_first_line(error)}). The training goes on without it.")
         told.add(tracker)
 
