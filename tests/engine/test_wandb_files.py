@@ -31,6 +31,7 @@ def _filled(part: str, arguments: list[str]) -> list[str]:
     return arguments if part == "${args}" else [part]
 
 
+@pytest.mark.slow
 def test_an_agent_trains_a_run_of_the_sweep(tmp_path: Path) -> None:
     surf = tmp_path / "bin" / "surf"
     surf.parent.mkdir()
