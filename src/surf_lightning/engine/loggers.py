@@ -260,6 +260,8 @@ def _start_wandb(logger: WandbLogger, folder: Path) -> None:
         logger._wandb_init |= {"mode": "offline", "settings": wandb.Settings(silent=True)}
         rank_zero_info(_offline(f"its server cannot be used ({_first_line(error)})", str(logger.version), folder))
         _ = logger.experiment
+    for handler in logging.getLogger("wandb").handlers:  # its own log: on a full disk each line would be a traceback
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WANDB_ID).write_text(f"{logger.version}\n")
 
