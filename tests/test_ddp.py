@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,17 @@ def test_devices_and_nodes_are_torchruns(
     else:
         _follow_torchrun(config)
         assert (config.devices, config.num_nodes) == become
+
+
+def test_restarts_of_torchrun_need_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.warns(UserWarning, match="--max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        _follow_torchrun(Namespace(devices="auto", num_nodes=1))
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _follow_torchrun(Namespace(devices="auto", num_nodes=1))
 
 
 # What a job of one task has in its environment, in which torchrun starts the processes.

@@ -8,6 +8,7 @@ import logging
 import resource
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,14 +22,16 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from surf_lightning.cli import main
+from surf_lightning.engine import loggers
 from surf_lightning.engine.loggers import (
     MetricsCSV,
     filter_lightning_tips,
+    go_on_without,
     is_wandb_error,
     resolve_loggers,
-    start_loggers,
     why_offline,
 )
+from surf_lightning.engine.tracking import start_loggers
 from surf_lightning.errors import UserError
 from surf_lightning.methods import MixIT
 from surf_lightning.reporting.runs import read_curves
@@ -432,6 +435,15 @@ def test_a_tracker_that_fails_in_mid_run_stops_no_training() -> None:
     assert sum("has failed" in str(warning.message) for warning in told) == 1
     assert fitted.global_step == 4
     assert list(read_curves(Path("run/metrics.csv"))["loss"]) == [0, 1, 2, 3]
+
+
+def test_what_a_signal_ends_is_no_failure(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    tracker = Failing()
+    go_on_without(tracker)
+    monkeypatch.setattr(loggers, "ending", threading.Event())
+    loggers.ending.set()
+    tracker.log_metrics({})
+    assert not recwarn
 
 
 def test_a_table_of_an_early_version_is_read_and_continued() -> None:

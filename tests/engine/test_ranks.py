@@ -76,6 +76,24 @@ def test_a_rank_that_hangs_is_named_and_ended(monkeypatch: pytest.MonkeyPatch) -
     assert hangs.wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4995", "rank 1 is gone. The same"),
+        ("NCCL error ... ncclRemoteError: A call failed possibly due to a network error", "rank 1 is gone. The same"),
+        ("[/gloo/transport/tcp/pair.cc:152] timed out connecting", "rank 1 does not answer. The same"),
+        ("shapes do not match", ""),
+    ],
+)
+def test_ranks_that_others_started_are_missed(error: str, said: str) -> None:
+    trainer = ddp()
+    trainer.world_size = 2
+    callback = LostProcesses()
+    callback.on_exception(trainer, None, RuntimeError(error))  # type: ignore[arg-type]
+    assert callback.lost.startswith(said)
+    assert bool(callback.lost) == bool(said)
+
+
 def test_an_error_of_ones_own_is_no_lost_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "GRACE", 0.2)
     well = process("import time; time.sleep(60)")

@@ -7,7 +7,7 @@ import io
 import os
 import tempfile
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Pieces:
     """The pieces of some chunks, in their order.
 
     Columns ``[N]``: ``chunk`` its number, ``offset`` and ``size`` in bytes, ``checksum`` (CRC-32) and ``lengths`` in
-    samples at ``sample_rate``.
+    samples at ``sample_rate``. ``checked [N]``: which checksums a process has compared, known to all workers.
     """
 
     root: str
@@ -47,6 +47,10 @@ class Pieces:
     lengths: np.ndarray
     window: int
     failures_left: int
+    checked: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checked", torch.zeros(len(self), dtype=torch.bool).share_memory_())
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -68,8 +72,10 @@ class Pieces:
         """
         chunk, offset = int(self.chunk[example]), int(self.offset[example])
         data = self.chunks.read(chunk, offset, int(self.size[example]))
-        if zlib.crc32(data) != int(self.checksum[example]):
-            raise BadAudio(f"{self.root}/{self.chunks.names[chunk]}: damaged at byte {offset}")
+        if not self.checked[example]:  # a long piece is read for many crops, and a checksum takes a tenth of the time
+            if zlib.crc32(data) != int(self.checksum[example]):
+                raise BadAudio(f"{self.root}/{self.chunks.names[chunk]}: damaged at byte {offset}")
+            self.checked[example] = True
         count = int(self.lengths[example]) - start if count is None else count
         signal = torch.zeros(1, count)
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -165,7 +171,8 @@ class Shards(AudioMixtures):
             raise ValueError(f"window ({window}) must be at least 1, cache_gb ({cache_gb}) positive")
         self.root, self.window, self.cache_gb = root.rstrip("/"), window, cache_gb
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "surf-lightning")
-        self.cache = Path(cache or usual / f"shards-{hashlib.sha256(self.root.encode()).hexdigest()[:16]}")
+        # Absolute: a thread fetches, whatever the current folder is by then.
+        self.cache = Path(cache or usual / f"shards-{hashlib.sha256(self.root.encode()).hexdigest()[:16]}").absolute()
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:

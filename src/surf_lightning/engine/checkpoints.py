@@ -33,7 +33,7 @@ from torch import Tensor
 from surf_lightning.data.base import undeclared
 from surf_lightning.engine.loggers import close_wandb
 from surf_lightning.engine.run_folder import CHECKPOINTS
-from surf_lightning.engine.signals import SIGNALS, requeue, status
+from surf_lightning.engine.signals import SIGNALS, ending, requeue, status
 from surf_lightning.files import replacing
 
 SYNC_EVERY = 20  # optimizer steps between two questions of the ranks to each other, each of which waits for the device
@@ -84,6 +84,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._saved = time.monotonic()
         self._last_sync = trainer.global_step, self._saved
+        ending.clear()
         self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         if self._validation_due:
             _validate(trainer)
@@ -92,6 +93,7 @@ class LastCheckpoint(ModelCheckpoint):
         if self._signal == number == signal.SIGINT:
             raise SystemExit(status(number))
         self._signal = number
+        ending.set()
         if number == signal.SIGINT:
             rank_zero_info("Stopping after this step; Ctrl-C again stops at once.")
 

@@ -22,7 +22,7 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import surf_lightning.callbacks
@@ -38,11 +38,13 @@ from surf_lightning.engine.configs import own_modules, with_config_paths
 from surf_lightning.engine.fit import TRAINER_DEFAULTS, filter_warnings, make_trainer, train
 from surf_lightning.engine.progress import tell_end
 from surf_lightning.engine.sizes import fill_in_sizes
+from surf_lightning.engine.tracking import start_loggers
 from surf_lightning.errors import UserError
 from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
 
 MISUSE = (TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, ImportError, RuntimeError)
+NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # https://github.com/pytorch/pytorch/issues/135712
 TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}  # by default, where it is installed
 
 
@@ -137,7 +139,7 @@ class SurfCLI(LightningCLI):
     def before_test(self) -> None:
         for note in self.notes:
             rank_zero_info(note)
-        loggers.start_loggers(self.trainer.loggers, self.folder)
+        start_loggers(self.trainer.loggers, self.folder)
 
 
 def _known_names() -> dict[str, list[str]]:
@@ -205,6 +207,8 @@ def _follow_torchrun(trainer: Namespace) -> None:
             )
         if not isinstance(listed, list):
             trainer[name] = count
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and os.environ.get(NEW_STORE) != "1":
+        rank_zero_warn(f"torchrun --max-restarts needs {NEW_STORE}=1 in its environment: no restart succeeds without")
 
 
 def _while_restoring(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 RANKS_WAIT = timedelta(minutes=10)
 GRACE = 10.0  # seconds in which ranks that are well come to their end after an error
 FOLLOW_SECONDS = 1.0  # between two looks of a rank at the one that started it
+GONE = ("gloo/transport", "ncclRemoteError")  # words of an error of who talked to a rank that has ended
 GO_ON = "The same command with --ckpt_path last goes on."
 # Ends the process of a descriptor that is inherited, should it still be there then.
 REAPER = "import signal, sys, time; time.sleep(3 * float(sys.argv[2])); signal.pidfd_send_signal(int(sys.argv[1]), 9)"
@@ -42,9 +43,9 @@ class LostProcesses(L.Callback):
         if isinstance(exception, RuntimeError | OSError | EOFError):
             self.lost = _dead_worker(trainer)
         if not self.lost and isinstance(exception, RuntimeError) and trainer.world_size > 1:
-            self.lost = _lost_rank(trainer, "timed out" in str(exception).lower())
-            if not self.lost and self._follower is not None:
+            if self._follower is not None:
                 self._follower.join(3 * FOLLOW_SECONDS)  # if rank 0 is gone, it says so and ends this process
+            self.lost = _lost_rank(trainer, str(exception))
 
 
 def _follow(rank: int, parent: int) -> None:
@@ -67,14 +68,16 @@ def _dead_worker(trainer: L.Trainer) -> str:
     return ""
 
 
-def _lost_rank(trainer: L.Trainer, timed_out: bool) -> str:
+def _lost_rank(trainer: L.Trainer, error: str) -> str:
     """Which of the ranks that this process started has died or hangs; a rank that hangs is ended."""
+    timed_out = "timed out" in error.lower()
     processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
-    if not processes:
+    if not processes:  # SLURM, torchrun or rank 0 started them, and says which has died
+        other = f"rank {1 - trainer.global_rank}" if trainer.world_size == 2 else "another rank"
         if timed_out:
             _end_parent(trainer)
-            return f"rank {1 - trainer.global_rank if trainer.world_size == 2 else '?'} does not answer. {GO_ON}"
-        return ""
+            return f"{other} does not answer. {GO_ON}"
+        return f"{other} is gone. {GO_ON}" if any(words in error for words in GONE) else ""
     deadline = time.monotonic() + GRACE
     while time.monotonic() < deadline:
         ended = [process.poll() for process in processes]
