@@ -54,7 +54,7 @@ suite: install
 slow: install
 	OMP_NUM_THREADS=1 python -m pytest -m "slow and not gpu"
 torture: install  # kills, full disks and damaged files for MINUTES (10); TORTURE_SEED repeats a run
-	OMP_NUM_THREADS=1 TORTURE_MINUTES=$(or $(MINUTES),10) python -m pytest -m slow tests/torture
+	OMP_NUM_THREADS=1 TORTURE_MINUTES=$(or $(MINUTES),10) python -m pytest -m slow -o faulthandler_timeout=0 tests/torture
 test-cluster: install  # a real SLURM on this machine, in minutes; needs root and Debian's slurm-wlm and munge
 	OMP_NUM_THREADS=1 TEST_CLUSTER=1 python -m pytest -m slow -rs -o faulthandler_timeout=0 tests/cluster
 

@@ -9,7 +9,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,10 @@ def is_inside(name: str) -> bool:
 
 
 def write_together(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write files into ``folder``, which is made, by their names: after an error none of them has changed."""
-    make_writable(folder)
+    """Write files into ``folder``, which is made, by their names: after an error nothing in it or of it has changed."""
+    is_new = not folder.exists()
     try:
+        make_writable(folder)
         for name, content in contents.items():
             with writing(folder / name) as file:
                 file.write(content)
@@ -112,6 +113,9 @@ def write_together(folder: Path, contents: dict[str, bytes]) -> None:
     finally:
         for name in contents:
             partial_path(folder / name).unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):  # it is empty after an error alone
+                folder.rmdir()
 
 
 def read_yaml(text: str) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +44,37 @@ def trials(request: pytest.FixtureRequest) -> Iterator[Trials]:
     trials = Trials(seed, least=2, seconds=60 * MINUTES / others)
     yield trials
     REPORT.append(f"{request.node.name}: {trials}")
+
+
+Mount = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Mount]:
+    """Makes a folder that is a file system of its own, of a size as tmpfs understands it."""
+    mounted: list[Path] = []
+
+    def mount(folder: str, size: str) -> Path:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+        ).returncode:
+            pytest.skip("a small file system needs root")
+        mounted.append(Path(folder).absolute())
+        return Path(folder)
+
+    yield mount
+    for folder in reversed(mounted):
+        subprocess.run(["umount", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on ``disk``; returns the file that takes it."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(512))
+    return path
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ def start(args: list[str], prepare: Callable[[], None] = lambda: None) -> Any:
 
     def run() -> None:
         sys.stdout = sys.stderr = open("said", "w", buffering=1)  # noqa: SIM115
+        warnings.showwarning = tell  # or pytest, here as well, would keep them
         sys.argv = ["surf", *args]
         prepare()
         entry_point()
@@ -55,6 +58,11 @@ def start(args: list[str], prepare: Callable[[], None] = lambda: None) -> Any:
     process = multiprocessing.get_context("fork").Process(target=run, daemon=True)
     process.start()
     return process
+
+
+def tell(warning: Warning | str, *_: object, **__: object) -> None:
+    with suppress(OSError):  # as Python's own
+        print(warning)
 
 
 def said() -> str:

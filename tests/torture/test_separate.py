@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from surf_lightning.inference import separation_run
 from tests.inference.test_separate import AUDIO, files, made, manifest, read, record, save
 from tests.inference.test_streaming import Filters
 from tests.inference.test_workers import same_as_undisturbed, separate, start, status
-from tests.torture.conftest import Trials
+from tests.torture.conftest import Mount, Trials
 
 COUNT = 6
 
@@ -91,16 +90,6 @@ def test_between_two_runs_a_changed_input_is_named_and_one_that_is_gone_too(caps
     assert len(manifest()) == 6
 
 
-@pytest.fixture
-def small_disk() -> Iterator[Path]:
-    """A file system of its own for the outputs."""
-    Path("out").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", "out"], capture_output=True).returncode:
-        pytest.skip("a small file system needs root")
-    yield Path("out")
-    subprocess.run(["umount", "out"], check=True)
-
-
 def room_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is taken by another process after the look at it."""
     monkeypatch.setattr(separation_run.shutil, "disk_usage", lambda path: Plenty())
@@ -111,8 +100,9 @@ class Plenty:
 
 
 def test_a_full_disk_leaves_no_partial_output(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_disk: Mount, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    small_disk("out", "400k")
     for i in range(4):
         record(f"in/{i}.wav", 5.0)  # two sources of 80 kB each
     save(Filters(), AUDIO)

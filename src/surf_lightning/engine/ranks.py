@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 RANKS_WAIT = timedelta(minutes=10)
 GRACE = 10.0  # seconds in which ranks that are well come to their end after an error
+FOLLOW_SECONDS = 1.0  # between two looks of a rank at the one that started it
 GONE = ("gloo/transport", "ncclRemoteError")  # words of an error of who talked to a rank that has ended
 GO_ON = "The same command with --ckpt_path last goes on."
 # Ends the process of a descriptor that is inherited, should it still be there then.
@@ -30,22 +31,26 @@ class LostProcesses(L.Callback):
     """
 
     lost = ""
+    _follower: threading.Thread | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if isinstance(environment, LightningEnvironment) and trainer.local_rank:
-            threading.Thread(target=_follow, args=(trainer.global_rank, os.getppid()), daemon=True).start()
+            self._follower = threading.Thread(target=_follow, args=(trainer.global_rank, os.getppid()), daemon=True)
+            self._follower.start()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, RuntimeError | OSError | EOFError):
             self.lost = _dead_worker(trainer)
         if not self.lost and isinstance(exception, RuntimeError) and trainer.world_size > 1:
+            if self._follower is not None:
+                self._follower.join(3 * FOLLOW_SECONDS)  # if rank 0 is gone, it says so and ends this process
             self.lost = _lost_rank(trainer, str(exception))
 
 
 def _follow(rank: int, parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(1)
+        time.sleep(FOLLOW_SECONDS)
     print(f"Rank 0 (process {parent}) is gone: rank {rank} ends as well. {GO_ON}", file=sys.stderr, flush=True)
     os._exit(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,5 +67,7 @@ def _start_wandb(logger: WandbLogger, folder: Path) -> None:
         logger._wandb_init |= {"mode": "offline", "settings": wandb.Settings(silent=True)}
         rank_zero_info(offline_note(f"its server cannot be used ({first_line(error)})", str(logger.version), folder))
         _ = logger.experiment
+    for handler in logging.getLogger("wandb").handlers:  # its own log: on a full disk each line would be a traceback
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WANDB_ID).write_text(f"{logger.version}\n")
