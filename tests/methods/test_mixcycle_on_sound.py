@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 
 from surf_lightning.data import SC09Mix
@@ -57,3 +59,13 @@ def test_mixcycle_trains_on_spoken_digits(audio_sets: Path) -> None:
     fitted.fit(module, SC09Mix(root, batches_per_epoch=2, **options))
     assert not any(map(torch.equal, before, module.parameters()))
     assert fitted.callback_metrics["val/si_sdri"].isfinite()
+
+
+@pytest.mark.parametrize("name", ["sc09mix_mixcycle", "libri2mix8k_supervised_regression"])
+def test_a_run_shorter_than_an_epoch_ends_without_a_validation(name: str, audio_sets: Path) -> None:
+    given = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())["trainer"]["callbacks"]
+    stops = [EarlyStopping(**callback["init_args"]) for callback in given]
+    data = SC09Mix(str(audio_sets / "SpeechCommands"), batch_size=4, num_workers=0, num_validation=4)
+    fitted = trainer(Path("run"), max_steps=1, callbacks=stops)
+    fitted.fit(MixCycle(network().float(), optimizer=adam), data)
+    assert fitted.global_step == 1

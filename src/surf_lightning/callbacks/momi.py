@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from surf_lightning.metrics.audio import MoMi
@@ -14,9 +15,9 @@ from surf_lightning.metrics.audio import MoMi
 class MeasureMoMi(L.Callback):
     """Logs how well held-out recordings are rebuilt from separated mixtures of two of them, see ``metrics.MoMi``.
 
-    ``val/momi`` is of the neighbours in a batch, where there is no truth that says more, and ``val/momi_error`` is its
-    standard error; ``test/momi`` stands beside
-    the other metrics, and is of one recording and the next, the longer cut. A process with one recording has none.
+    ``val/momi`` is of the neighbours in a batch, and ``val/momi_error`` is its standard error; amid a fit they are left
+    out where there is truth, which says more. ``test/momi`` stands beside the other metrics, and is of one recording
+    and the next, the longer cut. A process with one recording has none.
 
     Works for any LightningModule with a ``signal`` and ``outputs(mixtures [P,T], batch_idx) -> [P,M,T]``.
     """
@@ -30,7 +31,8 @@ class MeasureMoMi(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         mixtures = batch["mixtures"]
-        if "sources" not in batch and pl_module.signal["kind"] == "audio" and len(mixtures) > 1:
+        wanted = "sources" not in batch or trainer.state.fn == TrainerFn.VALIDATING
+        if wanted and pl_module.signal["kind"] == "audio" and len(mixtures) > 1:
             self._update(trainer, pl_module, mixtures, batch_idx)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
