@@ -6,12 +6,13 @@ FROM python:3.12-slim
 ARG TORCH_INDEX
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 COPY lock /source/lock
-# pesq is compiled. PyPI's torch is the CUDA build; where another one is asked for, CUDA's libraries are left out.
+# pesq is compiled. PyPI's torch, torchvision and torchaudio are CUDA builds; where others are asked for, all three are, and
+# CUDA's libraries are left out.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
     && cd /source && cp lock/dev.txt wanted.txt \
     && if [ -n "$TORCH_INDEX" ]; then \
-        pip install --index-url "$TORCH_INDEX" $(grep -oE '^torch(vision)?==[0-9.]+' lock/dev.txt) \
-        && sed -i -E '/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==/,/[^\\]$/d' wanted.txt; \
+        pip install --index-url "$TORCH_INDEX" $(grep -oE '^torch(vision|audio)?==[0-9.]+' lock/dev.txt) \
+        && sed -i -E '/^(torch|torchvision|torchaudio|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==/,/[^\\]$/d' wanted.txt; \
     fi \
     && pip install --no-deps --require-hashes -r wanted.txt -r lock/audio.txt \
     && apt-get purge -y --auto-remove gcc libc6-dev && rm -rf /var/lib/apt/lists/*

@@ -79,8 +79,9 @@ def separate(
     A long file is separated in windows of 10 s whose sources are matched where they overlap, for 2 s: two sources that
     are both silent there may change places. What lies above half the checkpoint's sample rate is shared equally.
 
-    The output folder gets manifest.csv, manifest.json, manifest.raven.txt (for Raven), summary.json and journal.jsonl
-    as well. The same command on other machines that see the folder, or in the tasks of a SLURM job, shares the work.
+    The output folder gets manifest.csv, manifest.json, summary.json, journal.jsonl and, of sounds,
+    manifest.raven.txt (for Raven). The same command on other machines that see the folder, or in the tasks of a SLURM
+    job, shares the work.
 
     Args:
         *inputs: A file, a folder (its tree is mirrored) or a glob.
@@ -134,12 +135,23 @@ def app(
     launch(open_page(checkpoint, device, max_minutes, trust), port)
 
 
-def export(*, checkpoint: str, output: str, onnx: bool = False, push: str | None = None, trust: bool = False) -> None:
+def export(
+    *,
+    checkpoint: str,
+    output: str,
+    license: str = "unknown",
+    examples: bool = False,
+    onnx: bool = False,
+    push: str | None = None,
+    trust: bool = False,
+) -> None:
     """Write a trained separator in the Hugging Face layout: safetensors, a JSON config, a model card.
 
     Args:
         checkpoint: A run's checkpoint.
         output: A new folder.
+        license: Of the weights, as the Hub names it, e.g. cc-by-4.0; it stands in the model card.
+        examples: Show the run's latest pictures or sounds in the card. They are of your data.
         push: Upload the folder to user/name on the Hugging Face Hub, as the account of `hf auth login`.
         onnx: Write ONNX graphs as well, and separate.py, which runs them by numpy and onnxruntime.
         trust: Import classes from outside this package, if the checkpoint needs any.
@@ -150,7 +162,7 @@ def export(*, checkpoint: str, output: str, onnx: bool = False, push: str | None
     _allow_own_modules(trust)
     if onnx:
         from surf_lightning.inference.onnx import write_onnx
-    write(checkpoint, output, trust, write_onnx if onnx else None)
+    write(checkpoint, output, trust, write_onnx if onnx else None, license, examples)
     print(f"written to {output}: {WEIGHTS}, {CONFIG} and {CARD}, the model card")
     if push is not None:
         from surf_lightning.inference.hub import push as upload

@@ -44,8 +44,15 @@ def commit() -> str | None:
 
 
 def provenance(device: torch.device) -> dict[str, str | None]:
-    """Version and commit of this code, and the hardware of ``device``."""
-    return {"version": __version__, "commit": commit(), "hardware": hardware(device)}
+    """Version and commit of this code, the hardware of ``device``, and the versions that the numbers hang on."""
+    return {
+        "version": __version__,
+        "commit": commit(),
+        "hardware": hardware(device),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "lightning": version("lightning"),
+    }
 
 
 def environment() -> list[str]:

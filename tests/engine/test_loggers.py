@@ -29,9 +29,9 @@ from surf_lightning.engine.loggers import (
     go_on_without,
     is_wandb_error,
     resolve_loggers,
-    start_loggers,
     why_offline,
 )
+from surf_lightning.engine.tracking import start_loggers
 from surf_lightning.errors import UserError
 from surf_lightning.methods import MixIT
 from surf_lightning.reporting.runs import read_curves

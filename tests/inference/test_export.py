@@ -11,11 +11,9 @@ import huggingface_hub
 import pytest
 import soundfile
 import torch
-import yaml
 
 from surf_lightning.cli import main
 from surf_lightning.errors import UserError
-from surf_lightning.inference.export import measured, model_index
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator, load_separator
 from surf_lightning.networks.base import ConstantNoise
 from surf_lightning.networks.conv_tasnet import ConvTasNet
@@ -176,19 +174,3 @@ def test_a_damaged_folder_is_refused_with_a_clear_message(file: str, content: by
 def test_there_is_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--checkpoint", "no.ckpt", "--output", "exported"]) == 2
     assert "no.ckpt" in capsys.readouterr().err
-
-
-def test_what_was_measured_stands_in_the_head_of_the_card() -> None:
-    results = {
-        "checkpoint": "runs/a/checkpoints/best.ckpt",
-        "data": "Digits",
-        "metrics": {"psnr": 21.73456, "fid": None},
-    }
-    folder = Path("runs/a")
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps(results))
-    assert measured(folder / "checkpoints/last.ckpt") == {}
-    index = yaml.safe_load(model_index(measured(folder / "checkpoints/best.ckpt"), "a", "image-to-image"))
-    (tested,) = index["model-index"][0]["results"]
-    assert tested["metrics"] == [{"type": "psnr", "value": 21.7346}]
-    assert tested["dataset"] == {"name": "Digits", "type": "digits"}

@@ -532,10 +532,12 @@ def test_a_png_is_the_average_of_the_sources() -> None:
     assert float(manifest()[0]["Energy"]) == pytest.approx((expected[0] ** 2).sum(), rel=1e-4)
 
 
-def test_gray_images_and_images_of_several_channels() -> None:
+def test_gray_images_and_images_of_several_channels(capsys: pytest.CaptureFixture[str]) -> None:
     save(RegressionSeparator(Halves(), 2), {"kind": "image", "shape": [1, 6, 5]})
     image("a.png", "L")
     assert separate("a.png") == 0
+    assert "1 file separated, 0 done before" in capsys.readouterr().out
+    assert not Path("out/manifest.raven.txt").exists(), "Raven knows no pictures"
     assert Image.open("out/a_source1.png").mode == "L"
     save(RegressionSeparator(Halves(), 2), {"kind": "image", "shape": [4, 6, 5]})
     assert separate("a.png", "--overwrite") == 1

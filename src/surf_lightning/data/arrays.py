@@ -280,6 +280,9 @@ class Arrays(SeparationData):
             f"and {units}."
         )
 
+    def amount(self) -> dict[str, float]:
+        return {f"{part}_files": len(numbers) for part, numbers in self.parts.items() if part != "test"}
+
     def signal(self) -> dict[str, Any]:
         return {"kind": "image", "shape": self.files.shape, "values": [self.scale.center, self.scale.half]}
 

@@ -84,6 +84,10 @@ def check_share(name: str, share: float) -> float:
     return share
 
 
+def _hours(examples: Readable, sample_rate: int) -> float:
+    return round(float(examples.lengths.sum()) / sample_rate / 3600, 4)
+
+
 class AudioMixtures(SeparationData):
     """Mono crops of recordings, random to train on and fixed to validate on; tests take whole recordings, one by one.
 
@@ -195,6 +199,12 @@ class AudioMixtures(SeparationData):
 
     def _test_set(self) -> str:
         return f"{type(self).__name__}'s test set"
+
+    def amount(self) -> dict[str, float]:
+        parts = {"train": self.trained_on(), "validation": self.examples("validation")}
+        files = {f"{part}_files": len(examples) for part, examples in parts.items()}
+        hours = {f"{part}_hours": _hours(examples, self.sample_rate) for part, examples in parts.items()}
+        return files | hours
 
     def signal(self) -> dict[str, Any]:
         return {"kind": "audio", "sample_rate": self.sample_rate}

@@ -125,6 +125,18 @@ class SeparationData(L.LightningDataModule, ABC):
         """Whether the files are known to be those of the published set, not a stand-in of the same layout."""
         return False
 
+    def amount(self) -> dict[str, float]:
+        """How much there is to train on and to validate on, as far as it can be counted."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Of the data that a fit has loaded, for trackers and model cards: name, amount, and whether it is genuine."""
+        try:
+            genuine = self.genuine()
+        except UserError:  # the part by which it is known is not here
+            genuine = False
+        return {"name": type(self).__name__, **self.amount(), "genuine": genuine}
+
     @abstractmethod
     def signal(self) -> dict[str, Any]:
         """What a checkpoint must say of the signals: plain values, for ``Separator.signal``."""
@@ -139,6 +151,8 @@ class SeparationData(L.LightningDataModule, ABC):
             batch_size=None,
             sampler=sampler,
             num_workers=workers,
+            # They share the set's memory. Python 3.14 would start them anew and copy it to each.
+            multiprocessing_context="fork" if workers else None,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
             persistent_workers=workers > 0,
             worker_init_fn=_outlive_signals,

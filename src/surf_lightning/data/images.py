@@ -122,5 +122,8 @@ class ImageMixtures(SeparationData):
             f"{self.evaluation.protocol}"
         )
 
+    def amount(self) -> dict[str, float]:
+        return {"train_images": len(self.splits.train), "validation_images": len(self.splits.validation)}
+
     def signal(self) -> dict[str, Any]:
         return {"kind": "image", "shape": list(self.splits.test.shape[1:])}

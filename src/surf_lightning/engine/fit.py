@@ -23,10 +23,11 @@ from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import run_folder
 from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.loggers import MetricsCSV, StartLoggers, filter_lightning_tips, finish_wandb, go_on_without
+from surf_lightning.engine.loggers import MetricsCSV, filter_lightning_tips, finish_wandb, go_on_without
 from surf_lightning.engine.progress import Progress, tell_network
 from surf_lightning.engine.ranks import RANKS_WAIT, LostProcesses
 from surf_lightning.engine.signals import StopAtSignal
+from surf_lightning.engine.tracking import StartLoggers
 from surf_lightning.errors import UserError
 from surf_lightning.files import replacing
 from surf_lightning.inference.checkpoint import describe
@@ -193,9 +194,8 @@ def train(
             header = "".join(f"# {name}: {value}\n" for name, value in made_with.items() if value)
             with replacing(folder / "config.yaml", "w") as file:
                 file.write(header + config)
-        wanted = config is not None and undeclared(trainer).enable_autolog_hparams
-        start = StartLoggers(folder, yaml.safe_load(config) if wanted and config is not None else None, notes)
-        undeclared(trainer).callbacks.insert(0, start)
+        logged = yaml.safe_load(config or "{}") if undeclared(trainer).enable_autolog_hparams else None
+        undeclared(trainer).callbacks.insert(0, StartLoggers(folder, logged, notes))
         tell_network(module)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=continued)

@@ -38,6 +38,7 @@ from surf_lightning.engine.configs import own_modules, with_config_paths
 from surf_lightning.engine.fit import TRAINER_DEFAULTS, filter_warnings, make_trainer, train
 from surf_lightning.engine.progress import tell_end
 from surf_lightning.engine.sizes import fill_in_sizes
+from surf_lightning.engine.tracking import start_loggers
 from surf_lightning.errors import UserError
 from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
@@ -138,7 +139,7 @@ class SurfCLI(LightningCLI):
     def before_test(self) -> None:
         for note in self.notes:
             rank_zero_info(note)
-        loggers.start_loggers(self.trainer.loggers, self.folder)
+        start_loggers(self.trainer.loggers, self.folder)
 
 
 def _known_names() -> dict[str, list[str]]:

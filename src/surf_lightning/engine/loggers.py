@@ -16,15 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from surf_lightning.engine.signals import ending
 from surf_lightning.errors import UserError
+from surf_lightning.files import replacing
 
 COLUMNS = ("step", "epoch", "name", "value")
+HPARAMS = "hparams.yaml"
 WANDB_ID = "wandb_id"
 WANDB_SECONDS = "10"  # that a run waits for W&B's server before it goes on offline; WANDB_INIT_TIMEOUT changes it
 WANDB_LAST_SECONDS = "60"  # that it waits at its end for the last uploads; WANDB_FINISH_TIMEOUT changes it
@@ -61,8 +63,16 @@ class MetricsCSV(Logger):
     def save_dir(self) -> str:
         return str(self._path.parent)
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml lies beside the table."""
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Written to ``hparams.yaml``, beside the table, as Lightning's own CSVLogger does."""
+        path = self._path.with_name(HPARAMS)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path, "w") as file:
+                yaml.safe_dump(params, file, sort_keys=False, allow_unicode=True)
+        except OSError as error:
+            rank_zero_warn(f"{path} is left out: {error.strerror or error}")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -160,18 +170,24 @@ def _resolve_wandb(arguments: Namespace, folder: Path, is_new: bool) -> list[str
     saved = folder / WANDB_ID
     if arguments.id is None and saved.is_file() and not is_new:
         arguments.id = saved.read_text().strip()
-    arguments.id = arguments.id or secrets.token_hex(4)
+    # In a sweep W&B's agent has named the run already, and no other name is taken.
+    arguments.id = arguments.id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
     if getattr(rank_zero_only, "rank", 0):  # only the first process tracks
         return []
     reason = "offline mode is chosen" if arguments.offline else why_offline()
     if reason is None:
         return []
-    arguments.offline = True
+    if arguments.get("log_model"):  # which Lightning refuses offline; W&B keeps artifacts until they are synced
+        arguments.offline = False
+        os.environ["WANDB_MODE"] = "offline"
+    else:
+        arguments.offline = True
     os.environ.setdefault("WANDB_SILENT", "true")  # one line is enough: ours
-    return [_offline(reason, arguments.id, folder)]
+    return [offline_note(reason, arguments.id, folder)]
 
 
-def _offline(reason: str, run_id: str, folder: Path) -> str:
+def offline_note(reason: str, run_id: str, folder: Path) -> str:
+    """What to say of a run that is tracked offline."""
     return (
         f"W&B: {reason}, so run {run_id} is tracked offline in {folder}/wandb; "
         f"`wandb sync {folder}/wandb/offline-run-*-{run_id}` uploads it."
@@ -204,29 +220,11 @@ def why_offline() -> str | None:
             return None
         return "no account is logged in"
     except wandb.errors.AuthenticationError as error:
-        return f"the key of its account cannot be one ({_first_line(error)})"
+        return f"the key of its account cannot be one ({first_line(error)})"
     except ValueError as error:
         raise UserError(f"W&B: {error}") from error
     finally:
         wandb.teardown()  # it has read its settings, and would not look again for offline mode
-
-
-class StartLoggers(L.Callback):
-    """Begins to track a fit when its first step is due: one that is refused before has left nothing anywhere.
-
-    Args:
-        folder: The run's.
-        config: For ``start_loggers``.
-        notes: What to say then.
-    """
-
-    def __init__(self, folder: Path, config: dict[str, Any] | None, notes: Iterable[str]) -> None:
-        self.folder, self.config, self.notes = folder, config, notes
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for note in self.notes:
-            rank_zero_info(note)
-        start_loggers(trainer.loggers, self.folder, self.config)
 
 
 def finish_wandb(folder: Path) -> None:
@@ -234,35 +232,6 @@ def finish_wandb(folder: Path) -> None:
     run = sys.modules["wandb"].run if "wandb" in sys.modules else None
     if run is not None and Path(run.dir).resolve().is_relative_to(folder.resolve()):
         run.finish(exit_code=1)
-
-
-@rank_zero_only
-def start_loggers(loggers: Iterable[Logger], folder: Path, config: dict[str, Any] | None = None) -> None:
-    """Begin to track the run in ``folder``, or go on; every logger gets the configuration as hyper-parameters."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            _start_wandb(logger, folder)
-        if config is not None:
-            logger.log_hyperparams(config)
-
-
-def _start_wandb(logger: WandbLogger, folder: Path) -> None:
-    """Offline where the server does not answer or knows no such account; the id is saved for later commands."""
-    import wandb
-
-    if logger._wandb_init.get("anonymous") is None:  # Lightning gives it, empty, and W&B warns of it
-        logger._wandb_init.pop("anonymous", None)
-    try:
-        _ = logger.experiment
-    except wandb.errors.CommError as error:
-        if "WANDB_MODE" in os.environ or logger._log_model:  # asked for by name; models cannot be uploaded offline
-            raise
-        wandb.teardown()  # it still holds the id
-        logger._wandb_init |= {"mode": "offline", "settings": wandb.Settings(silent=True)}
-        rank_zero_info(_offline(f"its server cannot be used ({_first_line(error)})", str(logger.version), folder))
-        _ = logger.experiment
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WANDB_ID).write_text(f"{logger.version}\n")
 
 
 def go_on_without(tracker: Logger) -> None:
@@ -278,7 +247,7 @@ def _attempt(method: Callable[..., Any], tracker: str, told: set[str], *args: An
         method(*args, **options)
     except Exception as error:
         if not told and not ending.is_set():  # SLURM signals W&B's service as well, which ends at once
-            rank_zero_warn(f"{tracker} has failed ({_first_line(error)}). The training goes on without it.")
+            rank_zero_warn(f"{tracker} has failed ({first_line(error)}). The training goes on without it.")
         told.add(tracker)
 
 
@@ -298,7 +267,8 @@ def _end_wandb() -> None:
         wandb.teardown()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what ``error`` says, without a full stop; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from surf_lightning.audio.streams import NAMES
 from surf_lightning.errors import UserError
 from surf_lightning.files import writing
-from surf_lightning.inference.journal import Entry
+from surf_lightning.inference.journal import BEGIN, Entry
 from surf_lightning.inference.overlap_add import Windows
 from surf_lightning.inference.sampling import Window
 from surf_lightning.inference.separator import Separator
@@ -172,7 +172,7 @@ def manifest_rows(
         {
             "View": "Spectrogram 1",
             "Channel": 1,
-            "Begin Time (s)": 0.0 if is_audio else "",
+            BEGIN: 0.0 if is_audio else "",
             "End Time (s)": seconds if is_audio else "",
             "Low Freq (Hz)": 0.0 if is_audio else "",
             "High Freq (Hz)": highest if is_audio else "",

@@ -15,6 +15,7 @@ from surf_lightning.inference.workers import FOLDER, Worker, parse
 
 JOURNAL = "journal.jsonl"
 MANIFESTS = ("manifest.csv", "manifest.json", "manifest.raven.txt")
+BEGIN = "Begin Time (s)"  # the column that only sounds fill
 SUMMARY = "summary.json"
 HEAD = 65536  # bytes of an input that its fingerprint covers: hours of audio are not read twice
 
@@ -147,15 +148,21 @@ class Journal:
         done = (entry for entry in self.entries.values() if entry["state"] == "done" and self._present(entry))
         rows = [row for entry in done for row in entry["rows"]]
         rows = [{"Selection": number, **row} for number, row in enumerate(rows, 1)]
-        columns = list(dict.fromkeys(name for row in rows for name in row)) or ["Selection"]
-        for name, delimiter in ((MANIFESTS[0], ","), (MANIFESTS[2], "\t")):
-            path = self.folder / name
-            with replacing(path, "w", True, newline="", encoding="utf-8", errors="backslashreplace") as file:
-                table = csv.DictWriter(file, columns, delimiter=delimiter)
-                table.writeheader()
-                table.writerows(rows)
+        self._write_table(MANIFESTS[0], rows, ",")
         self._write(MANIFESTS[1], rows)
+        if sounds := [row for row in rows if row.get(BEGIN, "") != ""]:
+            self._write_table(MANIFESTS[2], sounds, "\t")
+        else:  # Raven knows no pictures
+            (self.folder / MANIFESTS[2]).unlink(missing_ok=True)
         return len(rows)
+
+    def _write_table(self, name: str, rows: list[Entry], delimiter: str) -> None:
+        columns = list(dict.fromkeys(name for row in rows for name in row)) or ["Selection"]
+        path = self.folder / name
+        with replacing(path, "w", True, newline="", encoding="utf-8", errors="backslashreplace") as file:
+            table = csv.DictWriter(file, columns, delimiter=delimiter)
+            table.writeheader()
+            table.writerows(rows)
 
     def write_summary(self, summary: Entry) -> None:
         """Write what this run did, with failures and their reasons."""

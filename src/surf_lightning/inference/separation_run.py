@@ -221,12 +221,12 @@ class SeparationRun(Observer):
             self.journal.write_summary(summary)
         self.worker.end(others if last else None)
         done, before, failed = summary["separated"], summary["done_before"], len(summary["failed"])
-        print(f"{done} files separated, {before} done before, {failed} failed.")
+        print(f"{done} file{'' if done == 1 else 's'} separated, {before} done before, {failed} failed.")
         for failure in summary["failed"]:
             print(f"    {shown(Path(failure['input']))}: {failure['reason']}")
         if summary["audio_seconds"]:
             print(f"In all {speed(summary['audio_seconds'], summary['seconds'])}.")
-        print(f"{self.journal.folder / MANIFESTS[0]} lists {rows} output files.")
+        print(f"{self.journal.folder / MANIFESTS[0]} lists {rows} output file{'' if rows == 1 else 's'}.")
         return failed
 
     def _done_before(self) -> int:
