@@ -47,7 +47,7 @@ def forward_backward(
             loss = network(*given).square().mean()
         loss.backward()
 
-    flops = operations(config, seconds, gradient=True)
+    flops = operations(config, round(seconds * RATE), gradient=True)
     floor = machine.floor_ms(flops, precision=precision)
     again = ", checkpointed" if checkpointing else ""
     case = f"{config} forward and backward, {seconds:g} s{again}, {name(precision)}"

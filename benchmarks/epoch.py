@@ -29,8 +29,9 @@ def evaluations(beta: float) -> tuple[int, int]:
 
 def step_operations() -> dict[str, Counter[str]]:
     """Operations of a training step for each clip in it, by network; nothing computed twice."""
-    run = {config: operations(config, CLIP) for config in (MIXIT, REGRESSION, VELOCITY)}
-    train = {config: operations(config, CLIP, gradient=True) for config in run}
+    samples = round(CLIP * RATE)
+    run = {config: operations(config, samples) for config in (MIXIT, REGRESSION, VELOCITY)}
+    train = {config: operations(config, samples, gradient=True) for config in run}
     steps = {
         "MixIT": Counter({MIXIT: train[MIXIT] // 2}),  # two clips are one mixture of mixtures
         "regression remixing, MixIT as teacher": Counter({MIXIT: run[MIXIT], REGRESSION: train[REGRESSION]}),

@@ -24,7 +24,7 @@ from surf_lightning.functional.randomness import Ranks
 
 CPU = torch.device("cpu")
 CHUNK_BYTES = 8 << 20  # small chunks, so that a small set has several windows of them
-KINDS = (Kind("flac", 16_000, 1, 10, 240), Kind("flac", 48_000, 1, 10, 120))
+KINDS = (Kind("flac", 16_000, 1, 10, 240), Kind("flac", 48_000, 1, 10, 120), Kind("flac", 16_000, 1, 600, 4))
 MANY = 100_000  # files to be indexed
 
 
@@ -81,7 +81,7 @@ def indexing(root: Path, count: int) -> Iterator[Timing]:
 
 
 def run(machine: Machine) -> Iterator[Timing]:
-    """Clips at the model's rate and above it, then many files."""
+    """Clips at the model's rate and above it, recordings in pieces, then many files."""
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
             yield from against_loose_files(kind, Path(folder))

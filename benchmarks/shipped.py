@@ -46,11 +46,11 @@ def inputs(network: nn.Module, batch: int, *shape: int, device: torch.device | s
 
 
 @functools.cache
-def operations(config: str, seconds: float, gradient: bool = False) -> int:
-    """Of one evaluation of one example, ``seconds`` long, with its gradient or without; counted, not run."""
+def operations(config: str, *shape: int, gradient: bool = False) -> int:
+    """Of one evaluation of one signal of ``shape``, with its gradient or without; counted, not run."""
     with without_data():
         network = build(config)
-        given = inputs(network, 1, round(seconds * RATE))
+        given = inputs(network, 1, *shape)
 
         def evaluate() -> None:
             with torch.set_grad_enabled(gradient):

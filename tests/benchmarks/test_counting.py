@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from counting import LiveBytes, count_flops, without_data
 from epoch import evaluations
+from hours import surf as mean_surf_step
 from memory import surf_step_bytes
 from shipped import RATE, build, inputs, operations
 from surf_step import our_step, surf
@@ -48,7 +49,7 @@ def test_counting_without_data_is_counting(config: str, gradient: bool) -> None:
         if gradient:
             loss.backward()
 
-    assert operations(config, 0.05, gradient) == count_flops(evaluate)
+    assert operations(config, 800, gradient=gradient) == count_flops(evaluate)
 
 
 @pytest.mark.parametrize(("beta", "expected"), [(1.0, (1, 1)), (0.5, (3, 1)), (0.0, (6, 0))])
@@ -70,6 +71,14 @@ def test_a_surf_step_costs_its_evaluations(beta: float, expected: tuple[int, int
     velocity = sampled * count_flops(evaluate) + count_flops(lambda: network(*given).square().mean().backward())
     total = velocity + frozen * count_flops(lambda: frozen_teacher(mixtures))
     assert count_flops(step) == pytest.approx(total, rel=0.01)  # the correlations of PIT come on top
+
+
+def test_a_mean_surf_step_costs_that_of_its_schedule() -> None:
+    """1 to 5 of 5 steps are straight while beta rises from 0, and PIT's order is one evaluation more."""
+    falling, at_zero = (5 + 4 + 3 + 2 + 1) / 5, 6
+    mean = mean_surf_step({"beta_steps": 200_000}, 400_000, alone=1, frozen=0)
+    assert mean == pytest.approx((falling + at_zero) / 2, rel=0.01)
+    assert mean_surf_step({"beta_steps": 200_000}, 400_000, alone=0, frozen=1) == pytest.approx(0.5, rel=0.01)
 
 
 def test_live_bytes_are_those_alive_together() -> None:
