@@ -514,3 +514,9 @@ def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_sam
     segments = list(Path("runs/digits_mixit/wandb").glob("offline-run-*"))
     assert len(segments) == 2
     assert all(segment.name.endswith(run_id) for segment in segments)
+
+
+def test_a_mistake_has_its_status_where_it_cannot_be_said() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, *CONSOLE_SCRIPT, "report", "nothing"]
+        assert subprocess.run(command, stdout=full, stderr=full, timeout=300, check=False).returncode == 2

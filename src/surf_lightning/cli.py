@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,11 +250,13 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return _run(*args)
     except UserError as error:
-        print(f"surf {printable(args[0])}: {printable(str(error))}", file=sys.stderr)
+        said = str(error)
     except OSError as error:
         if error.filename is None and error.errno not in DISK:  # no file of the user's
             raise
-        print(f"surf {args[0]}: {printable(str(error.filename or 'writing'))}: {error.strerror}", file=sys.stderr)
+        said = f"{error.filename or 'writing'}: {error.strerror}"
+    with suppress(OSError):  # stderr may lie on the disk that is full
+        print(f"surf {printable(args[0])}: {printable(said)}", file=sys.stderr, flush=True)
     return 2
 
 

@@ -68,3 +68,13 @@ def test_the_bar_is_drawn_once_a_second_and_at_the_end(monkeypatch: pytest.Monke
 )
 def test_durations_have_two_units_at_most(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_log_on_a_full_disk_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        monkeypatch.setattr(progress, "LINE_EVERY", 0)
+        run = trainer(Path("run"), enable_progress_bar=True, max_steps=4)
+        run.fit(MixIT(regression(4), optimizer=adam), digits())
+        assert run.global_step == 4
+        full.flush()  # nothing is left that could not be written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import shutil
@@ -29,6 +30,7 @@ def test_files_that_find_no_room(trials: Trials) -> None:
 
         def full(limit: int = limit) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            logging.raiseExceptions = False  # the log goes into a file of pytest's, which is soon that long
 
         process = faults.start(faults.surf(faults.RUN, steps), full)
         process.join(faults.PATIENCE)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,15 @@ class Progress(TQDMProgressBar):
         if self.draws:
             self.print(text)
         else:
-            print(text, flush=True)
+            with suppress(OSError):  # a log on a full disk, or whose reader is gone, ends no training
+                print(text, flush=True)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        try:
+            sys.stdout.flush()
+        except OSError:  # what could not be said would make the exit status 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def duration(seconds: float) -> str:
