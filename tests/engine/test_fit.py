@@ -139,7 +139,9 @@ def test_the_configuration_is_written_and_reaches_every_logger() -> None:
     assert [line for line in lines if not line.startswith("#")] == ["steps: 2", "nothing: null"]
     assert lines[0] == f"# version: {__version__}"
     assert f"# hardware: {hardware(torch.device('cpu'))}" in lines
-    assert [logger.hyperparams for logger in loggers] == 2 * [[{"steps": n, "nothing": None} for n in (1, 2)]]
+    for logger in loggers:  # the run's facts beside it: test_hyperparameters
+        assert [set(params) for params in logger.hyperparams] == 2 * [{"steps", "nothing", "provenance", "dataset"}]
+        assert [(params["steps"], params["nothing"]) for params in logger.hyperparams] == [(1, None), (2, None)]
 
 
 def test_a_logger_gets_the_whole_configuration_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +151,8 @@ def test_a_logger_gets_the_whole_configuration_of_the_command_line(monkeypatch: 
     assert main([*arguments("digits_mixit", Path()), *mine]) == 0
     assert main([*arguments("digits_mixit", Path(), "test"), *mine]) == 0
     (params,) = seen
-    assert params == yaml.safe_load(Path("runs/digits_mixit/config.yaml").read_text())
+    config = yaml.safe_load(Path("runs/digits_mixit/config.yaml").read_text())
+    assert params == config | {name: params[name] for name in ("provenance", "dataset")}
     assert params["model"]["init_args"]["network"]["init_args"]["channels"] == 4
 
 

@@ -28,8 +28,8 @@ FORMATS = [
     (lambda: VelocityConvTasNet(2, **AUDIO), "8b6540acaade"),
     (lambda: MBLocoformer(2, **MEL), "dbdf6242c7dd"),
     (lambda: RegressionLocoformer(3, 2, **MEL), "18db90070513"),
-    (lambda: SharedNCSNpp(2, 1, 8, **IMAGE), "19d76856c0b1"),
-    (lambda: RegressionNCSNpp(3, 2, 1, 8, **IMAGE), "4a943ec9f5d0"),
+    (lambda: SharedNCSNpp(2, 1, 8, **IMAGE), "5eb98ae45c79"),
+    (lambda: RegressionNCSNpp(3, 2, 1, 8, **IMAGE), "cdf76e25c5d0"),
     (lambda: ScoreNCSNpp(1, 8, **IMAGE), "7b7e4f0ff90f"),
 ]
 
