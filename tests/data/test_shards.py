@@ -124,6 +124,47 @@ def test_mistakes(change: dict[str, Any], words: str, recordings: Path) -> None:
         pack(Path("shards"), "others")
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("chunk_name", b"../secret.tar", "is no file of its own"),
+        ("chunk_name", b"/root/secret.tar", "is no file of its own"),
+        ("chunk_name", b".bashrc", "is no file of its own"),
+        ("chunk", 99, "out of bounds"),
+        ("chunk", -1, "do not lie in its chunks"),
+        ("offset", 1 << 62, "do not lie in its chunks"),
+        ("size", -5, "do not lie in its chunks"),
+        ("lengths", np.zeros(3, int), "unequal lengths"),
+        ("lengths", np.zeros((3, 3), int), "unequal lengths"),
+        ("lengths", np.array([{}]), "allow_pickle=False"),
+        ("chunk_size", np.zeros(10**7), "unfolds to more than"),
+        ("chunk_held_out", None, "chunk_held_out"),
+    ],
+)
+def test_an_index_of_a_stranger_leads_nowhere(column: str, value: Any, words: str, recordings: Path) -> None:
+    pack(recordings, "shards")
+    with np.load("shards/index.npz") as file:
+        index = dict(file)
+    if isinstance(value, int | bytes):
+        changed = index[column].astype("S40" if isinstance(value, bytes) else np.int64)
+        changed[0] = value
+        value = changed
+    index[column] = value
+    if value is None:
+        del index[column]
+    np.savez_compressed("shards/index.npz", **index)
+    with pytest.raises(UserError, match=words):
+        shards("shards").examples("train")
+
+
+def test_a_cut_index_is_named(recordings: Path) -> None:
+    pack(recordings, "shards")
+    index = Path("shards/index.npz")
+    index.write_bytes(index.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"^shards/index\.npz is damaged, or no index of shards \("):
+        shards("shards").examples("train")
+
+
 # -- the order --
 
 

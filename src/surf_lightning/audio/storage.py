@@ -113,11 +113,16 @@ class Chunks:
         hashes: SHA-256, in hexadecimal; a chunk that is fetched must have it.
         cache: the folder; used for storage that is no folder itself.
         limit: of the cache, in bytes.
+
+    Raises:
+        UserError: a name is not that of a chunk: it would be read, or written, elsewhere.
     """
 
     def __init__(
         self, url: str, names: Sequence[str], sizes: Sequence[int], hashes: Sequence[str], cache: Path, limit: int
     ) -> None:
+        if strange := [name for name in names if os.path.basename(name) != name or not name.endswith(".tar")]:
+            raise UserError(f"{url} names a chunk {strange[0]!r}, which is no file of its own")
         self.url, self.names, self.sizes, self.hashes = url, names, sizes, hashes
         self.remote = url.startswith("s3://")
         self.folder = cache if self.remote else Path(url).expanduser()

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import tempfile
+import zipfile
 import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,6 +29,29 @@ from surf_lightning.functional.randomness import mix_seed
 INDEX = "index.npz"
 VERSION = 1  # of the index
 COLUMNS = ("chunk", "offset", "size", "checksum", "lengths")  # of the pieces
+CHUNKS = ("chunk_name", "chunk_size", "chunk_hash", "chunk_held_out")  # columns of the chunks
+UNFOLDS = 100  # times the size of the file: what the columns that are read may grow to at most
+
+
+def read_index(path: Path) -> dict[str, np.ndarray]:
+    """The columns of an index, which a stranger may have written: its numbers lead to no place outside the chunks.
+
+    Raises:
+        Exception: of any type; it is no such index.
+    """
+    wanted = ("version", "sample_rate", *COLUMNS, *CHUNKS)
+    with zipfile.ZipFile(path) as archive:
+        if sum(archive.getinfo(f"{name}.npy").file_size for name in wanted) > UNFOLDS * path.stat().st_size:
+            raise ValueError(f"it unfolds to more than {UNFOLDS} times its size")
+    with np.load(path, allow_pickle=False) as file:
+        index = {name: file[name] for name in wanted}
+    ends = index["offset"].astype(np.int64) + index["size"]
+    lengths = [{index[name].shape for name in names} for names in (COLUMNS, CHUNKS)]
+    if [len(shape) for each in lengths for shape in each] != [1, 1] or not len(ends):
+        raise ValueError("its columns are of unequal lengths")
+    if min(index[name].min() for name in COLUMNS) < 0 or not (ends <= index["chunk_size"][index["chunk"]]).all():
+        raise ValueError("its pieces do not lie in its chunks")
+    return index
 
 
 @dataclass(frozen=True)
@@ -176,14 +200,17 @@ class Shards(AudioMixtures):
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
-        """The columns that ``write_shards`` wrote; raises UserError where there are none."""
+        """The columns that ``write_shards`` wrote; raises UserError where there are none, or others."""
         place = storage(self.root)
         if not place.has(INDEX):
             raise UserError(f"{self.root} holds no shards ({INDEX}): surf shard FOLDER --output {self.root} makes them")
         with tempfile.TemporaryDirectory() as folder:
             place.get(INDEX, Path(folder, INDEX))
-            with np.load(Path(folder, INDEX), allow_pickle=False) as file:
-                index = {name: file[name] for name in file.files}
+            try:
+                index = read_index(Path(folder, INDEX))
+            except Exception as error:  # of any type: the file may be anything
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                raise UserError(f"{self.root}/{INDEX} is damaged, or no index of shards ({reason})") from error
         if index["version"] != VERSION:
             raise UserError(f"{self.root} was written by another version of surf shard: make the shards again")
         if index["sample_rate"] != self.sample_rate:
