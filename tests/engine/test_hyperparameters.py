@@ -38,7 +38,8 @@ DATASET = {"name": "Digits", "train_images": 1347, "validation_images": 150, "ge
 def test_every_logger_has_the_configuration_the_versions_and_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    Path("loggers.yaml").write_text(LOGGERS)
+    flows = Path("flow").absolute().as_uri()  # MLflow keeps a store by its name: another test's of a relative one
+    Path("loggers.yaml").write_text(LOGGERS.replace("file:flow", flows))
     small = ["--config", str(ROOT / "tests" / "tiny_images.yaml"), "--config", "loggers.yaml"]
     quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     assert main(["fit", "--config", "digits_mixit", *small, *quiet]) == 0
@@ -57,7 +58,7 @@ def test_every_logger_has_the_configuration_the_versions_and_the_data(monkeypatc
     tracked = dict(wandb.run.config)
     wandb.finish()
     assert {name: str(_at(tracked, name)) for name in wanted} == wanted
-    flow = MlflowClient("file:flow")
+    flow = MlflowClient(flows)
     (found,) = flow.search_runs([each.experiment_id for each in flow.search_experiments()])
     assert {name: found.data.params[name] for name in wanted} == wanted
     board = EventAccumulator("board").Reload().SummaryMetadata("_hparams_/session_start_info")
