@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surf_lightning.functional.flow import expand_like, mixture_consistent
@@ -62,7 +61,9 @@ class NCSNpp(nn.Module):
             raise ValueError(f"multipliers ({list(multipliers)}) must not be empty, blocks ({blocks}) be at least 1")
         if patch_size < 1 or image_size % patch_size:
             raise ValueError(f"image_size ({image_size}) is no multiple of patch_size ({patch_size})")
-        self.patch_size = patch_size
+        folds = patch_size > 1  # into patches of one pixel it would copy the image
+        self.fold = nn.PixelUnshuffle(patch_size) if folds else nn.Identity()
+        self.unfold = nn.PixelShuffle(patch_size) if folds else nn.Identity()
         in_channels, out_channels = in_channels * patch_size**2, out_channels * patch_size**2
         self.frame = Frame(image_size // patch_size, len(multipliers) - 1)
         embedding = 4 * channels if conditional else None
@@ -110,7 +111,7 @@ class NCSNpp(nn.Module):
         Every ``group`` consecutive items attend to one another.
         """
         embedding = None if self.embed is None else self.embed(time)
-        pyramid = self.frame.pad(F.pixel_unshuffle(x, self.patch_size))
+        pyramid = self.frame.pad(self.fold(x))
         h = self.stem(pyramid)
         skips = [h]
         for level, stack in enumerate(self.down_blocks):
@@ -133,7 +134,8 @@ class NCSNpp(nn.Module):
                 h = self.ups[level](h, embedding)
         assert output is not None
         assert not skips
-        return F.pixel_shuffle(self.frame.crop(output), self.patch_size)
+        folded: Tensor = self.unfold(self.frame.crop(output))
+        return folded
 
 
 @serializable
