@@ -111,7 +111,21 @@ def test_with_truth_a_validation_has_momi_beside_it_but_none_amid_a_fit(audio_se
     assert "val/si_sdri" in validator.callback_metrics
 
 
-def test_images_have_none() -> None:
+def test_images_have_it_as_sounds_do() -> None:
+    module, data = MixIT(regression(4), optimizer=adam), digits(num_test=12)
     tester = trainer(Path("run"), "test")
-    tester.test(MixIT(regression(4), optimizer=adam), digits())
-    assert "test/momi" not in tester.callback_metrics
+    tester.test(module, data)
+    held_out: Any = data.test_batches()
+    batches = [held_out[index]["mixtures"] for index in range(len(held_out) // 2 * 2)]
+    with torch.no_grad():
+        values = [
+            improvement(module.separator.network((one + other)[None])[0].flatten(1).double(), *flat(one, other))
+            for first, second in zip(batches[::2], batches[1::2], strict=True)
+            for one, other in zip(first, second, strict=False)
+        ]
+    assert len(values) > 1
+    assert float(tester.callback_metrics["test/momi"]) == pytest.approx(sum(values) / len(values), abs=1e-3)
+
+
+def flat(*images: Tensor) -> list[Tensor]:
+    return [image.flatten().double() for image in images]
