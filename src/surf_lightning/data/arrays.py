@@ -151,7 +151,7 @@ class Arrays(SeparationData):
     The other arguments are those of ``SeparationData``.
     """
 
-    monitor, monitor_mode = "val/loss", "min"
+    monitor, monitor_mode = "val/momi", "max"
 
     def __init__(
         self,
