@@ -30,6 +30,7 @@ from tests.inference.test_untrusted import (
     saved,
     valid,
 )
+from tests.methods.test_restored import check_any_training_state
 from tests.reporting.test_report import check_any_run
 from tests.test_mistakes import check_any_config, mistake
 from tests.torture.conftest import Trials
@@ -123,6 +124,7 @@ CHECKS: list[tuple[Callable[[st.DataObject], None], int]] = [  # and how many in
     (check_altered_checkpoint, 6),
     (check_altered_export, 8),
     (check_altered_bytes, 8),
+    (check_any_training_state, 20),
     (check_any_run, 1),
     (check_any_list, 40),
     (check_any_config, 1),

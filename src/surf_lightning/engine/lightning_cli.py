@@ -214,7 +214,11 @@ def _follow_torchrun(trainer: Namespace) -> None:
 def _while_restoring(error: BaseException) -> bool:
     """Whether Lightning was taking over a checkpoint, in which a stranger may have put anything."""
     frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(code.co_filename.endswith("checkpoint_connector.py") and "restore" in code.co_name for code in frames)
+    return any(
+        code.co_name == "_load_combined_loader_states"
+        or (code.co_filename.endswith("checkpoint_connector.py") and "restore" in code.co_name)
+        for code in frames
+    )
 
 
 def _first_config(config: Namespace) -> str | None:

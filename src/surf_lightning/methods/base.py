@@ -28,6 +28,7 @@ from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_meta
 from surf_lightning.inference.sampling import posterior
 from surf_lightning.inference.separator import Separator, compile_networks, in_micro_batches, load_separator
 from surf_lightning.methods.beginnings import begin_with, optimizer_settings, shared_weights
+from surf_lightning.methods.restored import check_kind, check_optimizer, check_progress, plain_number
 from surf_lightning.methods.schedules import ScheduledModule
 
 Batch = dict[str, Tensor]
@@ -275,11 +276,8 @@ class SeparationModule(ScheduledModule, ABC):
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         restored = optimizer_settings(optimizer.optimizer)
-        if missing := self._configured.keys() - restored.keys():
-            raise UserError(
-                f"the checkpoint's optimizer is of another kind: it has no {', '.join(sorted(missing))}. Configure "
-                "the one that the run began with (see its config.yaml), or start a new run without --ckpt_path"
-            )
+        check_kind(restored, self._configured)
+        check_optimizer(optimizer.optimizer, self.lr_schedulers())  # type: ignore[arg-type]
         if restored != self._configured:
             rank_zero_warn(
                 f"The resumed run goes on with the optimizer settings of its checkpoint, {restored}, "
@@ -309,9 +307,10 @@ class SeparationModule(ScheduledModule, ABC):
                 f"the checkpoint was written {'with' if averaged else 'without'} an EMA of the weights, this run has "
                 f"{'none' if averaged else 'one'} (model.ema_decay)"
             )
-        self.trained_steps, self.trained_seconds = checkpoint["global_step"], checkpoint[KEY]["seconds"]
-        self._batch_before = checkpoint[KEY].get("batch")
-        self._run_steps_before = checkpoint[KEY].get("run_steps")
+        run, loops = checkpoint[KEY], self.trainer.fit_loop.state_dict()
+        check_progress(checkpoint.get("loops"), {"fit_loop": loops})
+        self.trained_steps, self.trained_seconds = checkpoint["global_step"], plain_number(run.get("seconds")) or 0.0
+        self._batch_before, self._run_steps_before = plain_number(run.get("batch")), plain_number(run.get("run_steps"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         seconds = self.trained_seconds + time.monotonic() - self._clock

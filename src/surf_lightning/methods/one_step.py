@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from surf_lightning.functional.flow import euler
-from surf_lightning.functional.losses import Reduction, mean_square
+from surf_lightning.functional.losses import Reduction, mean_square, pit_permutation
+from surf_lightning.functional.permutation import reorder
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import FlowSeparator
 from surf_lightning.methods.base import Batch
@@ -71,7 +72,10 @@ class OneStep(FrozenTeacherModule):
         x0 = self.trained.prior(mixtures, self.trained.sampling_noise * noise)
         with torch.no_grad():
             targets = self.arrival(self.frozen_teacher, x0, mixtures, self.flow_steps)
-        return self.reduction(self.arrival(self.trained, x0, mixtures) - targets).mean()
+        estimates = self.arrival(self.trained, x0, mixtures)
+        # Which source goes where need not be foreseen from x0: sources have no order.
+        aligned = reorder(targets, pit_permutation(estimates, targets))
+        return self.reduction(estimates - aligned).mean()
 
     def arrival(self, flow: FlowSeparator, x0: Tensor, mixtures: Tensor, steps: int | None = None) -> Tensor:
         """Where ``steps`` Euler steps of ``flow`` from ``x0 [B,K,*S]`` end, of the same shape."""
