@@ -49,7 +49,7 @@ def test_without_truth_an_exported_teacher_has_no_loss(mixit: str) -> None:
     trainer(Path("run")).fit(build("SURF", mixit), digits())
     export(LAST, "model")
     write_arrays(Path("sky"))
-    for path, logged in ((LAST, {"val/loss"}), ("model", set())):
+    for path, logged in ((LAST, {"val/loss", "val/momi", "val/momi_error"}), ("model", {"val/momi", "val/momi_error"})):
         (values,) = trainer(Path("run"), "validate").validate(
             build("SURF", mixit), Arrays("sky", batch_size=4, batches_per_epoch=2), ckpt_path=path
         )

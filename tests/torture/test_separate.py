@@ -10,12 +10,16 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
+from surf_lightning.cli import main
 from surf_lightning.inference import separation_run
 from tests.inference.test_separate import AUDIO, files, made, manifest, read, record, save
 from tests.inference.test_streaming import Filters
+from tests.inference.test_untrusted import saved, valid
 from tests.inference.test_workers import same_as_undisturbed, separate, start, status
 from tests.torture.conftest import Mount, Trials
 
@@ -118,6 +122,42 @@ def test_a_full_disk_leaves_no_partial_output(
     subprocess.run(["mount", "-o", "remount,size=4m", "out"], check=True)
     assert separate("--resume") == 0
     same_as_undisturbed(4)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    return np.load(path) if path.suffix == ".npy" else np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy"])
+def test_a_full_disk_leaves_no_partial_picture_or_array(
+    suffix: str, small_disk: Mount, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sources of a page of 4 kB each, samples of the posterior as well."""
+    small_disk("out", "100k")
+    Path("in").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        picture = rng.integers(0, 256, (8, 8)).astype(np.uint8)
+        np.save(f"in/{i}.npy", picture) if suffix == ".npy" else Image.fromarray(picture).save(f"in/{i}.png")
+    room_is_promised(monkeypatch)
+    checkpoint = saved(valid(), "model.ckpt")
+    arguments = ["separate", "in", "--checkpoint", checkpoint, "--output"]
+    assert main([*arguments, "whole"]) == 0
+    whole = {path.name: read_picture(path) for path in Path("whole").glob(f"*{suffix}")}
+    capsys.readouterr()
+    assert main([*arguments, "out"]) in (1, 2)
+    captured = capsys.readouterr()
+    assert "disk is full" in captured.err + captured.out or "No space left" in captured.err
+    there = list(Path("out").glob(f"*{suffix}"))
+    assert 0 < len(there) < len(whole)
+    for path in there:  # batches differ, in which images agree to rounding
+        np.testing.assert_allclose(read_picture(path), whole[path.name], rtol=1e-4, atol=1e-4)
+    assert not [name for name in files() if "partial" in name]
+    subprocess.run(["mount", "-o", "remount,size=4m", "out"], check=True)
+    assert main([*arguments, "out", "--resume"]) == 0
+    assert {path.name for path in Path("out").glob(f"*{suffix}")} == whole.keys()
+    for name, source in whole.items():
+        np.testing.assert_allclose(read_picture(Path("out", name)), source, rtol=1e-4, atol=1e-4)
 
 
 def test_a_file_too_large_for_the_disk_fails_and_the_others_are_done(monkeypatch: pytest.MonkeyPatch) -> None:

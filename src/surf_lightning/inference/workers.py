@@ -144,6 +144,9 @@ class Worker:
         file = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         try:
             os.write(file, json.dumps({**content, "stem": stem}).encode())
+        except OSError:  # a full disk: nobody must wait until an empty claim's lease is over
+            claim.unlink()
+            raise
         finally:
             os.close(file)
         self._made = claim

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections import defaultdict
 from typing import Any
 
@@ -53,7 +54,9 @@ def check_optimizer(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_s
     later = copy.copy(schedule)
     later.optimizer = _copy(optimizer, groups)
     try:
-        later.step()
+        with warnings.catch_warnings():  # the copy's step does not count as one, of which a schedule would warn
+            warnings.simplefilter("ignore")
+            later.step()
         rates = [float(group["lr"]) for group in groups]
     except Exception as error:
         raise _unfit("the learning rate's schedule", error) from error
