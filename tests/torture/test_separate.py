@@ -132,7 +132,7 @@ def read_picture(path: Path) -> np.ndarray:
 def test_a_full_disk_leaves_no_partial_picture_or_array(
     suffix: str, small_disk: Mount, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Sources of a page of 4 kB each, samples of the posterior as well."""
+    """Sources take a page of 4 kB each."""
     small_disk("out", "100k")
     Path("in").mkdir()
     rng = np.random.default_rng(0)
