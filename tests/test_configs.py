@@ -43,10 +43,11 @@ METHODS = {
     "audioset": ["mixit", *REMIXED],  # there are no clean sources here
     "folder": ["mixit", "mixit_16", *REMIXED],
     "enhancement": ["mixit"],
+    "phone": ["mixit", "self_remixing", "surf_rm", "surf_sr", *SUPERVISED],
 }
 AUDIO = {"libri2mix": "Libri2Mix", "fuss": "FUSS/ssdata", "audioset": "AudioSet", "folder": "recordings"}
 AUDIO["libri2mix-small"] = AUDIO["libri2mix8k"] = AUDIO["libri2mix"]
-AUDIO |= {"sc09mix": "SpeechCommands", "enhancement": "recordings"}
+AUDIO |= {"sc09mix": "SpeechCommands", "enhancement": "recordings", "phone": "phone"}
 FOLDERS = {**AUDIO, "arrays": "arrays"}
 LATE = ("adapted", "one_step")  # whose earlier stage is not MixIT
 # What only one method has, and two steps are to see: a short sampler, both phases of the training.

@@ -61,6 +61,15 @@ def fuss(root: Path, split: str, count: int, seconds: float = 1.0) -> None:
     (root / f"{split}_example_list.txt").write_text("\n".join(lines) + "\n")
 
 
+def with_truth(root: Path, count: int) -> None:
+    """Mixtures of two in train/, validation/ and test/, each beside its sources."""
+    for place, part in enumerate(("train", "validation", "test")):
+        for number in range(count):
+            s1, s2 = (noise(1.0, 100 * place + 10 * number + k) for k in (1, 2))
+            for kind, signal in (("mix", s1 + s2), ("s1", s1), ("s2", s2)):
+                write(root / part / kind / f"{number}.wav", signal)
+
+
 def speech_commands(root: Path, speakers: int = 6) -> None:
     """Each speaker says zero and nine, and a word that is no digit, in 0.6 to 1 s; speakers 1 and 2 are held out."""
     for number in range(speakers):

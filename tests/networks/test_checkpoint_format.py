@@ -17,15 +17,20 @@ from surf_lightning.networks import (
     RegressionNCSNpp,
     ScoreNCSNpp,
     SharedNCSNpp,
+    STFTConvTasNet,
     VelocityConvTasNet,
+    VelocitySTFTConvTasNet,
 )
 
 AUDIO: dict[str, Any] = {"filters": 8, "bottleneck": 8, "hidden": 8, "repeats": 2, "blocks": 2, "skip_residuals": True}
+SPECTRAL: dict[str, Any] = {"bottleneck": 8, "hidden": 8, "repeats": 2, "blocks": 2}
 MEL: dict[str, Any] = {"features": 8, "attention": 8, "heads": 2, "hidden": 8, "blocks": 2, "mel_bands": 8}
 IMAGE: dict[str, Any] = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention_resolutions": [8]}
 FORMATS = [
     (lambda: ConvTasNet(3, 2, **AUDIO), "42a2654844ee"),
     (lambda: VelocityConvTasNet(2, **AUDIO), "8b6540acaade"),
+    (lambda: STFTConvTasNet(4, **SPECTRAL), "4a81c204d2d2"),
+    (lambda: VelocitySTFTConvTasNet(2, **SPECTRAL), "355045d87b3c"),
     (lambda: MBLocoformer(2, **MEL), "dbdf6242c7dd"),
     (lambda: RegressionLocoformer(3, 2, **MEL), "18db90070513"),
     (lambda: SharedNCSNpp(2, 1, 8, **IMAGE), "5eb98ae45c79"),

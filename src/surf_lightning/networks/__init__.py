@@ -16,7 +16,7 @@ from surf_lightning.networks.conv_tasnet import ConvTasNet, VelocityConvTasNet
 from surf_lightning.networks.locoformer import MBLocoformer, RegressionLocoformer
 from surf_lightning.networks.ncsnpp import LogSigma, RegressionNCSNpp, SharedNCSNpp
 from surf_lightning.networks.score import ScoreNCSNpp, ScoreNetwork
-from surf_lightning.networks.stft_conv_tasnet import STFTConvTasNet
+from surf_lightning.networks.stft_conv_tasnet import STFTConvTasNet, VelocitySTFTConvTasNet
 
 __all__ = [
     "ConstantNoise",
@@ -38,5 +38,6 @@ __all__ = [
     "VelocityConvTasNet",
     "VelocityHead",
     "VelocityNetwork",
+    "VelocitySTFTConvTasNet",
     "serializable",
 ]

@@ -1,6 +1,6 @@
-"""Conv-TasNet on magnitude spectra (Karamatlı and Kırbız, 2022).
+"""Conv-TasNet on magnitude spectra (Karamatlı and Kırbız, 2022), and a flow's velocity of the same.
 
-Axes: B batch, M outputs, T samples, N frames, J frequency bins, C channels.
+Axes: B batch, K sources, M outputs, T samples, N frames, J frequency bins, C channels.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from surf_lightning.functional.flow import expand_like
 from surf_lightning.functional.precision import at_least_float32
-from surf_lightning.networks.base import RegressionNetwork, serializable
+from surf_lightning.networks.base import RegressionNetwork, SourceHead, VelocityNetwork, serializable
+from surf_lightning.networks.locoformer_layers import TimeEmbedding
 from surf_lightning.networks.stft import STFT, ratio_masks, rms
 
 
@@ -51,7 +53,7 @@ class SkipBlock(nn.Module):
 class SkipNetwork(nn.Module):
     """``repeats`` times ``blocks`` blocks of dilations 1, 2, 4, ...; a map of the sum of their skips.
 
-    ``[B,J,N] -> [B,outer,N]``, J being ``bins``.
+    ``[B,J,N] -> [B,outer,N]``, J being ``bins``; a condition ``[B,C,N]`` is added before the blocks.
     """
 
     def __init__(
@@ -65,8 +67,8 @@ class SkipNetwork(nn.Module):
         )
         self.last = nn.Sequential(nn.PReLU(), nn.Conv1d(channels, outer, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, skips = self.first(x), []
+    def forward(self, x: Tensor, condition: Tensor | float = 0.0) -> Tensor:
+        x, skips = self.first(x) + condition, []
         for block in self.blocks:
             x, skip = block(x)
             skips.append(skip)
@@ -109,16 +111,85 @@ class STFTConvTasNet(RegressionNetwork):
         blocks: int = 4,
     ) -> None:
         super().__init__()
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel {kernel} must be odd")
-        self.num_outputs, bins = num_outputs, n_fft // 2 + 1
+        self.num_outputs = num_outputs
         self.stft = STFT(n_fft, hop, "hann")
-        self.masks = SkipNetwork(bins, bottleneck, hidden, kernel, repeats, blocks, num_outputs * bins)
+        self.masks = masks_of(n_fft, bottleneck, hidden, kernel, repeats, blocks, num_outputs)
 
     def forward(self, mixtures: Tensor) -> Tensor:
         """``mixtures [B,T]`` (sums), any T -> ``estimates [B,M,T]``, which sum to them."""
         spectra = self.stft(mixtures)  # [B,N,J,2]
         magnitudes = spectra.norm(dim=-1) / rms(mixtures).unsqueeze(2)
-        logits = torch.unflatten(at_least_float32(self.masks(magnitudes.mT)), 1, (self.num_outputs, -1))  # [B,M,J,N]
-        masks = ratio_masks(logits.sigmoid()).mT
-        return self.stft.inverse(masks.unsqueeze(4) * spectra.unsqueeze(1), mixtures.shape[-1])
+        return masked(self.stft, self.masks(magnitudes.mT), spectra, mixtures.shape[-1])
+
+
+@serializable
+class VelocitySTFTConvTasNet(VelocityNetwork):
+    """Predicts masks of the mixture's magnitudes, which sum to one, from the mixture, the noisy sources and t.
+
+    The outputs have an order, and the noisy sources enter times t, as in :class:`VelocityConvTasNet`: the estimate at
+    t = 0 depends on m alone and is that of :class:`STFTConvTasNet`, whose weights it can begin with.
+
+    Levels: the network sees magnitudes divided by the RMS of the mixture, so a gain on both inputs is a gain on the
+    velocity.
+
+    Args:
+        num_sources: K.
+        n_fft: samples of a frame, of a Hann window.
+        hop: samples between frames.
+        bottleneck: C, channels between the blocks.
+        hidden: channels inside the blocks.
+        kernel: frames of the depthwise convolutions, odd.
+        repeats: number of times that the sequence of dilations repeats.
+        blocks: blocks of each repeat, with dilations 1, 2, 4, ..., 2^(blocks - 1).
+
+    Raises:
+        ValueError: ``n_fft`` is odd, ``hop`` is above half of it, or ``kernel`` is even.
+    """
+
+    def __init__(
+        self,
+        num_sources: int,
+        n_fft: int = 512,
+        hop: int = 128,
+        bottleneck: int = 128,
+        hidden: int = 512,
+        kernel: int = 3,
+        repeats: int = 3,
+        blocks: int = 4,
+    ) -> None:
+        super().__init__()
+        self.num_sources = num_sources
+        self.stft = STFT(n_fft, hop, "hann")
+        self.masks = masks_of(n_fft, bottleneck, hidden, kernel, repeats, blocks, num_sources)
+        self.noisy = nn.Conv1d(num_sources * (n_fft // 2 + 1), bottleneck, 1, bias=False)
+        self.time = TimeEmbedding(bottleneck)
+        self.head = SourceHead()
+
+    def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
+        """``x_t [B,K,T]``, ``t [B]`` in [0,1], ``mixtures [B,T]`` (sums), any T -> zero-sum ``velocity [B,K,T]``."""
+        spectra = self.stft(torch.cat([mixtures.unsqueeze(1), x_t], 1))  # [B,1+K,N,J,2]
+        magnitudes = (spectra.norm(dim=-1) / rms(mixtures)[:, None, None]).mT
+        noisy = self.noisy(magnitudes[:, 1:].flatten(1, 2))
+        condition = self.time(t).unsqueeze(2) + expand_like(t, noisy) * noisy
+        logits = self.masks(magnitudes[:, 0], condition)
+        return self.head(masked(self.stft, logits, spectra[:, 0], mixtures.shape[-1]), x_t, t)
+
+    def residual_weight(self, t: Tensor) -> Tensor:
+        return self.head.residual_weight(t)
+
+
+def masks_of(
+    n_fft: int, bottleneck: int, hidden: int, kernel: int, repeats: int, blocks: int, count: int
+) -> SkipNetwork:
+    """Of magnitudes ``[B,J,N]`` the logits ``[B,count*J,N]`` of their masks."""
+    if kernel % 2 == 0:
+        raise ValueError(f"kernel {kernel} must be odd")
+    bins = n_fft // 2 + 1
+    return SkipNetwork(bins, bottleneck, hidden, kernel, repeats, blocks, count * bins)
+
+
+def masked(stft: STFT, logits: Tensor, spectra: Tensor, length: int) -> Tensor:
+    """Logits ``[B,M*J,N]`` of masks and ``spectra [B,N,J,2] -> estimates [B,M,length]``, which sum to the signal."""
+    unfolded = torch.unflatten(at_least_float32(logits), 1, (-1, spectra.shape[2]))  # [B,M,J,N]
+    masks = ratio_masks(unfolded.sigmoid()).mT
+    return stft.inverse(masks.unsqueeze(4) * spectra.unsqueeze(1), length)
