@@ -1,9 +1,9 @@
 """Composes voices over music on hold, all free recordings of Debian: python experiments/phone.py data/phone.
 
-120 MB of Asterisk's voice prompts and music on hold (CC BY-SA 3.0, 8 kHz) are downloaded and checked; mixtures of six
-seconds with both sources (400 MB) become the sets `phone_*` train on, in the layout of `FolderWithTruth`: train/,
-validation/ and test/ of five voices and four tracks, no prompt and no second of music in two of them, and unheard/test/
-of a sixth voice over a fifth track.
+120 MB of Asterisk's voice prompts and music on hold (CC BY-SA 3.0 and CC BY 3.0, 8 kHz) are downloaded and checked. Of
+them come mixtures of six seconds with both sources (350 MB) in the layout of `FolderWithTruth`, on which `phone_*` train:
+train/, validation/ and test/ of prompts in five languages by four voices over four tracks, no prompt and no second of
+music in two of them, and unheard/test/ of another voice over another track.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def main(root: Path) -> None:
                 voices.setdefault(voice, {})[name] = samples
     stranger = list(voices.pop(UNHEARD_VOICE).values())
     unheard = tracks.pop(UNHEARD_TRACK)
-    print(f"{len(voices)} voices, {sum(map(len, voices.values())):,} prompts, {len(tracks)} tracks")
+    print(f"{len(voices)} languages, {sum(map(len, voices.values())):,} prompts, {len(tracks)} tracks")
     for seed, (part, (count, begin, end)) in enumerate(PARTS.items()):
         spoken = [
             [samples for name, samples in prompts.items() if begin <= zlib.crc32(name.encode()) / 2**32 < end]

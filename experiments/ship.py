@@ -1,0 +1,58 @@
+"""Makes a folder of src/surf_lightning/models from a tested run, with its card and examples.
+
+python experiments/ship.py digits runs/digits_surf_rm
+python experiments/ship.py phone runs/phone_surf_rm runs/phone_unheard
+
+Each card in experiments/cards says which commands come before.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+from torchvision.transforms.functional import to_pil_image
+
+from surf_lightning.data import Digits
+from surf_lightning.inference.export import CARD, WEIGHTS, export
+from surf_lightning.metrics.images import to_unit_range
+
+MODELS = Path(__file__).parents[1] / "src" / "surf_lightning" / "models"
+
+
+def digits(folder: Path) -> None:
+    """Mixtures of test images."""
+    data = Digits(num_test=6, batch_size=6)
+    data.setup("test")
+    for number, mixture in enumerate(next(iter(data.test_dataloader()))["mixtures"]):
+        to_pil_image(to_unit_range(mixture / 2)).save(folder / f"mixture{number + 1}.png")
+
+
+def phone(folder: Path) -> None:
+    """Test mixtures, the last one of a voice and a track that were not trained on."""
+    for number, part in enumerate(("test", "test", "unheard/test")):
+        shutil.copy(Path("data/phone", part, "mix", f"{number:04d}.flac"), folder / f"mixture{number + 1}.flac")
+
+
+EXAMPLES = {"digits": digits, "phone": phone}
+
+
+def main(name: str, *runs: str) -> None:
+    """Replace the shipped folder ``name`` by the best checkpoint of the first of ``runs``, its card and examples."""
+    folder, run = MODELS / name, Path(runs[0])
+    shutil.rmtree(folder, ignore_errors=True)
+    export(run / "checkpoints" / "best.ckpt", folder)
+    tested = [json.loads(Path(run, "metrics.json").read_text()) for run in runs]
+    steps = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"]
+    card = (Path(__file__).parent / "cards" / f"{name}.md").read_text(encoding="utf-8")
+    facts = {"run": tested[0], "unheard": tested[-1], "steps": steps, "size": (folder / WEIGHTS).stat().st_size}
+    (folder / CARD).write_text(card.format(**facts), encoding="utf-8")
+    (folder / "examples").mkdir()
+    EXAMPLES[name](folder / "examples")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
