@@ -249,6 +249,8 @@ def run_lightning(*args: str) -> None:
         raise UserError(readable(str(error)) + near_option(str(error), _known_names())) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except UserError:
+        raise
     except Exception as error:
         if loggers.is_wandb_error(error):
             raise UserError(f"W&B: {error}") from error
