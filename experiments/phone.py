@@ -1,7 +1,7 @@
 """Composes voices over music on hold, all free recordings of Debian: python experiments/phone.py data/phone.
 
-120 MB of Asterisk's voice prompts and music on hold (CC BY-SA 3.0 and CC BY 3.0, 8 kHz) are downloaded and checked. Of
-them come mixtures of six seconds with both sources (350 MB), in the layout of `FolderWithTruth`: train/, validation/ and
+120 MB of Asterisk's voice prompts and music on hold (CC BY-SA and CC BY 3.0, 8 kHz) are downloaded and checked. Of
+them come mixtures of six seconds with both sources, 350 MB, in the layout of `FolderWithTruth`: train/, validation/ and
 test/ of prompts in five languages by four voices over four tracks, no prompt and no second of music in two of them, and
 unheard/test/ of another voice over another track. The configurations `phone_*` train on them.
 """
