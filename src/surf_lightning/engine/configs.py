@@ -76,10 +76,10 @@ def check_config(path: Path) -> None:
         return
     try:
         config = read_yaml(read_list(path))
+    except UserError:
+        raise
     except ValueError as error:
-        raise UserError(
-            str(error) if isinstance(error, UserError) else f"{path} is no configuration: {error}"
-        ) from error
+        raise UserError(f"{path} is no configuration: {error}") from error
     for part in ("trainer", "checkpoints"):
         given = config.get(part, {})
         if not (isinstance(given, dict) or str(given).endswith((".yaml", ".yml", ".json"))):

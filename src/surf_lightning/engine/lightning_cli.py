@@ -115,10 +115,8 @@ class SurfCLI(LightningCLI):
         except ValueError as error:  # an argument that its class refuses; jsonargparse may have wrapped it
             raise UserError(str(error.__cause__ or error)) from error
         except MISUSE as error:
-            said = str(error.__cause__ or error).partition("\n")[0]
-            raise UserError(
-                f"an argument of the configuration cannot be used: {type(error).__name__}: {said}"
-            ) from error
+            said = f"{type(error).__name__}: {error.__cause__ or error}".partition("\n")[0]
+            raise UserError(f"an argument of the configuration cannot be used: {said}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = {**self._get(self.config_init, "trainer"), **kwargs}
