@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import math
 import os
@@ -19,6 +21,7 @@ SEAL = b"sha256:"
 SEALED = len(SEAL) + 64  # bytes of a seal
 END = struct.Struct("<4s4H2LH")  # a zip file's last record; the length of the comment behind it is its last number
 MAX_NODES = 100_000  # of a YAML text
+MAX_TEXT = 10_000_000  # bytes of a JSON or YAML file
 
 
 def files_under(root: Path, suffixes: tuple[str, ...], skip: Path | None = None) -> list[str]:
@@ -67,15 +70,41 @@ def make_writable(folder: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that becomes ``path``, which is not there or empty, when the block ends without error."""
+    """A folder to write into that becomes ``path``, which is not there or empty, when the block ends without error.
+
+    Raises:
+        OSError: it cannot be written, or another process is writing it.
+    """
     partial = partial_path(path.absolute())
-    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    with _alone(partial, path):
+        try:
+            for left in partial.iterdir():  # by a kill
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _alone(folder: Path, path: Path) -> Iterator[None]:
+    """Hold the lock of ``folder``, which is to become ``path``; the system releases it when this process ends."""
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, path)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_mine = os.path.samestat(os.fstat(held), os.stat(folder))  # not yet moved to its name, or removed
+        except (BlockingIOError, FileNotFoundError):
+            is_mine = False
+        except OSError:  # a file system without locks
+            is_mine = True
+        if not is_mine:
+            raise FileExistsError(errno.EEXIST, "another process is writing it", os.fspath(path))
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(held)
 
 
 def read_list(path: Path) -> str:
@@ -98,6 +127,22 @@ def read_list(path: Path) -> str:
 def is_inside(name: str) -> bool:
     """Whether a relative name, whatever its ``..``, stays in the folder that it is relative to."""
     return not os.path.isabs(name) and os.path.normpath(name).split(os.sep)[0] != os.pardir
+
+
+def own_file(folder: Path, path: Path) -> Path:
+    """``path`` itself; raises ValueError where it is a link that leads out of ``folder``, or no file."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError("it is a link to a file outside of the run's folder")
+    if not path.is_file():
+        raise ValueError("it is no file")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """A text of bearable size."""
+    if path.stat().st_size > MAX_TEXT:
+        raise ValueError(f"it has more than {MAX_TEXT:,} bytes")
+    return path.read_text(encoding="utf-8")
 
 
 def write_together(folder: Path, contents: dict[str, bytes]) -> None:

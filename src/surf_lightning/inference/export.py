@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from surf_lightning.errors import UserError
-from surf_lightning.files import new_folder
+from surf_lightning.files import new_folder, own_file
 from surf_lightning.inference.checkpoint import PREFIX
 from surf_lightning.inference.hub import CARD, CONFIG, METADATA, WEIGHTS
 from surf_lightning.inference.model_card import UNKNOWN, copy_examples, model_card, record_of
@@ -52,14 +52,16 @@ def export(
     parameters = sum(parameter.numel() for parameter in separator.parameters())
     try:
         run = record_of(checkpoint)
-    except (ValueError, OSError) as error:
-        raise UserError(f"the run of {checkpoint} cannot be read: {error}") from error
-    run = run if examples else replace(run, media=())
+        run = run if examples else replace(run, media=())
+        for path in run.media:
+            own_file(path.parents[1], path)
+        card = model_card(metadata, parameters, separator.num_sources, run, licence)
+    except Exception as error:  # of any type: a stranger's run may say anything
+        raise UserError(f"the run of {checkpoint} cannot be read: {type(error).__name__}: {error}") from error
     try:
         with new_folder(output) as folder:
             (folder / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner alone
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            card = model_card(metadata, parameters, separator.num_sources, run, licence)
             (folder / CARD).write_text(card, encoding="utf-8")
             copy_examples(run, folder)
             if beside is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from surf_lightning.files import read_yaml
+from surf_lightning.files import own_file, read_text, read_yaml
 from surf_lightning.metrics.tables import SUPERVISED, results_table
 
 LIBRARY = "surf-lightning"
@@ -52,17 +52,21 @@ class RunRecord:
 
 
 def record_of(checkpoint: str | PathLike[str]) -> RunRecord:
-    """Read the folder of the run that ``checkpoint`` lies in. Test results are those of this checkpoint, or none."""
+    """Read the folder of the run that ``checkpoint`` lies in. Test results are those of this checkpoint, or none.
+
+    Raises:
+        ValueError: a file in it is a link that leads out of it, to what the card must not show, or is damaged.
+    """
     folder = Path(checkpoint).parent.parent
-    results = _json(folder / "metrics.json")
+    results = _json(_own_text(folder, "metrics.json"))
     if Path(str(results.get("checkpoint"))).name != Path(checkpoint).name:
         results = {}
     media = sorted(folder.glob("media/step_*"))
     latest = media[-1].name.partition(".")[0].split("_")[1] if media else ""
     return RunRecord(
         results,
-        _yaml(folder / "config.yaml"),
-        _yaml(folder / "hparams.yaml"),
+        _yaml(_own_text(folder, "config.yaml")),
+        _yaml(_own_text(folder, "hparams.yaml")),
         tuple(path for path in media if path.name.startswith(f"step_{latest}")),
     )
 
@@ -179,10 +183,16 @@ def _configuration(config: dict[str, Any]) -> str:
     return f"\n## Configuration\n\n`surf fit` with this file trains it again:\n\n```yaml\n{text}```\n"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _own_text(folder: Path, name: str) -> str:
+    """Empty where there is no such file."""
+    path = folder / name
+    return read_text(own_file(folder, path)) if path.exists() else ""
+
+
+def _json(text: str) -> dict[str, Any]:
+    found = json.loads(text or "{}")
     return found if isinstance(found, dict) else {}
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    return read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _yaml(text: str) -> dict[str, Any]:
+    return read_yaml(text) if text else {}
