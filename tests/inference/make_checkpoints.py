@@ -49,6 +49,7 @@ from surf_lightning.networks import (
     SourceHead,
     STFTConvTasNet,
     VelocityConvTasNet,
+    VelocitySTFTConvTasNet,
     VelocityHead,
 )
 from tests.audio import trees
@@ -98,6 +99,12 @@ MAKERS: dict[str, Callable[[], SeparationModule]] = {
     "audio_mixit_tasnet": lambda: MixIT(ConvTasNet(4, 2, **TASNET), optimizer=adam),
     "audio_surf_locoformer": lambda: SURF(
         MBLocoformer(2, **LOCOFORMER), mixit_checkpoint="audio_mixit_locoformer.ckpt", optimizer=adam
+    ),
+    "audio_surf_stft": lambda: SURF(
+        VelocitySTFTConvTasNet(2, 64, 32, 8, 8, repeats=1, blocks=1),
+        mixit_checkpoint="audio_mixit_stft.ckpt",
+        initialize_from_mixit=True,
+        optimizer=adam,
     ),
     "audio_surf_tasnet": lambda: SURF(
         VelocityConvTasNet(2, **TASNET),
