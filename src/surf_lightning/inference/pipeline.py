@@ -7,16 +7,20 @@ import ctypes
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from surf_lightning.inference.inputs import check_regular
-from surf_lightning.inference.jobs import Done, Job, Task, Work
+from surf_lightning.inference.jobs import Job, Task, Work
 from surf_lightning.inference.sampling import Window
+
+if TYPE_CHECKING:
+    from surf_lightning.inference.separation_run import SeparationRun
 
 M_MMAP_THRESHOLD, LARGE = -3, 1 << 18  # of malloc.h; bytes
 MOST = 64  # windows of the batch that a device's memory decides
@@ -44,18 +48,10 @@ class Course:
     held: dict[int, Separated | None] = field(default_factory=dict)
     """Separated windows whose turn has not come: others of their shape were more."""
 
-
-class Observer:
-    """What a user of ``Pipeline`` wants to know; called by the writer's thread."""
-
-    def finished(self, course: Course, done: Done) -> None:
-        """The outputs of a file are complete at their partial paths."""
-
-    def failed(self, course: Course, error: Exception) -> None:
-        """A file cannot be separated; nothing of it is left."""
-
-    def advanced(self, course: Course, seconds: float) -> None:
-        """So much more of a file is done."""
+    def abandon(self) -> None:
+        """Remove what has been written."""
+        if self.work is not None:
+            self.work.abandon()
 
 
 class Pipeline:
@@ -65,20 +61,13 @@ class Pipeline:
 
     Args:
         task: separates.
-        observer: is told.
+        observer: is told, by the writer's thread, what becomes of the files.
         batch: windows of a batch, or as many samples of shorter files; with 1 each window is alone, and its samples do
             not depend on what comes with it. By the device's memory if None: 1 on a CPU.
-        autocast: the context in which the network is evaluated.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        observer: Observer,
-        batch: int | None = None,
-        autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> None:
-        self.task, self.observer, self.autocast = task, observer, autocast
+    def __init__(self, task: Task, observer: SeparationRun, batch: int | None = None) -> None:
+        self.task, self.observer = task, observer
         self.device = next(task.separator.parameters(), torch.zeros(0)).device
         is_image = task.separator.signal["kind"] == "image"
         self.batch = batch or (IMAGES if is_image else 1)
@@ -191,10 +180,7 @@ class Pipeline:
     def _evaluate(self, windows: list[Window]) -> list[Tensor]:
         """Half as many at a time if the device's memory does not hold them."""
         try:
-            if not self.measures:
-                with self.autocast():
-                    return self.task.separate(windows)
-            return self._measured(windows)
+            return self._measured(windows) if self.measures else self._separated(windows)
         except torch.OutOfMemoryError:
             if len(windows) == 1:
                 raise
@@ -202,12 +188,16 @@ class Pipeline:
             self.batch = max(1, self.batch // 2)
             return self._evaluate(windows[:half]) + self._evaluate(windows[half:])
 
+    def _separated(self, windows: list[Window]) -> list[Tensor]:
+        rough = self.task.settings.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=rough):
+            return self.task.separate(windows)
+
     def _measured(self, windows: list[Window]) -> list[Tensor]:
         """The first evaluation on CUDA: its peak of memory tells how many windows a batch may have."""
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        with self.autocast():
-            separated = self.task.separate(windows)
+        separated = self._separated(windows)
         share = sum(rows.shape[0] * rows.shape[-1] for _, rows in windows) / self.task.window
         peak = (torch.cuda.max_memory_allocated(self.device) - before) / share
         self.batch = windows_that_fit(torch.cuda.mem_get_info(self.device)[0], peak)
@@ -234,11 +224,11 @@ class Pipeline:
                 open_courses.pop(id(course))
         if self._fatal is None:
             for course in open_courses.values():
-                _abandon(course)
+                course.abandon()
 
     def _fail(self, course: Course, error: Exception) -> None:
         course.failed = True
-        _abandon(course)
+        course.abandon()
         try:
             self.observer.failed(course, error)
         except BaseException as fatal:  # not even that can be recorded
@@ -253,15 +243,10 @@ class Pipeline:
             planes = course.held.pop(course.written)
             course.written += 1
             if planes is not None:
-                self.observer.advanced(course, course.work.add(*planes))
+                self.observer.progress.advance(course, course.work.add(*planes))
             else:
                 course.complete = True
                 self.observer.finished(course, course.work.finish())
-
-
-def _abandon(course: Course) -> None:
-    if course.work is not None:
-        course.work.abandon()
 
 
 def return_large_blocks() -> None:

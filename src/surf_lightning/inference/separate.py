@@ -144,35 +144,29 @@ def separate_inputs(
     try:
         run.plan(stems)
         run.check_outputs()
-    except BaseException:
-        run.end()
-        raise
-    if run.skipped:
-        print(f"{run.skipped} files are done already.")
-    for path in run.gone() if resume else ():
-        print(f"{shown(Path(path))} is not there any more; its sources are left as they are.")
-    if compile:
-        compile_networks(separator)
-    count = min(max(workers, len(devices)), len(run.jobs)) - 1
-    crew = Crew(max(0, count), devices, command_line(inputs, options))
-    status = 0
-    try:
-        with until_terminated():
-            run.run(batch, lambda: torch.autocast(chosen.type, torch.bfloat16, enabled=precision == "bf16"))
-    except KeyboardInterrupt as signalled:
-        status = TERMINATED if isinstance(signalled, Terminated) else INTERRUPTED
-        print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
-    except BaseException:
-        crew.end(at_once=True)
-        run.end()
-        raise
-    crew.end(at_once=status != 0)
-    try:
+        if run.skipped:
+            print(f"{run.skipped} files are done already.")
+        for path in run.gone() if resume else ():
+            print(f"{shown(Path(path))} is not there any more; its sources are left as they are.")
+        if compile:
+            compile_networks(separator)
+        count = min(max(workers, len(devices)), len(run.jobs)) - 1
+        crew = Crew(max(0, count), devices, command_line(inputs, options))
+        status = -1
+        try:
+            with until_terminated():
+                run.run(batch)
+            status = 0
+        except KeyboardInterrupt as signalled:
+            status = TERMINATED if isinstance(signalled, Terminated) else INTERRUPTED
+            print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
+        finally:
+            crew.end(at_once=status != 0)
         failed = run.report(checkpoint, chosen)
-    except OSError:  # a full disk
+        return status or int(failed > 0)
+    except BaseException:  # nothing has been done, or what has been done cannot be written down
         run.end()
         raise
-    return status or int(failed > 0)
 
 
 @contextlib.contextmanager

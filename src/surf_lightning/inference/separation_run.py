@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +19,13 @@ from surf_lightning.files import partial_path
 from surf_lightning.inference.inputs import check_length, check_regular, shown
 from surf_lightning.inference.jobs import Done, Job, Task
 from surf_lightning.inference.journal import MANIFESTS, SUMMARY, Entry, Journal, input_fingerprint
-from surf_lightning.inference.pipeline import Course, Observer, Pipeline
+from surf_lightning.inference.pipeline import Course, Pipeline
 from surf_lightning.inference.progress import Progress, speed
 from surf_lightning.inference.workers import POLL, Worker
 from surf_lightning.provenance import hardware
 
 
-class SeparationRun(Observer):
+class SeparationRun:
     """What a command has to do and has done, among other workers. The journal knows an input by its stem.
 
     Args:
@@ -63,8 +62,7 @@ class SeparationRun(Observer):
 
     def _sweep(self) -> None:
         """Merge what killed workers of an earlier run have left."""
-        dead = self.worker.others()
-        if dead:
+        if dead := self.worker.others():
             with self.worker.alone():
                 self.journal.merge()
             self.worker.forget(dead)
@@ -74,10 +72,9 @@ class SeparationRun(Observer):
         """Read the headers of all inputs that are not done; one that cannot be read does not stop the others."""
         for stem, path in stems.items():
             try:
-                check_regular(path)
                 check_length(stem)
-                self.prints[stem] = {"input": input_fingerprint(path), **self.identity}
-                if self._is_done(stem):
+                self.prints[stem] = self._fingerprint(path)
+                if self.journal.is_done(stem, self.prints[stem], recently=self.redo):
                     self.skipped += 1
                 else:
                     self.jobs[stem] = self.task.plan(path, self.journal.folder / stem)
@@ -91,9 +88,6 @@ class SeparationRun(Observer):
         entries = self.journal.entries.items()
         inputs = (entry["input"] for stem, entry in entries if stem not in self.prints and "input" in entry)
         return [path for path in inputs if not os.path.exists(path)]
-
-    def _is_done(self, stem: str) -> bool:
-        return self.journal.is_done(stem, self.prints[stem], recently=self.redo)
 
     def check_outputs(self) -> None:
         """Raises UserError if a file would be overwritten, or the disk would be full."""
@@ -137,13 +131,13 @@ class SeparationRun(Observer):
 
     # -- the work --
 
-    def run(self, batch: int | None, autocast: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+    def run(self, batch: int | None) -> None:
         """Separate what is planned; whatever is wrong with one file, the others are done."""
         for stem, (path, reason) in self.broken.items():
             self._fail(stem, path, reason)
         self.progress.begin(len(self.jobs), sum(job.seconds for job in self.jobs.values()))
         try:
-            Pipeline(self.task, self, batch, autocast).run(self._claimed())
+            Pipeline(self.task, self, batch).run(self._claimed())
         finally:
             self.progress.end()
 
@@ -167,12 +161,18 @@ class SeparationRun(Observer):
 
     def _is_settled(self, stem: str) -> bool:
         self.journal.refresh()
-        return stem in self.journal.failures or self._is_done(stem)
+        done = self.journal.is_done(stem, self.prints[stem], recently=self.redo)
+        return done or stem in self.journal.failures
 
     def finished(self, course: Course, done: Done) -> None:
+        """The outputs of a file are complete at their partial paths: publish them."""
         job, stem = course.job, self._stem(course)
-        if (now := self._fingerprint(job.path)) != self.prints[stem]:
-            raise ValueError("has changed since the start" if now else "vanished, or cannot be read any more")
+        try:
+            now = self._fingerprint(job.path)
+        except (OSError, ValueError) as error:
+            raise ValueError("vanished, or cannot be read any more") from error
+        if now != self.prints[stem]:
+            raise ValueError("has changed since the start")
         job.stem.parent.mkdir(parents=True, exist_ok=True)
         moves = {partial_path(path): job.stem.parent / path.name for path in done.paths}
         entry = {"fingerprint": now, "rows": done.rows, "seconds": job.seconds, "input": os.fsdecode(job.path)}
@@ -181,19 +181,14 @@ class SeparationRun(Observer):
         self.progress.file_done(job.seconds, course, done.remarks)
 
     def failed(self, course: Course, error: Exception) -> None:
+        """A file cannot be separated; nothing of it is left."""
         shutil.rmtree(course.folder, ignore_errors=True)
         self._fail(self._stem(course), course.job.path, reason_of(error))
         self.progress.file_done(course.job.seconds)
 
-    def advanced(self, course: Course, seconds: float) -> None:
-        self.progress.advance(course, seconds)
-
-    def _fingerprint(self, path: Path) -> Entry | None:
-        try:
-            check_regular(path)
-            return {"input": input_fingerprint(path), **self.identity}
-        except (OSError, ValueError):
-            return None
+    def _fingerprint(self, path: Path) -> Entry:
+        check_regular(path)
+        return {"input": input_fingerprint(path), **self.identity}
 
     def _stem(self, course: Course) -> str:
         return course.job.stem.relative_to(self.journal.folder).as_posix()
@@ -229,17 +224,14 @@ class SeparationRun(Observer):
         print(f"{self.journal.folder / MANIFESTS[0]} lists {rows} output file{'' if rows == 1 else 's'}.")
         return failed
 
-    def _done_before(self) -> int:
-        recent = self.journal.recent
-        return sum(stem not in recent and self.journal.is_done(stem, print) for stem, print in self.prints.items())
-
     def _summary(self, checkpoint: str, device: torch.device) -> Entry:
         """Of the batch, by all its workers."""
-        done = [self.journal.entries[stem] for stem in self.journal.recent]
-        done = [entry for entry in done if entry["state"] == "done"]
+        entries = (self.journal.entries[stem] for stem in self.journal.recent)
+        done = [entry for entry in entries if entry["state"] == "done"]
         audio_seconds = sum(entry.get("seconds", 0.0) for entry in done)
         seconds = time.time() - self.began
-        failures = self.journal.failures.values()
+        failures, recent = self.journal.failures.values(), self.journal.recent
+        before = [stem for stem, made in self.prints.items() if stem not in recent and self.journal.is_done(stem, made)]
         return {
             "version": __version__,
             "checkpoint": checkpoint,
@@ -247,7 +239,7 @@ class SeparationRun(Observer):
             "settings": self.identity["settings"],
             "device": f"{device}: {hardware(device)}",
             "separated": len(done),
-            "done_before": self._done_before(),
+            "done_before": len(before),
             "failed": [{"input": entry["input"], "reason": entry["reason"]} for entry in failures],
             "seconds": seconds,
             "audio_seconds": audio_seconds,

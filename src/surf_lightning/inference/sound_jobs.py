@@ -16,7 +16,7 @@ from surf_lightning.inference.events import EventDetector, event_paths, write_ev
 from surf_lightning.inference.jobs import Done, Job, Settings, Task, Work, manifest_rows
 from surf_lightning.inference.sampling import Window, separate_windows
 from surf_lightning.inference.separator import Separator
-from surf_lightning.inference.streaming import Chunk, FileStream, no_points, num_separated, sample_rate
+from surf_lightning.inference.streaming import Chunk, FileStream, num_separated, sample_rate
 
 
 class AudioTask(Task):
@@ -57,17 +57,15 @@ class AudioWork(Work):
         self.stream = FileStream(task.separator, self.file, settings.channels, settings.windows, settings.num_samples)
         self.coded = self.file.source_format(settings.format, settings.samples)
         samples, num_sources = self.file.frames * self.stream.num_channels, task.num_sources
-        self.products, self.points = (
-            torch.zeros(num_sources, num_sources, dtype=torch.float64),
-            [no_points(num_sources)],
-        )
+        self.products = torch.zeros(num_sources, num_sources, dtype=torch.float64)
+        self.points: list[Tensor] = []
         self.events = EventDetector(self.file.rate, num_sources) if settings.events else None
         self.writer = SourceWriter(
             self.stem, num_sources, self.file.rate, self.stream.num_channels, samples, self.coded, settings.names
         )
 
     def windows(self) -> Iterator[Window]:
-        return self.stream.windows()
+        return self.stream.read()
 
     def add(self, at: int, planes: Tensor) -> float:
         return sum(map(self._write, self.stream.add(at, planes)), 0.0)
