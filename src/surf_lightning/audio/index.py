@@ -16,6 +16,7 @@ from torchmetrics.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from surf_lightning.audio.files import FASTEST, NO_FILE, BadAudio, file_state, is_cut_short, open_audio, read_frames
+from surf_lightning.errors import UserError
 from surf_lightning.files import replacing
 
 CACHE_NAME = ".surf-audio-index.npz"
@@ -213,6 +214,22 @@ def _write(root: Path, suffix: str, write: Callable[[IO[bytes]], object]) -> Pat
 
 
 # -- what is wrong --
+
+
+def most_skipped(max_bad_share: float, count: int) -> int:
+    """How many of ``count`` items of a set may be unusable; one never is too many."""
+    return max(1, int(max_bad_share * count))
+
+
+def report_skipped(
+    root: Path, reasons: dict[str, str], skipped: str, bad: int, count: int, max_bad_share: float
+) -> None:
+    """Warn of what is ``skipped``; raises UserError if that is all of a set's ``count`` items, or too many."""
+    said = f"{root}: {skipped}: {bad} of {count}"
+    if bad == count or bad > most_skipped(max_bad_share, count):
+        limit = f"more than the share data.max_bad_share = {max_bad_share} allows"
+        raise UserError(f"{said}, {limit}:\n{format_skipped(root, reasons)}")
+    rank_zero_warn(f"{said}:\n{format_skipped(root, reasons)}")
 
 
 def format_skipped(root: Path, reasons: dict[str, str]) -> str:

@@ -15,10 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
-from torchmetrics.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from surf_lightning.audio.index import BAR_DELAY, format_skipped
+from surf_lightning.audio.index import BAR_DELAY, report_skipped
 from surf_lightning.data.audio import AudioMetrics, Part, check_share, si_sdr_columns
 from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.errors import UserError
@@ -202,18 +201,11 @@ class Arrays(SeparationData):
         for name, found in shapes.items():
             if other := [shape for shape in found if shape != common]:
                 faults[name] = f"is {list(other[0])}, others are {list(common)}"
-        self._report(faults, len(names))
+        if faults:
+            skipped = "files that cannot be used"
+            report_skipped(Path(self.root), faults, skipped, len(faults), len(names), self.max_bad_share)
         good = [name for name in names if name not in faults]
         return Files(folders, good, list(common), [statistics[name] for name in good])
-
-    def _report(self, faults: dict[str, str], count: int) -> None:
-        if not faults:
-            return
-        skipped = f"{self.root}: files that cannot be used: {len(faults)} of {count}"
-        if len(faults) == count or len(faults) > max(1, int(self.max_bad_share * count)):
-            limit = f"more than the share data.max_bad_share = {self.max_bad_share} allows"
-            raise UserError(f"{skipped}, {limit}:\n{format_skipped(Path(self.root), faults)}")
-        rank_zero_warn(f"{skipped}:\n{format_skipped(Path(self.root), faults)}")
 
     @cached_property
     def parts(self) -> dict[Part, list[int]]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, si_sdr_columns
-from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops, WholeExamples
+from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops
 from surf_lightning.data.base import Batches
 from surf_lightning.data.folder import SHARE, Folder
 from surf_lightning.errors import UserError
@@ -84,7 +84,7 @@ class Enhancement(Folder):
         self.clean_root = clean_root
         self.noise = Folder(noise_root, validation_share, **options)
         if clean_root:
-            self.monitor, self.monitor_mode = AudioMixtures.monitor, AudioMixtures.monitor_mode
+            self.monitor = AudioMixtures.monitor
 
     @cached_property
     def recordings(self) -> Examples:
@@ -92,7 +92,7 @@ class Enhancement(Folder):
             return super().recordings
         root, clean = Path(self.root).expanduser(), Path(self.clean_root).expanduser().absolute()
         found = self._usable(root, [[path, os.fspath(clean / path)] for path in self.found()], num_sources=1)
-        return WithNoise(found.root, found.files, found.lengths, found.sample_rate, found.failures_left)
+        return WithNoise(**vars(found))
 
     def load(self, part: Part) -> Examples:
         if self.clean_root is None:
@@ -116,9 +116,6 @@ class Enhancement(Folder):
         half = batches.batch_size // 2
         speech = FixedCrops(batches.examples, self.crop, half, len(batches))
         return Alternating(speech, FixedCrops(self.noise.examples("validation"), self.crop, half, len(batches)))
-
-    def test_batches(self) -> Batches:
-        return WholeExamples(self.examples("test"))
 
     def metrics(self) -> Metric:
         return SpeechMetrics(si_sdr_columns())

@@ -8,7 +8,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
 from surf_lightning.audio.files import BadAudio, read_frames
+from surf_lightning.audio.index import most_skipped
 from surf_lightning.audio.storage import BadChunk, Chunks, storage
 from surf_lightning.data.audio import AudioMixtures, Part
 from surf_lightning.data.audio_examples import FixedCrops, RandomCrops, Readable
@@ -55,45 +56,30 @@ def read_index(path: Path) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Pieces(Readable):
     """The pieces of some chunks, in their order.
 
     Columns ``[N]``: ``chunk`` its number, ``offset`` and ``size`` in bytes, ``checksum`` (CRC-32) and ``lengths`` in
     samples at ``sample_rate``. ``checked [N]``: which checksums a process has compared, known to all workers.
     """
 
-    root: str
     chunks: Chunks
     chunk: np.ndarray
     offset: np.ndarray
     size: np.ndarray
     checksum: np.ndarray
-    lengths: np.ndarray
     window: int
-    failures_left: int
     checked: Tensor = field(init=False)
+    columns = COLUMNS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "checked", torch.zeros(len(self), dtype=torch.bool).share_memory_())
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
     def path(self, example: int) -> str:
         """The chunk of a piece, and the piece's first byte in it."""
         return f"{self.root}/{self.chunks.names[int(self.chunk[example])]} at byte {self.offset[example]}"
 
-    def select(self, which: np.ndarray) -> Pieces:
-        """The pieces of a mask ``[N]``, or of a list of numbers that rise."""
-        return replace(self, **{name: getattr(self, name)[which] for name in COLUMNS})
-
     def read(self, example: int, start: int = 0, count: int | None = None) -> Tensor:
-        """``[1,T]``: samples ``[start, start + count)`` of a piece, zeros beyond its end.
-
-        Raises:
-            BadAudio: it is damaged; names its chunk. BadChunk if the whole chunk is.
-            UserError: the storage cannot be reached.
-        """
         chunk, offset = int(self.chunk[example]), int(self.offset[example])
         data = self.chunks.read(chunk, offset, int(self.size[example]))
         if not self.checked[example]:  # a long piece is read for many crops, and a checksum takes a tenth of the time
@@ -119,9 +105,8 @@ class WindowedCrops(RandomCrops):
         super().__init__(examples, *arguments, **options)
         assert isinstance(examples, Pieces)
         self.pieces = examples
-        numbers, counts = np.unique(examples.chunk[self.visits], return_counts=True)
-        self.numbers, self.ends = numbers, np.cumsum(counts)  # of the visits, which are in the order of the chunks
-        self.counts = counts
+        self.numbers, self.counts = np.unique(examples.chunk[self.visits], return_counts=True)
+        self.ends = np.cumsum(self.counts)  # of the visits, which are in the order of the chunks
         self._window = (-1, -1)
 
     def _visited(self, position: int) -> int:
@@ -178,7 +163,6 @@ class Shards(AudioMixtures):
     """
 
     monitor = "val/momi"
-    monitor_mode = "max"
     crops = WindowedCrops
     fixed_crops = FixedWindowedCrops
 
@@ -229,8 +213,8 @@ class Shards(AudioMixtures):
             rank_zero_warn(f"{self.root} holds one recording: it is both trained and validated on")
             held_out[:] = True
         columns = {name: index[name][held_out] for name in COLUMNS}
-        failures = max(1, int(self.max_bad_share * held_out.sum()))
-        return Pieces(self.root, self._chunks(), window=self.window, failures_left=failures, **columns)
+        failures = most_skipped(self.max_bad_share, held_out.sum())
+        return Pieces(self.root, failures_left=failures, chunks=self._chunks(), window=self.window, **columns)
 
     def _chunks(self) -> Chunks:
         names = [os.fsdecode(name) for name in self.index["chunk_name"].tolist()]

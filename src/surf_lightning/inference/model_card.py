@@ -17,6 +17,7 @@ from surf_lightning.metrics.tables import SUPERVISED, results_table
 LIBRARY = "surf-lightning"
 UNKNOWN = "unknown"  # the Hub's name of a licence that nobody has chosen
 EXAMPLES = "examples"
+AXES = "(channels, height, width)"
 PRIVATE = ("logger", "default_root_dir", "callbacks", "plugins")  # of the trainer: no part of how weights came to be
 
 TEMPLATE = """\
@@ -54,8 +55,9 @@ class RunRecord:
 def record_of(checkpoint: str | PathLike[str]) -> RunRecord:
     """Read the folder of the run that ``checkpoint`` lies in. Test results are those of this checkpoint, or none."""
     folder = Path(checkpoint).parent.parent
-    results = _json(folder / "metrics.json")
-    if Path(str(results.get("checkpoint"))).name != Path(checkpoint).name:
+    measured = folder / "metrics.json"
+    results = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else {}
+    if not isinstance(results, dict) or Path(str(results.get("checkpoint"))).name != Path(checkpoint).name:
         results = {}
     media = sorted(folder.glob("media/step_*"))
     latest = media[-1].name.partition(".")[0].split("_")[1] if media else ""
@@ -70,15 +72,7 @@ def record_of(checkpoint: str | PathLike[str]) -> RunRecord:
 def model_card(
     metadata: dict[str, Any], parameters: int, num_sources: int, run: RunRecord, licence: str = UNKNOWN
 ) -> str:
-    """The card of an exported separator.
-
-    Args:
-        metadata: of its checkpoint.
-        parameters: how many weights it has.
-        num_sources: K.
-        run: what is known of its run; ``media`` are the examples to show.
-        licence: of the weights, by the Hub's name for it.
-    """
+    """The card of an exported separator of ``parameters`` weights; the media of its ``run`` are shown as examples."""
     signal, method = metadata["signal"], metadata["method"]
     is_audio = signal["kind"] == "audio"
     title = method.rpartition(".")[2]
@@ -92,9 +86,7 @@ def model_card(
     }
     text = TEMPLATE.format(
         name=f"{title} separator",
-        what=f"sounds at {signal['sample_rate']} Hz"
-        if is_audio
-        else f"images of shape {signal['shape']} (channels, height, width)",
+        what=f"sounds at {signal['sample_rate']} Hz" if is_audio else f"images of shape {signal['shape']} {AXES}",
         sources=f"{num_sources} sources",
         method=method,
         version=metadata["version"],
@@ -141,10 +133,10 @@ def _tags(title: str, kind: str) -> list[str]:
 
 def _making(run: RunRecord) -> str:
     """What it was trained on and with."""
-    facts = {**run.facts.get("provenance", {}), "seed": run.config.get("seed_everything")}
-    facts |= {name: run.results.get(name) for name in ("steps", "seconds") if name in run.results}
-    data = {f"data: {name.replace('_', ' ')}": value for name, value in run.facts.get("dataset", {}).items()}
-    rows = [f"| {name} | {value} |" for name, value in {**data, **facts}.items() if value is not None]
+    facts = {f"data: {name.replace('_', ' ')}": value for name, value in run.facts.get("dataset", {}).items()}
+    facts |= {**run.facts.get("provenance", {}), "seed": run.config.get("seed_everything")}
+    facts |= {name: run.results.get(name) for name in ("steps", "seconds")}
+    rows = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
     return "\n".join(["\n## How it was made\n", "| | |", "|---|---|", *rows, ""]) if rows else ""
 
 
@@ -161,13 +153,8 @@ def _measured(results: dict[str, Any]) -> str:
 
 
 def _examples(media: tuple[Path, ...]) -> str:
-    if not media:
-        return ""
-    parts = ["\n## Held-out examples, as it separates them\n"]
-    for path in media:
-        address = f"{EXAMPLES}/{path.name}"
-        parts.append(f"![{path.stem}]({address})" if path.suffix == ".png" else f"- [{path.stem}]({address})")
-    return "\n".join(parts) + "\n"
+    links = [f"{'!' if path.suffix == '.png' else '- '}[{path.stem}]({EXAMPLES}/{path.name})" for path in media]
+    return "\n".join(["\n## Held-out examples, as it separates them\n", *links, ""]) if links else ""
 
 
 def _configuration(config: dict[str, Any]) -> str:
@@ -177,11 +164,6 @@ def _configuration(config: dict[str, Any]) -> str:
     trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name not in PRIVATE}
     text = yaml.safe_dump({**config, "trainer": trainer}, sort_keys=False, allow_unicode=True)
     return f"\n## Configuration\n\n`surf fit` with this file trains it again:\n\n```yaml\n{text}```\n"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
 
 
 def _yaml(path: Path) -> dict[str, Any]:

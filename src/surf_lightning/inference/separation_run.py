@@ -213,7 +213,7 @@ class SeparationRun:
                 self.journal.merge()
             rows = self.journal.write_manifest()
             summary = self._summary(checkpoint, device)
-            self.journal.write_summary(summary)
+            self.journal.write_json(SUMMARY, summary)
         self.worker.end(others if last else None)
         done, before, failed = summary["separated"], summary["done_before"], len(summary["failed"])
         print(f"{done} file{'' if done == 1 else 's'} separated, {before} done before, {failed} failed.")
