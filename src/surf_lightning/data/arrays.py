@@ -27,15 +27,6 @@ from surf_lightning.inference.array_files import ARRAYS, AVERAGES, is_average, r
 from surf_lightning.metrics.images import ImageMetrics
 
 
-class Statistics(NamedTuple):
-    """Of a mixture's values."""
-
-    lowest: float
-    highest: float
-    mean: float
-    square: float
-
-
 class Scale(NamedTuple):
     """Maps a file's values to those of the networks, whose sources lie in about [-1, 1] and sum to their mixture."""
 
@@ -58,7 +49,8 @@ class Files(NamedTuple):
     folders: list[Path]
     names: list[str]
     shape: list[int]
-    statistics: list[Statistics]
+    statistics: list[tuple[float, ...]]
+    """Of each mixture: lowest and highest value, mean, mean square."""
 
 
 class ArrayBatches(Dataset[dict[str, Tensor]]):
@@ -189,7 +181,7 @@ class Arrays(SeparationData):
             why = f"holds no mixtures ({', '.join((*ARRAYS, *AVERAGES))})" if folders[0].is_dir() else "is no folder"
             raise UserError(f"{folders[0]} {why}: name the folder of your mixtures, --data.root FOLDER")
         shapes: dict[str, list[tuple[int, ...]]] = {}
-        statistics: dict[str, Statistics] = {}
+        statistics: dict[str, tuple[float, ...]] = {}
         faults: dict[str, str] = {}
         for name in tqdm(names, desc=f"Reading {self.root}", unit="file", delay=BAR_DELAY):
             try:
@@ -279,9 +271,9 @@ class Arrays(SeparationData):
         return {"kind": "image", "shape": self.files.shape, "values": [self.scale.center, self.scale.half]}
 
 
-def _statistics(mixture: np.ndarray) -> Statistics:
+def _statistics(mixture: np.ndarray) -> tuple[float, ...]:
     lowest, highest = float(mixture.min()), float(mixture.max())
     if lowest == highest:
         raise ValueError(f"is {lowest:g} everywhere")
     values = mixture.astype(np.float64)
-    return Statistics(lowest, highest, float(values.mean()), float(np.square(values).mean()))
+    return lowest, highest, float(values.mean()), float(np.square(values).mean())

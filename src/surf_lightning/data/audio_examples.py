@@ -106,13 +106,13 @@ def usable_examples(
     Args:
         root: the folder of the set.
         rows: for each example the file of its mixture, then those of any sources, relative to ``root``.
-        num_sources: K, the most that a row has; 0 if the rows are mixtures alone.
+        num_sources: K, the most that a row has.
         sample_rate: in Hz, of what is read.
-        max_bad_share: of the examples. One bad example is never too many.
+        max_bad_share: of the examples.
         name_error: the reason why a mixture of this name cannot be used, or "".
 
     Raises:
-        UserError: more than ``max_bad_share`` of the examples are bad, or all.
+        UserError: too many of the examples are bad.
     """
     paths = list(dict.fromkeys(path for row in rows for path in row))
     index = dict(zip(paths, index_audio(root, paths), strict=True))

@@ -150,14 +150,14 @@ class Journal:
     def _write_table(self, name: str, rows: list[Entry], delimiter: str) -> None:
         columns = list(dict.fromkeys(name for row in rows for name in row)) or ["Selection"]
         path = self.folder / name
-        with replacing(path, "w", True, newline="", encoding="utf-8", errors="backslashreplace") as file:
+        with replacing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             table = csv.DictWriter(file, columns, delimiter=delimiter)
             table.writeheader()
             table.writerows(rows)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a file of the output folder, such as the summary of this run."""
-        with replacing(self.folder / name, "w", True, encoding="utf-8") as file:
+        with replacing(self.folder / name, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
 
     def _paths(self, entry: Entry) -> list[Path]:

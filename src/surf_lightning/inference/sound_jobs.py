@@ -56,12 +56,13 @@ class AudioWork(Work):
         self.task, self.job, self.file, self.stem = task, job, AudioFile.open(job.path), folder / job.stem.name
         self.stream = FileStream(task.separator, self.file, settings.channels, settings.windows, settings.num_samples)
         self.coded = self.file.source_format(settings.format, settings.samples)
-        samples, num_sources = self.file.frames * self.stream.num_channels, task.num_sources
+        channels, num_sources = self.stream.num_channels, task.num_sources
         self.products = torch.zeros(num_sources, num_sources, dtype=torch.float64)
         self.points: list[Tensor] = []
         self.events = EventDetector(self.file.rate, num_sources) if settings.events else None
+        samples = self.file.frames * channels
         self.writer = SourceWriter(
-            self.stem, num_sources, self.file.rate, self.stream.num_channels, samples, self.coded, settings.names
+            self.stem, num_sources, self.file.rate, channels, samples, self.coded, settings.names
         )
 
     def windows(self) -> Iterator[Window]:
