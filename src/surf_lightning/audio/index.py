@@ -85,10 +85,9 @@ def _prefetch_ends(path: str | Path) -> None:
 
 
 def _check_truncation(path: str | Path, file: soundfile.SoundFile) -> None:
-    if is_cut_short(path) or (file.format == "OGG" and _ogg_is_truncated(path)):
-        raise BadAudio("truncated: the file ends before its audio does")
     tail = min(file.frames, BLOCK // 16)
-    if len(read_frames(file, file.frames - tail, tail)) < tail:
+    is_cut = is_cut_short(path) or (file.format == "OGG" and _ogg_is_truncated(path))
+    if is_cut or len(read_frames(file, file.frames - tail, tail)) < tail:
         raise BadAudio("truncated: the file ends before its audio does")
 
 

@@ -12,15 +12,7 @@ DYNAMIC_RANGE = 80.0  # dB below the loudest bin that are shown
 
 
 def log_spectrogram(signals: Tensor, hop: int = HOP) -> Tensor:
-    """Levels in dB of the short-time spectrum.
-
-    Args:
-        signals: ``[...,T]``.
-        hop: samples from a frame to the next.
-
-    Returns:
-        ``[...,F,frames]``, 257 bands up to half the sample rate.
-    """
+    """Levels in dB of the short-time spectrum of ``signals [...,T]``, 257 bands: ``[...,F,frames]``."""
     window = torch.hann_window(FFT, device=signals.device)
     options: Any = {"window": window, "pad_mode": "constant", "return_complex": True}
     return 20 * torch.stft(signals.float(), FFT, hop, **options).abs().clamp_min(1e-8).log10()

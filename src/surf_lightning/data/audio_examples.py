@@ -105,8 +105,8 @@ def usable_examples(
 
     Args:
         root: the folder of the set.
-        rows: for each example the file of its mixture, then those of any sources, relative to ``root``.
-        num_sources: K, the most that a row has.
+        rows: for each example the file of its mixture, then those of any sources (up to ``num_sources``) in ``root``.
+        num_sources: K.
         sample_rate: in Hz, of what is read.
         max_bad_share: of the examples.
         name_error: the reason why a mixture of this name cannot be used, or "".

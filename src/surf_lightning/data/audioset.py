@@ -32,10 +32,6 @@ def youtube_id(path: str) -> str | None:
     return match[1] if match else None
 
 
-def _name_error(path: str) -> str:
-    return "" if youtube_id(path) else "wrongly named: neither <YTID> nor <YTID>_<start>_<end>"
-
-
 def listed_ids(segments: Path) -> set[str]:
     """The videos of a segments CSV: lines of ``YTID, start, end, "labels"``, comments by #. Raises UserError."""
     lines = read_list(segments).splitlines()
@@ -86,16 +82,13 @@ class AudioSet(Folder):
                 raise UserError(f"none of the {len(listed)} videos of {lists} has a clip in {root}")
             if absent:
                 rank_zero_warn(f"{absent} of the {len(listed)} videos of {lists} have no clip in {root}")
-        return self._usable(root, [[clip] for clip in clips], name_error=_name_error)
+        wrong = "wrongly named: neither <YTID> nor <YTID>_<start>_<end>"
+        return self._usable(root, [[clip] for clip in clips], name_error=lambda name: "" if youtube_id(name) else wrong)
 
     @cached_property
     def tests(self) -> list[AudioMixtures]:
         """The sets of Table 3 that are given."""
-        options: dict[str, Any] = {
-            "sample_rate": self.sample_rate,
-            "max_bad_share": self.max_bad_share,
-            "weights": self.weights,
-        }
+        options: Any = {name: getattr(self, name) for name in ("sample_rate", "max_bad_share", "weights")}
         tests: list[AudioMixtures] = []
         if self.fuss_root:
             tests.append(FUSS(self.fuss_root, **options))

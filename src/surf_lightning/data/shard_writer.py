@@ -163,6 +163,4 @@ class Writer:
         columns = zip(types.items(), zip(*self.rows, strict=True), strict=True)
         index: dict[str, Any] = {name: np.array(column, dtype) for (name, dtype), column in columns}
         names = ("chunk_name", "chunk_size", "chunk_hash", "chunk_held_out")
-        return index | {
-            name: np.array(column) for name, column in zip(names, zip(*self.chunks, strict=True), strict=True)
-        }
+        return index | dict(zip(names, map(np.array, zip(*self.chunks, strict=True)), strict=True))

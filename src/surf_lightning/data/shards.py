@@ -204,9 +204,7 @@ class Shards(AudioMixtures):
 
     def load(self, part: Part) -> Readable:
         if part == "test":
-            raise UserError(
-                f"{self.root} has no true sources to test against: look at its held-out loss, surf validate"
-            )
+            raise UserError(f"{self.root} has no true sources to test against: see its held-out loss, surf validate")
         index = self.index
         held_out = index["chunk_held_out"][index["chunk"]] == (part == "validation")
         if not held_out.any():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,9 +60,8 @@ class EventDetector:
     def finish(self) -> list[Event]:
         """The events in order of their beginnings."""
         if self.held.shape[-1]:
-            self.frames.append(
-                self._measure(torch.nn.functional.pad(self.held, (0, self.size - self.held.shape[-1]))[:, :, None])
-            )
+            rest = torch.nn.functional.pad(self.held, (0, self.size - self.held.shape[-1]))
+            self.frames.append(self._measure(rest[:, :, None]))
         if not self.frames:
             return []
         frames = torch.cat(self.frames)
@@ -105,15 +105,19 @@ def stretches(active: Tensor) -> Iterator[tuple[int, int]]:
 # -- files for other programs --
 
 
+def _write_table(path: Path, rows: Iterable[Sequence[object]], **dialect: Any) -> None:
+    with writing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file, **dialect).writerows(rows)
+
+
 def write_raven(path: Path, events: list[Event], recording: Path) -> None:
     """A selection table of Raven."""
     columns = ["Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)"]
-    with writing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow([*columns, "Begin File", "Annotation"])
-        for number, event in enumerate(events, 1):
-            ends = (event.begin, event.end, event.low, event.high)
-            table.writerow([number, "Spectrogram 1", 1, *ends, recording.name, f"source{event.source}"])
+    rows: list[Sequence[object]] = [[*columns, "Begin File", "Annotation"]]
+    for number, event in enumerate(events, 1):
+        ends = (event.begin, event.end, event.low, event.high)
+        rows.append([number, "Spectrogram 1", 1, *ends, recording.name, f"source{event.source}"])
+    _write_table(path, rows, delimiter="\t", lineterminator="\n")
 
 
 def write_audacity(path: Path, events: list[Event], recording: Path) -> None:
@@ -126,10 +130,8 @@ def write_audacity(path: Path, events: list[Event], recording: Path) -> None:
 
 def write_csv(path: Path, events: list[Event], recording: Path) -> None:
     """A row an event, seconds, Hz and dB below full scale."""
-    with writing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        table = csv.writer(file)
-        table.writerow(["recording", *(field.name for field in fields(Event))])
-        table.writerows([recording, *asdict(event).values()] for event in events)
+    rows = [["recording", *(field.name for field in fields(Event))]]
+    _write_table(path, [*rows, *([recording, *asdict(event).values()] for event in events)])
 
 
 def write_parquet(path: Path, events: list[Event], recording: Path) -> None:

@@ -20,6 +20,7 @@ from surf_lightning.inference.model_card import UNKNOWN, copy_examples, model_ca
 from surf_lightning.inference.separator import read_separator
 
 Beside = Callable[[nn.Module, dict[str, Any], Path], Any]
+"""Writes more into a folder: it is given the separator, its ``signal`` and the folder."""
 
 
 def export(
@@ -32,13 +33,8 @@ def export(
 ) -> None:
     """Write the separator of ``checkpoint`` to the folder ``output``, complete or not at all.
 
-    Args:
-        checkpoint: a run's.
-        output: a new or an empty folder.
-        trust: import classes from outside this package, if it needs any.
-        beside: writes more into the folder: it is given the separator, its ``signal`` and the folder.
-        licence: of the weights, as the Hub names it, for the card.
-        examples: put the pictures and sounds of the run's latest validation into the folder and its card.
+    ``trust`` is as of ``load_separator``, ``licence`` as the Hub names it; with ``examples`` the folder and its card
+    show the pictures and sounds of the run's latest validation.
 
     Raises:
         UserError: there is no such checkpoint, or ``output`` is there already and not empty.

@@ -106,13 +106,11 @@ def model_index(results: dict[str, Any], name: str, pipeline: str) -> dict[str, 
     """The results of `surf test` as the Hub's pages read them; nothing where there are none."""
     if not results:
         return {}
-    metrics = [
-        {"type": key, "value": round(value, 4)} for key, value in results["metrics"].items() if value is not None
-    ]
+    measured = {key: round(value, 4) for key, value in results["metrics"].items() if value is not None}
     tested = {
         "task": {"type": pipeline, "name": "source separation"},
         "dataset": {"name": results["data"], "type": results["data"].lower()},
-        "metrics": metrics,
+        "metrics": [{"type": key, "value": value} for key, value in measured.items()],
     }
     return {"model-index": [{"name": name, "results": [tested]}]}
 

@@ -57,13 +57,9 @@ class Course:
 class Pipeline:
     """Three threads: one reads ahead, the caller's separates in batches, one joins the windows and writes.
 
-    What waits between them is bounded by two batches.
-
-    Args:
-        task: separates.
-        observer: is told, by the writer's thread, what becomes of the files.
-        batch: windows of a batch, or as many samples of shorter files; with 1 each window is alone, and its samples do
-            not depend on what comes with it. By the device's memory if None: 1 on a CPU.
+    What waits between them is bounded by two batches. A ``batch`` is so many windows, or as many samples of shorter
+    files; with 1 each window is alone, and its samples do not depend on what comes with it. If None, the device's
+    memory decides: 1 on a CPU. The ``observer`` is told by the writer's thread what becomes of the files.
     """
 
     def __init__(self, task: Task, observer: SeparationRun, batch: int | None = None) -> None:

@@ -28,12 +28,7 @@ from surf_lightning.provenance import hardware
 class SeparationRun:
     """What a command has to do and has done, among other workers. The journal knows an input by its stem.
 
-    Args:
-        task: separates a file.
-        folder: of the outputs.
-        identity: what the outputs depend on besides the input: a hash of the checkpoint, and the settings.
-        resume: pass over what earlier runs have done.
-        overwrite: replace outputs that are there.
+    The outputs depend on the input and the ``identity``: a hash of the checkpoint, and the settings.
 
     Raises:
         UserError: a process with another checkpoint or other settings is at work in the folder.
@@ -47,26 +42,19 @@ class SeparationRun:
         self.skipped, self.began = 0, time.time()
         self.progress = Progress()
         self.worker = Worker(folder, {"identity": identity, "redo": not resume, "began": self.began})
-        self.journal = Journal(folder)
-        peers = [
-            header for name in self.worker.others() if self.worker.alive(name) and (header := self.worker.read(name))
-        ]
+        others = self.worker.others()
+        peers = [header for name in others if self.worker.alive(name) and (header := self.worker.read(name))]
         if any(header.get("identity") != identity for header in peers):
             self.worker.end([])
             raise UserError(f"{folder} is being written by a process with another checkpoint or other settings")
         self.joins = bool(peers)
         self.redo = any(header["redo"] for header in peers) if peers else not resume
         self.began = min([self.began, *(header["began"] for header in peers)])
-        if not peers:
-            self._sweep()
-
-    def _sweep(self) -> None:
-        """Merge what killed workers of an earlier run have left."""
-        if dead := self.worker.others():
+        if others and not peers:  # merge what killed workers of an earlier run have left
             with self.worker.alone():
-                self.journal.merge()
-            self.worker.forget(dead)
-            self.journal = Journal(self.journal.folder)
+                Journal(folder).merge()
+            self.worker.forget(others)
+        self.journal = Journal(folder)
 
     def plan(self, stems: dict[str, Path]) -> None:
         """Read the headers of all inputs that are not done; one that cannot be read does not stop the others."""

@@ -78,15 +78,9 @@ def sample_rate(separator: Separator) -> int:
 
 
 class RateBridge:
-    """Brings a mixture down to the separator's rate and its estimates back up to the file's, where they sum to it.
+    """Brings a mixture down to the separator's ``rate``, its estimates back up to the file's, where they sum to it.
 
     One thread may bring down while another brings up.
-
-    Args:
-        file_rate: in Hz.
-        rate: the separator's, in Hz.
-        num_channels: C.
-        num_sources: K.
     """
 
     def __init__(self, file_rate: int, rate: int, num_channels: int, num_sources: int) -> None:
@@ -224,14 +218,8 @@ def separate_file(
             for source in chunk.estimates[0]:  # [K,n] at the file's own rate
                 ...
 
-    Args:
-        separator: as of ``separate_stream``.
-        audio: the file, or its path.
-        channels: what is separated of a file of several: ``"each"``, their mean (``"mix"``) or the ``"first"``.
-        windows: as of ``separate_stream``.
-        num_samples: as of ``separate_stream``.
-        seed: as of ``separate_stream``.
-        batch: as of ``separate_stream``.
+    What is separated of a file of several ``channels`` is ``"each"``, their mean (``"mix"``) or the ``"first"``; the
+    other arguments are those of ``separate_stream``.
 
     Yields:
         Chunks as of ``separate_stream``, at the file's own rate: together they have as many samples as the file, and

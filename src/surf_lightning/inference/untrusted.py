@@ -37,9 +37,8 @@ def load_tensors(path: str | PathLike[str]) -> Any:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # of any type: the unpickler stumbles over damaged bytes in every way
         if code := re.search(r"Unsupported \w+: GLOBAL ([\w.]+)", str(error)):
-            raise UserError(
-                f"{path} holds code ({code[1]}), which is not run: surf_lightning has not written it"
-            ) from error
+            said = f"{path} holds code ({code[1]}), which is not run: surf_lightning has not written it"
+            raise UserError(said) from error
         raise UserError(f"{path} is no checkpoint, or a damaged one") from error
     for value in _values(content, path):
         if isinstance(value, Tensor) and not _is_plain(value):
