@@ -108,6 +108,8 @@ def test_libri2mix_tests_whole_utterances_and_validates_fixed_crops(libri2mix: P
     (fixed,) = every(data.validation_batches())
     (again,) = every(Libri2Mix(str(libri2mix), seed=5, **SMALL).validation_batches())
     assert torch.equal(fixed["mixtures"], again["mixtures"])
+    parts = every(Libri2Mix(str(libri2mix), **SMALL | {"batch_size": 1}).validation_batches())
+    assert torch.equal(torch.cat([part["mixtures"] for part in parts])[:3], fixed["mixtures"]), "for every batch size"
     assert torch.equal(fixed["sources"].sum(1), fixed["mixtures"])
     assert (data.monitor, data.monitor_mode, data.num_sources) == ("val/si_sdri", "max", 2)
     assert data.signal() == {"kind": "audio", "sample_rate": 16000}

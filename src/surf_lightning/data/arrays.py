@@ -170,7 +170,7 @@ class Arrays(SeparationData):
         self.scaling, self.given_scale, self.max_bad_share = scaling, scale, check_share("max_bad_share", max_bad_share)
         self.validation_share, self.split_seed, self.num_validation = validation_share, split_seed, num_validation
         if source_roots:
-            self.monitor, self.monitor_mode = "val/psnr" if scaling == "range" else "val/si_sdri", "max"
+            self.monitor = "val/psnr" if scaling == "range" else "val/si_sdri"
 
     @cached_property
     def files(self) -> Files:
@@ -231,19 +231,20 @@ class Arrays(SeparationData):
         )
         return first, second
 
-    def _batches(self, kind: type[ArrayBatches], part: Part, size: int, most: int | None = None) -> ArrayBatches:
+    def _batches(
+        self, kind: type[ArrayBatches], part: Part, size: int, ranks: Ranks, most: int | None = None
+    ) -> Batches:
         names = [self.files.names[i] for i in self.parts[part]][:most]
-        return kind(self.files.folders, names, self.scale, size, self.seed, self._ranks())
+        return kind(self.files.folders, names, self.scale, size, self.seed, ranks)
 
     def training_batches(self, ranks: Ranks) -> Batches:
-        batches = self._batches(ArrayBatches, "train", self.batch_size)
-        batches.ranks = ranks
-        return batches
+        return self._batches(ArrayBatches, "train", self.batch_size, ranks)
 
     def validation_batches(self) -> Batches:
-        count, world = min(self.num_validation, len(self.parts["validation"])), self._ranks().world_size
-        size = max(1, min(self.batch_size, count // world))
-        return self._batches(FixedArrays, "validation", size, count // size * size)  # all batches are full, see MixIT
+        count, ranks = min(self.num_validation, len(self.parts["validation"])), self._ranks()
+        size = max(1, min(self.batch_size, count // ranks.world_size))
+        full = count // size * size  # all batches are, see MixIT
+        return self._batches(FixedArrays, "validation", size, ranks, full)
 
     def test_batches(self) -> Batches:
         if not self.source_roots:
@@ -251,8 +252,9 @@ class Arrays(SeparationData):
                 f"{self.root} has no true sources to test against (data.source_roots): look at its held-out loss by "
                 "surf validate, or at what surf separate makes of it"
             )
-        size = max(1, min(self.batch_size, len(self.parts["test"]) // self._ranks().world_size))
-        return self._batches(FixedArrays, "test", size)
+        ranks = self._ranks()
+        size = max(1, min(self.batch_size, len(self.parts["test"]) // ranks.world_size))
+        return self._batches(FixedArrays, "test", size, ranks)
 
     def metrics(self) -> Metric:
         return ImageMetrics() if self.scaling == "range" else ArrayMetrics(si_sdr_columns())

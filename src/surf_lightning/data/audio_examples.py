@@ -244,22 +244,6 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
             )
 
 
-class FixedCrops(RandomCrops):
-    """The first ``num_batches`` batches of random crops by a fixed seed: the same for every run and number of ranks."""
-
-    def __init__(self, examples: Readable, crop: int, batch_size: int, num_batches: int) -> None:
-        super().__init__(examples, crop, batch_size)
-        self.num_batches = num_batches
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __getitem__(self, batch: int) -> dict[str, Tensor]:
-        if batch >= len(self):
-            raise IndexError(batch)
-        return super().__getitem__(batch)
-
-
 class WholeExamples(Dataset[dict[str, Tensor]]):
     """Item j is example j from beginning to end: ``mixtures [1,T]``, ``sources [1,K,T]``."""
 

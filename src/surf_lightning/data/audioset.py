@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
@@ -125,21 +125,16 @@ class MetricsByNumberOfSources(Metric):
 
     def __init__(self, sets: list[AudioMixtures]) -> None:
         super().__init__()
-        self.numbers = [each.num_sources for each in sets]
-        for number, each in zip(self.numbers, sets, strict=True):
-            self.add_module(f"of_{number}", each.test_metrics())
-
-    def _of(self, number: int | None) -> Any:
-        return self.get_submodule(f"of_{number}")
+        self.sets: Any = nn.ModuleDict({str(each.num_sources): each.test_metrics() for each in sets})
 
     def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
         """Count ``estimates [B,M,T]`` against ``sources [B,K,T]`` by the metrics of the set of K rows."""
-        self._of(sources.shape[1]).update(estimates, sources, mixtures)
+        self.sets[str(sources.shape[1])].update(estimates, sources, mixtures)
 
     def compute(self) -> dict[str, Tensor]:
-        return {name: value for number in self.numbers for name, value in self._of(number).compute().items()}
+        return {name: value for each in self.sets.values() for name, value in each.compute().items()}
 
     def reset(self) -> None:
         super().reset()
-        for number in self.numbers:
-            self._of(number).reset()
+        for each in self.sets.values():
+            each.reset()

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, si_sdr_columns
-from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops
+from surf_lightning.data.audio_examples import Examples, RandomCrops
 from surf_lightning.data.base import Batches
 from surf_lightning.data.folder import SHARE, Folder
 from surf_lightning.errors import UserError
@@ -26,9 +26,6 @@ class Alternating(Dataset[dict[str, Tensor]]):
 
     def __init__(self, speech: RandomCrops, noise: RandomCrops) -> None:
         self.speech, self.noise = speech, noise
-
-    def __len__(self) -> int:
-        return len(self.speech)  # type: ignore[arg-type]
 
     def __getitem__(self, batch: int) -> dict[str, Tensor]:
         mixtures = torch.stack([each[batch]["mixtures"] for each in (self.speech, self.noise)], 1)
@@ -109,13 +106,11 @@ class Enhancement(Folder):
         speech = RandomCrops(self.trained_on(), self.crop, half, self.seed, ranks)
         return Alternating(speech, RandomCrops(self.noise.examples("train"), self.crop, half, self.seed + 1, ranks))
 
-    def validation_batches(self) -> Batches:
-        batches = super().validation_batches()
-        if self.clean_root is not None or not isinstance(batches, FixedCrops):
-            return batches
-        half = batches.batch_size // 2
-        speech = FixedCrops(batches.examples, self.crop, half, len(batches))
-        return Alternating(speech, FixedCrops(self.noise.examples("validation"), self.crop, half, len(batches)))
+    def held_out_crops(self, batch_size: int) -> Batches:
+        if self.clean_root is not None:
+            return super().held_out_crops(batch_size)
+        sets = (self.examples("validation"), self.noise.examples("validation"))
+        return Alternating(*(RandomCrops(each, self.crop, batch_size // 2) for each in sets))
 
     def metrics(self) -> Metric:
         return SpeechMetrics(si_sdr_columns())

@@ -23,7 +23,7 @@ from surf_lightning.audio.files import BadAudio, read_frames
 from surf_lightning.audio.index import most_skipped
 from surf_lightning.audio.storage import BadChunk, Chunks, storage
 from surf_lightning.data.audio import AudioMixtures, Part
-from surf_lightning.data.audio_examples import FixedCrops, RandomCrops, Readable
+from surf_lightning.data.audio_examples import RandomCrops, Readable
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import mix_seed
 
@@ -145,10 +145,6 @@ class WindowedCrops(RandomCrops):
             self.failed |= torch.from_numpy(self.pieces.chunk == self.pieces.chunk[example])
 
 
-class FixedWindowedCrops(FixedCrops, WindowedCrops):
-    """The same for held-out crops."""
-
-
 class Shards(AudioMixtures):
     """What ``surf shard`` made of a folder of recordings: pieces of up to a minute, in chunks.
 
@@ -164,7 +160,6 @@ class Shards(AudioMixtures):
 
     monitor = "val/momi"
     crops = WindowedCrops
-    fixed_crops = FixedWindowedCrops
 
     def __init__(
         self,
@@ -197,8 +192,7 @@ class Shards(AudioMixtures):
                 raise UserError(f"{self.root}/{INDEX} is damaged, or no index of shards ({reason})") from error
         if index["version"] != VERSION:
             raise UserError(f"{self.root} was written by another version of surf shard: make the shards again")
-        if index["sample_rate"] != self.sample_rate:
-            rate = int(index["sample_rate"])
+        if (rate := int(index["sample_rate"])) != self.sample_rate:
             raise UserError(f"{self.root} holds audio at {rate} Hz: train at that, --data.sample_rate {rate}")
         return index
 
@@ -215,8 +209,9 @@ class Shards(AudioMixtures):
         return Pieces(self.root, failures_left=failures, chunks=self._chunks(), window=self.window, **columns)
 
     def _chunks(self) -> Chunks:
-        names = [os.fsdecode(name) for name in self.index["chunk_name"].tolist()]
-        hashes = [name.decode() for name in self.index["chunk_hash"].tolist()]
+        names, hashes = (
+            [os.fsdecode(text) for text in self.index[key].tolist()] for key in ("chunk_name", "chunk_hash")
+        )
         sizes = self.index["chunk_size"].tolist()
         # The window in use, the one that is fetched meanwhile, and one of the held-out recordings.
         least, limit = 3 * self.window * max(sizes), round(self.cache_gb * 1e9)

@@ -32,11 +32,8 @@ class AudioTask(Task):
         file, settings = AudioFile.open(path), self.settings
         samples = file.frames * num_separated(file, settings.channels)
         coded = file.source_format(settings.format, settings.samples)
-        names = {
-            name
-            for each in (coded, coded.as_float() if coded.step else coded)
-            for name in source_paths(stem, self.num_sources, each.for_size(samples), settings.names)
-        }
+        formats = (each.for_size(samples) for each in (coded, coded.as_float() if coded.step else coded))
+        names = {name for each in formats for name in source_paths(stem, self.num_sources, each, settings.names)}
         others = [*self.curve_paths(stem), *event_paths(stem, settings.events).values()]
         size = self.num_sources * samples * coded.bits // 8
         return Job(path, stem, (*sorted(names), *others), size, file.frames / file.rate)
@@ -56,14 +53,12 @@ class AudioWork(Work):
         self.task, self.job, self.file, self.stem = task, job, AudioFile.open(job.path), folder / job.stem.name
         self.stream = FileStream(task.separator, self.file, settings.channels, settings.windows, settings.num_samples)
         self.coded = self.file.source_format(settings.format, settings.samples)
-        channels, num_sources = self.stream.num_channels, task.num_sources
+        rate, channels, num_sources = self.file.rate, self.stream.num_channels, task.num_sources
         self.products = torch.zeros(num_sources, num_sources, dtype=torch.float64)
         self.points: list[Tensor] = []
-        self.events = EventDetector(self.file.rate, num_sources) if settings.events else None
+        self.events = EventDetector(rate, num_sources) if settings.events else None
         samples = self.file.frames * channels
-        self.writer = SourceWriter(
-            self.stem, num_sources, self.file.rate, channels, samples, self.coded, settings.names
-        )
+        self.writer = SourceWriter(self.stem, num_sources, rate, channels, samples, self.coded, settings.names)
 
     def windows(self) -> Iterator[Window]:
         return self.stream.read()
@@ -76,9 +71,8 @@ class AudioWork(Work):
             self._write(chunk)
         self.writer.close(complete=True)
         paths = self.writer.paths
-        rows = manifest_rows(
-            self.job, paths, self.products, self.writer.written / self.file.rate, highest=self.file.rate / 2
-        )
+        rate = self.file.rate
+        rows = manifest_rows(self.job, paths, self.products, self.writer.written / rate, highest=rate / 2)
         others = self.task.write_curve(self.stem, ["time"], torch.cat(self.points))
         if self.events:
             others += write_events(self.stem, self.task.settings.events, self.events.finish(), self.job.path)

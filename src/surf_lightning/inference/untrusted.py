@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -86,21 +87,14 @@ def building(num_tensors: int) -> Iterator[None]:
     """
     left = {"parameters": num_tensors, "modules": 2 * num_tensors + SPARE_MODULES}
 
-    def counts(kind: str) -> Any:
-        def count(owner: nn.Module, name: str, value: Any) -> None:
-            left[kind] -= value is not None
-            if left[kind] < 0:
-                raise UserError(f"the network that it describes is larger than its {num_tensors} weights")
+    def count(kind: str, owner: nn.Module, name: str, value: Any) -> None:
+        left[kind] -= value is not None
+        if left[kind] < 0:
+            raise UserError(f"the network that it describes is larger than its {num_tensors} weights")
 
-        return count
-
-    hooks = [
-        registration.register_module_parameter_registration_hook(counts("parameters")),
-        registration.register_module_module_registration_hook(counts("modules")),
-    ]
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with (
+        registration.register_module_parameter_registration_hook(partial(count, "parameters")),
+        registration.register_module_module_registration_hook(partial(count, "modules")),
+        torch.device("meta"),
+    ):
+        yield
