@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,8 @@ class Server:
     def die(self) -> None:
         self.open = False
         for connection in self.connections:
+            with suppress(OSError):  # gone already
+                connection.shutdown(socket.SHUT_RDWR)  # wakes who waits for it; closing alone would not
             connection.close()
         self.connections.clear()
 
