@@ -192,9 +192,7 @@ def _write_cache(root: Path, files: dict[str, Examined]) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, version=VERSION, path=paths, reason=reasons, numbers=numbers)
     if not _write(root, ".npz", content.getvalue()):
-        rank_zero_warn(
-            f"the index of {root} cannot be saved, neither there nor in the cache folder: it will be made again"
-        )
+        rank_zero_warn(f"the index of {root} cannot be saved, there or in the cache folder: it will be made again")
 
 
 def _write(root: Path, suffix: str, content: bytes) -> Path | None:

@@ -79,20 +79,18 @@ class ImageTask(Task):
         return array
 
     def _read_image(self, path: Path) -> np.ndarray:
+        takes = f"the separator takes {self.mode} of {self.width}x{self.height} pixels"
         try:
             with Image.open(path) as image:
                 if (image.width, image.height) != (self.width, self.height):
-                    raise ValueError(
-                        f"is of {image.width}x{image.height} pixels, but the separator takes "
-                        f"{self.mode} of {self.width}x{self.height}"
-                    )
+                    raise ValueError(f"is of {image.width}x{image.height} pixels, but {takes}")
                 plain = image.convert("RGB") if image.mode == "P" else image
                 if plain.mode != self.mode:
-                    raise ValueError(f"is {plain.mode}, but the separator takes {self.mode}")
+                    raise ValueError(f"is {plain.mode}, but {takes}")
                 return np.array(plain)
+        # SyntaxError: Pillow's for a broken PNG
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            takes = f"{self.mode} images of {self.width}x{self.height} pixels"  # SyntaxError: Pillow's for a broken PNG
-            raise ValueError(f"cannot be decoded ({error}); the separator takes {takes}") from error
+            raise ValueError(f"cannot be decoded ({error}); {takes}") from error
 
 
 class ImageWork(Work):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surf_lightning.audio.files import file_state
-from surf_lightning.files import replacing
+from surf_lightning.files import is_inside, replacing
 from surf_lightning.inference.workers import FOLDER, Worker, parse
 
 JOURNAL = "journal.jsonl"
@@ -173,11 +173,7 @@ def _is_entry(line: Entry) -> bool:
     if line.get("state") == "failed":
         return {"stem", "input", "reason"} <= line.keys()
     outputs, rows = line.get("outputs"), line.get("rows")
-    return (
-        {"stem", "state", "fingerprint"} <= line.keys()
-        and isinstance(line.get("turn", 0), int)
-        and isinstance(outputs, dict)
-        and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in outputs)
-        and isinstance(rows, list)
-        and all(isinstance(row, dict) for row in rows)
-    )
+    known = {"stem", "state", "fingerprint"} <= line.keys() and isinstance(line.get("turn", 0), int)
+    if not (known and isinstance(outputs, dict) and isinstance(rows, list)):
+        return False
+    return all(map(is_inside, outputs)) and all(isinstance(row, dict) for row in rows)

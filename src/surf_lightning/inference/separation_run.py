@@ -40,7 +40,6 @@ class SeparationRun:
         self.prints: dict[str, Entry] = {}
         self.broken: dict[str, tuple[Path, str]] = {}
         self.skipped, self.began = 0, time.time()
-        self.progress = Progress()
         self.worker = Worker(folder, {"identity": identity, "redo": not resume, "began": self.began})
         others = self.worker.others()
         peers = [header for name in others if self.worker.alive(name) and (header := self.worker.read(name))]
@@ -121,13 +120,11 @@ class SeparationRun:
 
     def run(self, batch: int | None) -> None:
         """Separate what is planned; whatever is wrong with one file, the others are done."""
-        for stem, (path, reason) in self.broken.items():
-            self._fail(stem, path, reason)
-        self.progress.begin(len(self.jobs), sum(job.seconds for job in self.jobs.values()))
-        try:
+        self.progress = Progress(len(self.jobs), sum(job.seconds for job in self.jobs.values()))
+        with self.progress.bar:
+            for stem, (path, reason) in self.broken.items():
+                self._fail(stem, path, reason)
             Pipeline(self.task, self, batch).run(self._claimed())
-        finally:
-            self.progress.end()
 
     def _claimed(self) -> Iterator[Course | None]:
         """The files that are this worker's, as it claims them; ends when all are settled by someone."""

@@ -52,8 +52,7 @@ class Separator(nn.Module, ABC):
         Raises:
             ValueError: the mixtures have another shape than those that a loaded separator was trained on.
         """
-        signal = getattr(self, "signal", None)
-        if signal is not None:
+        if (signal := getattr(self, "signal", None)) is not None:
             shape = signal["shape"] if signal["kind"] == "image" else ["T"]
             if mixtures.ndim != 1 + len(shape) or (shape != ["T"] and list(mixtures.shape[1:]) != shape):
                 expected = ", ".join(map(str, ["B", *shape]))
@@ -111,9 +110,7 @@ class FlowSeparator(Separator):
     ) -> None:
         super().__init__()
         if sampling_noise < 0 or num_steps < 1:
-            raise ValueError(
-                f"sampling_noise ({sampling_noise}) must be at least 0, num_steps ({num_steps}) at least 1"
-            )
+            raise ValueError(f"sampling_noise must be 0 or more and num_steps 1, not {sampling_noise} and {num_steps}")
         self.network: VelocityNetwork = network
         self.num_sources, self.num_steps, self.sampling_noise = network.num_sources, num_steps, sampling_noise
         self.noise: PriorNoise = noise or ConstantNoise()
