@@ -142,13 +142,13 @@ class Chunks:
 
     def _fetch(self, chunk: int) -> None:
         path = self.folder / self.names[chunk]
-        if chunk in self.bad:
-            raise BadChunk(f"{self.url}/{path.name}: its hash is not that of the index")
-        if not path.exists():
+        if not path.exists() and chunk not in self.bad:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f".{path.name}.lock"):
                 if not path.exists():
                     self._download(chunk, path)
+        if chunk in self.bad:
+            raise BadChunk(f"{self.url}/{path.name}: its hash is not that of the index")
         with suppress(FileNotFoundError):
             os.utime(path)
 
@@ -164,7 +164,6 @@ class Chunks:
                 return
         partial.unlink()
         self.bad.add(chunk)
-        raise BadChunk(f"{self.url}/{path.name}: its hash is not that of the index")
 
     def _make_room(self, size: int) -> None:
         files = []

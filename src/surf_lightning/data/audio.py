@@ -31,12 +31,9 @@ HELD_OUT_BATCH = 8  # at most: a large training batch goes through its network i
 
 
 class AudioMetrics(Metric):
-    """Several metrics by one ``update(estimates, sources, mixtures)``; each takes of the three what it needs.
+    """Metrics whose updates name their arguments estimates, references, mixtures: each takes what it needs.
 
-    Args:
-        columns: metrics whose updates name their arguments estimates, references, mixtures.
-        num_scored: only the first so many sources are scored, by the estimates that serve them when all sources are
-            served; by default all.
+    Only the first ``num_scored`` sources are scored, by the estimates that serve them when all sources are served.
     """
 
     full_state_update = False

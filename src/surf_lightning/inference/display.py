@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from surf_lightning.audio.spectrogram import DYNAMIC_RANGE, HOP, log_spectrogram
+from surf_lightning.audio.band import DYNAMIC_RANGE, HOP, log_spectrogram
 from surf_lightning.audio.streams import AudioFile
 from surf_lightning.files import partial_path
 from surf_lightning.inference.jobs import Container, Settings, Task

@@ -131,6 +131,3 @@ class ImageWork(Work):
                 Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy(), self.task.mode).save(file, "PNG")
             else:
                 np.save(file, (values[0] if len(values) == 1 else values).float().numpy())  # [H,W], or [C,H,W]
-
-    def abandon(self) -> None:
-        """Nothing is open between two calls."""

@@ -102,8 +102,7 @@ class Work(ABC):
     def finish(self) -> Done:
         """Complete the outputs."""
 
-    @abstractmethod
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027  some keep nothing open between two calls
         """Close and remove what has been written."""
 
 

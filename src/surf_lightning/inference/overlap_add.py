@@ -89,10 +89,7 @@ def align_channels(estimates: Tensor, past: Tensor) -> Tensor:
 
     The channel with the clearest past leads. The others follow their own past too; where that decides nothing (a pause,
     the first window) they follow the leader by the magnitude of correlation, as a source may have opposite phases.
-
-    Args:
-        estimates: ``[C,K,W]``, the window's.
-        past: ``[C,K,K]``, the agreement of each channel's past rows with the new ones; zeros without a past.
+    ``past [C,K,K]`` is the agreement of each channel's past rows with the window's ``estimates [C,K,W]``, or zeros.
     """
     strength = past.square().sum((1, 2))
     lead = int((strength if strength.any() else estimates.square().sum((1, 2))).argmax())

@@ -47,16 +47,14 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: there is no such device here.
     """
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    there = [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
     if name == "auto":
-        task = int(os.environ.get("SLURM_LOCALID", "0"))
-        cuda = f"cuda:{task % max(1, torch.cuda.device_count())}"
-        name = cuda if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = there[int(os.environ.get("SLURM_LOCALID", "0")) % max(1, len(gpus))]
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without it
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        there += ["mps"] if torch.backends.mps.is_available() else []
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used ({reason}); there is: auto, {', '.join(there)}") from error
     return device
