@@ -10,17 +10,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from surf_lightning.inference.inputs import check_regular
-from surf_lightning.inference.jobs import Job, Task, Work
+from surf_lightning.inference.jobs import Done, Job, Task, Work
 from surf_lightning.inference.sampling import Window
-
-if TYPE_CHECKING:
-    from surf_lightning.inference.separation_run import SeparationRun
 
 M_MMAP_THRESHOLD, LARGE = -3, 1 << 18  # of malloc.h; bytes
 MOST = 64  # windows of the batch that a device's memory decides
@@ -54,15 +51,25 @@ class Course:
             self.work.abandon()
 
 
+class Observer(Protocol):
+    """Is told by the writer's thread that a file is complete, cannot be separated, or so many seconds further."""
+
+    def finished(self, course: Course, done: Done) -> None: ...
+
+    def failed(self, course: Course, error: Exception) -> None: ...
+
+    def advanced(self, course: Course, seconds: float) -> None: ...
+
+
 class Pipeline:
     """Three threads: one reads ahead, the caller's separates in batches, one joins the windows and writes.
 
     What waits between them is bounded by two batches. A ``batch`` is so many windows, or as many samples of shorter
     files; with 1 each window is alone, and its samples do not depend on what comes with it. If None, the device's
-    memory decides: 1 on a CPU. The ``observer`` is told by the writer's thread what becomes of the files.
+    memory decides: 1 on a CPU.
     """
 
-    def __init__(self, task: Task, observer: SeparationRun, batch: int | None = None) -> None:
+    def __init__(self, task: Task, observer: Observer, batch: int | None = None) -> None:
         self.task, self.observer = task, observer
         self.device = next(task.separator.parameters(), torch.zeros(0)).device
         is_image = task.separator.signal["kind"] == "image"
@@ -239,7 +246,7 @@ class Pipeline:
             planes = course.held.pop(course.written)
             course.written += 1
             if planes is not None:
-                self.observer.progress.advance(course, course.work.add(*planes))
+                self.observer.advanced(course, course.work.add(*planes))
             else:
                 course.complete = True
                 self.observer.finished(course, course.work.finish())

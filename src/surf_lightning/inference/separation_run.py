@@ -171,6 +171,10 @@ class SeparationRun:
         self._fail(self._stem(course), course.job.path, reason_of(error))
         self.progress.file_done(course.job.seconds)
 
+    def advanced(self, course: Course, seconds: float) -> None:
+        """So many seconds more of a file are done."""
+        self.progress.advance(course, seconds)
+
     def _fingerprint(self, path: Path) -> Entry:
         check_regular(path)
         return {"input": input_fingerprint(path), **self.identity}
