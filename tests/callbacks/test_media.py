@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torchvision.io import read_image
 
-from surf_lightning.callbacks.media import Media, image_grid, send_image, spectrogram_grid
+from surf_lightning.callbacks.media import Media, image_grid, send_image, send_to_all, spectrogram_grid
 
 
 def example(batch: int, sources: int, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,7 +149,7 @@ def test_a_tracker_that_takes_no_picture_is_told_of_and_stops_nothing() -> None:
             raise BrokenPipeError("its server is gone")
 
     with pytest.warns(UserWarning, match=r"Gone has failed \(its server is gone\)\. The training goes on"):
-        send_image(Gone(), "separated", torch.zeros(3, 2, 2), 1)  # type: ignore[arg-type]
+        send_to_all([Gone()], send_image, "separated", torch.zeros(3, 2, 2), 1)  # type: ignore[list-item]
 
 
 def test_a_full_disk_costs_a_picture_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

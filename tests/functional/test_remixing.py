@@ -96,9 +96,9 @@ def test_ranks_share_a_constrained_order_or_draw_one_each() -> None:
     each = [order_without_mates(3, 2, generator_of_all) for _ in range(2)]
     for rank in range(2):
         random = BatchRandomness(1, 2, CPU, Ranks(rank, 2))
-        assert torch.equal(random.constrained_order(3, 2, random.ranks), whole)
+        assert torch.equal(random.shuffled_order(3, 2, random.ranks, "constrained"), whole)
         random = BatchRandomness(1, 2, CPU, Ranks(rank, 2))
-        assert torch.equal(random.constrained_order(3, 2, Ranks()), each[rank])
+        assert torch.equal(random.shuffled_order(3, 2, Ranks(), "constrained"), each[rank])
 
 
 def test_remix_is_uniform_and_mates_may_stay_together() -> None:

@@ -58,7 +58,12 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({})
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        try:
+            self.serve(self.path.partition("?")[0])
+        except (LookupError, ValueError):
+            self.answer({"error": "not found"}, 404, X_Error_Code="RevisionNotFound")
+
+    def serve(self, path: str) -> None:
         if found := re.fullmatch(r"/api/models/(.+?/.+?)/(?:revision|tree)/([^/]+)", path):
             oid, files = self.revision(*found.groups())
             siblings = [{"rfilename": name} for name in files]

@@ -30,7 +30,7 @@ FORMATS = [
     (lambda: RegressionLocoformer(3, 2, **MEL), "18db90070513"),
     (lambda: SharedNCSNpp(2, 1, 8, **IMAGE), "5eb98ae45c79"),
     (lambda: RegressionNCSNpp(3, 2, 1, 8, **IMAGE), "cdf76e25c5d0"),
-    (lambda: ScoreNCSNpp(1, 8, **IMAGE), "7b7e4f0ff90f"),
+    (lambda: ScoreNCSNpp(1, 8, **IMAGE), "399512f8fcd7"),
 ]
 
 

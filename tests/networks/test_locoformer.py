@@ -223,7 +223,7 @@ def test_checkpointing_changes_nothing() -> None:
     results = []
     for keep in (False, True):
         torch.manual_seed(0)
-        trunk = perturbed(Locoformer(2, keep, residual=AdaptiveResidual, **block))
+        trunk = perturbed(Locoformer(AdaptiveResidual, blocks=2, activation_checkpointing=keep, **block))
         out = trunk(x, embedding)
         out.square().sum().backward()
         results.append([out, *(parameter.grad for parameter in trunk.parameters())])

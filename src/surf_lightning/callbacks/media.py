@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +53,15 @@ def named_signals(mixture: Tensor, estimates: Tensor, sources: Tensor | None) ->
     return named | {f"estimate{k + 1}": estimate for k, estimate in enumerate(estimates)}
 
 
-def untroubled(send: Callable[..., None]) -> Callable[..., None]:
-    """``send``, whose failure is said and ends no training: a server may be gone, its folder's disk full."""
-
-    @functools.wraps(send)
-    def attempt(logger: Logger, *args: Any) -> None:
+def send_to_all(loggers: Iterable[Logger], send: Callable[..., None], *args: Any) -> None:
+    """Call ``send(logger, *args)``, whose failure ends no training: a server may be gone, its folder's disk full."""
+    for logger in loggers:
         try:
             send(logger, *args)
         except Exception as error:
             rank_zero_warn(f"{type(logger).__name__} has failed ({error}). The training goes on without it.")
 
-    return attempt
 
-
-@untroubled
 def send_image(logger: Logger, title: str, picture: Tensor, step: int) -> None:
     """``picture [3,H,W]`` in [0,1] to W&B, TensorBoard or MLflow."""
     if hasattr(logger, "log_image"):
@@ -78,7 +72,6 @@ def send_image(logger: Logger, title: str, picture: Tensor, step: int) -> None:
         logger.experiment.log_image(logger.run_id, picture.movedim(0, -1).numpy(), key=title, step=step)
 
 
-@untroubled
 def send_audio(logger: Logger, title: str, signal: Tensor, rate: int, path: Path, step: int) -> None:
     """``signal [T]``, which lies in the file ``path``, to W&B, TensorBoard or MLflow."""
     if hasattr(logger, "log_audio"):
@@ -126,8 +119,8 @@ class Media(L.Callback):
             soundfile.write(file, signal.float().cpu().numpy(), rate, subtype="FLOAT", format="WAV")
             path = self.folder / f"step_{trainer.global_step:07d}_{number + 1}_{name}.wav"
             self._write(path, file.getvalue())
-            for logger in trainer.loggers:
-                send_audio(logger, f"audio{number + 1}/{name}", signal.float().cpu(), rate, path, trainer.global_step)
+            title, clip = f"audio{number + 1}/{name}", signal.float().cpu()
+            send_to_all(trainer.loggers, send_audio, title, clip, rate, path, trainer.global_step)
         grid = spectrogram_grid(torch.stack(list(signals.values())))
         self._picture(trainer, f"spectrograms{number + 1}", f"_{number + 1}", grid)
 
@@ -135,8 +128,7 @@ class Media(L.Callback):
         file = io.BytesIO()
         save_image(grid, file, format="png")
         self._write(self.folder / f"step_{trainer.global_step:07d}{suffix}.png", file.getvalue())
-        for logger in trainer.loggers:
-            send_image(logger, title, grid.float().cpu(), trainer.global_step)
+        send_to_all(trainer.loggers, send_image, title, grid.float().cpu(), trainer.global_step)
 
     def _write(self, path: Path, content: bytes) -> None:
         try:

@@ -147,26 +147,15 @@ def _known_names() -> dict[str, list[str]]:
     packages = (surf_lightning.data, surf_lightning.methods, surf_lightning.networks)
     classes = {name: getattr(package, name) for package in packages for name in package.__all__}
     parts = {**classes, "trainer": Trainer, "checkpoints": LastCheckpoint}
-    alone = [
-        "config",
-        "name",
-        "seed_everything",
-        "ckpt_path",
-        "num_samples",
-        "data",
-        "model",
-        "trainer",
-        "print_config",
-    ]
-    return {"": alone, **{name: _arguments(part) for name, part in parts.items() if isinstance(part, type)}}
+    own = ["config", "name", "seed_everything", "ckpt_path", "num_samples", "print_config", "data", "model", "trainer"]
+    return {"": own, **{name: _arguments(part) for name, part in parts.items() if isinstance(part, type)}}
 
 
 def _arguments(described: type) -> list[str]:
     """Of its constructor and of those that this hands its options to."""
-    inherited = (
-        inspect.signature(vars(base)["__init__"]).parameters for base in described.__mro__ if "__init__" in vars(base)
-    )
-    return list(dict.fromkeys(name for names in inherited for name in names if name != "self"))
+    constructors = [vars(base)["__init__"] for base in described.__mro__ if "__init__" in vars(base)]
+    inherited = [inspect.signature(constructor).parameters for constructor in constructors]
+    return [name for names in (*inherited, getattr(described, "arguments", ())) for name in names]
 
 
 def _named(path: str, package: ModuleType = losses) -> Any:
@@ -260,6 +249,8 @@ def run_lightning(*args: str) -> None:
         raise UserError(readable(str(error)) + near_option(str(error), _known_names())) from error
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except UserError:
+        raise
     except Exception as error:
         if loggers.is_wandb_error(error):
             raise UserError(f"W&B: {error}") from error

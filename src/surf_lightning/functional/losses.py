@@ -98,11 +98,8 @@ def pit_permutation(
 def pit(estimates: Tensor, sources: Tensor, error: EnergyLoss, mixtures: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Permutation-invariant error, Eq. (3), averaged over the sources: ``loss [B]`` and the order [B,K] of ``sources``.
 
-    Args:
-        estimates: ``[B,K,*S]``.
-        sources: ``[B,K,*S]``.
-        error: of the energies.
-        mixtures: ``[B,*S]`` where some sources are silent, see ``reference_energy``.
+    Of ``estimates`` and ``sources [B,K,*S]``; ``mixtures [B,*S]`` where some sources are silent, see
+    ``reference_energy``.
 
     Raises:
         ValueError: estimates and sources differ in shape.
@@ -227,12 +224,8 @@ def log_energy(residual: Tensor) -> Tensor:
 def remixit(residual: Tensor, reduction: Reduction = mean_square) -> Tensor:
     """ReMixIT, Eq. (16) and (24): the student finds the teacher's sources.
 
-    Args:
-        residual: R ``[B,K,*S]``.
-        reduction: ``mean_square`` (the paper's on images) or ``log_energy`` (FLOSS's on audio).
-
-    Returns:
-        One number for each remixed mixture, ``[B]``.
+    ``reduction``, ``mean_square`` (the paper's on images) or ``log_energy`` (FLOSS's on audio), makes of the residual
+    R ``[B,K,*S]`` one number for each remixed mixture, ``[B]``.
     """
     return reduction(residual)
 
@@ -264,18 +257,10 @@ def remixing_loss(
     ranks: Ranks,
     reduction: Reduction = mean_square,
 ) -> Tensor:
-    """``remixit``, ``self_remixing`` or a sum of both, of this rank's part of a batch that ``ranks`` remixed as one.
+    """``remixit``, ``self_remixing`` or a sum of both, of this rank's part ``[B]`` of a batch that ``ranks`` remixed.
 
-    Args:
-        objective: which of them, or the weight of ``remixit``, that of ``self_remixing`` being the rest of 1.
-        residual: this rank's ``[B,K,*S]``.
-        pit_permutation: this rank's ``[B,K]``.
-        remix_order: of all ranks, ``[world*B*K]``.
-        ranks: the processes that share the batch.
-        reduction: as of ``remixit``.
-
-    Returns:
-        One number for each of this rank's mixtures, ``[B]``.
+    ``objective`` says which, or is the weight of ``remixit``, that of ``self_remixing`` being the rest of 1.
+    ``residual`` and ``pit_permutation`` are this rank's, ``remix_order [world*B*K]`` is that of all ranks.
     """
     if objective == "remixit":
         return remixit(residual, reduction)

@@ -45,15 +45,7 @@ def best_permutation(cost: Tensor) -> Tensor:
 
 
 def reorder(rows: Tensor, permutation: Tensor) -> Tensor:
-    """Reorder the rows of each example: ``out[b,i] = rows[b, permutation[b,i]]``.
-
-    Args:
-        rows: ``[B,K,*S]``.
-        permutation: ``[B,K]`` (long).
-
-    Returns:
-        ``[B,K,*S]``.
-    """
+    """``rows [B,K,*S]`` in another order: ``out[b,i] = rows[b, permutation[b,i]]``, ``permutation [B,K]`` (long)."""
     index = permutation.view(*permutation.shape, *[1] * (rows.ndim - 2))
     return rows.gather(1, index.expand(*permutation.shape, *rows.shape[2:]))
 
@@ -67,14 +59,8 @@ def order_without_mates(
     along one random circle of the mixtures. So any K different mixtures are equally likely to meet in a new one, as
     where a permutation for each column is drawn again and again until none has a mate, but nothing is drawn in vain.
 
-    Args:
-        count: B, mixtures.
-        num_sources: K.
-        generator: of the random numbers.
-        device: to draw on.
-
     Returns:
-        ``order [B*K]`` (long), as of ``remixing.Remix``.
+        ``order [B*K]`` (long), as of ``remixing.Remix``, B being ``count`` and K ``num_sources``.
 
     Raises:
         ValueError: B is less than K.

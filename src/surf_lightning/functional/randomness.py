@@ -77,16 +77,12 @@ class BatchRandomness:
         size = rows * ranks.world_size
         return self._order(ranks, lambda: torch.randperm(size, generator=self.generator, device=self.device))
 
-    def constrained_order(self, mixtures: int, num_sources: int, ranks: Ranks) -> Tensor:
-        """As ``remix_order`` of ``mixtures * num_sources`` rows, but no two sources of a mixture meet again."""
-        count = mixtures * ranks.world_size
-        return self._order(ranks, lambda: order_without_mates(count, num_sources, self.generator, self.device))
-
     def shuffled_order(self, mixtures: int, num_sources: int, ranks: Ranks, shuffle: Shuffle) -> Tensor:
-        """``remix_order`` or ``constrained_order`` of the ``num_sources`` rows of each of ``mixtures``."""
+        """``remix_order`` of ``mixtures * num_sources`` rows; constrained, no two sources of a mixture meet again."""
         if shuffle == "uniform":
             return self.remix_order(mixtures * num_sources, ranks)
-        return self.constrained_order(mixtures, num_sources, ranks)
+        count = mixtures * ranks.world_size
+        return self._order(ranks, lambda: order_without_mates(count, num_sources, self.generator, self.device))
 
     def _order(self, ranks: Ranks, draw: Callable[[], Tensor]) -> Tensor:
         """What ``draw`` gives: once for all ``ranks``, or for each process in turn where they are this one alone."""

@@ -17,12 +17,8 @@ def merge_outputs(estimates: Tensor, count: int) -> Tensor:
     be shared out. Of all K^M ways to sum the outputs to K, this takes the one whose weakest sum has the most energy.
     Our choice: the papers do not say how M outputs become K. No true source is looked at.
 
-    Args:
-        estimates: ``[B,M,*S]``.
-        count: K, at most M; at most 2^20 ways.
-
     Returns:
-        ``[B,K,*S]``, with the same sum as the estimates.
+        ``[B,K,*S]`` of ``estimates [B,M,*S]``, with the same sum; K is ``count``.
 
     Raises:
         ValueError: there are more than 2^20 ways.

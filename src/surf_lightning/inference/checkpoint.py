@@ -92,6 +92,8 @@ def _plain(value: Any) -> Any:
         raise UserError(f"the checkpoint gives its network a {type(value).__name__}, which is no plain value")
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
         raise UserError(f"the checkpoint gives its network the number {value}, beyond all sizes and rates")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"the checkpoint gives its network the number {value}")
     return value
 
 
@@ -164,15 +166,22 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     check_record(record, path)
     if not isinstance(state, dict) or not all(isinstance(x, str) and isinstance(state[x], Tensor) for x in state):
         raise UserError(f"{path} holds no weights by name")
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(
-            f"{path} holds NaN or infinity in {broken[0]} ({len(broken)} of {len(state)} weights): take an earlier one"
-        )
+    check_finite(state, path)
     if "anchor" in record:  # so the frozen teacher was called before the folders moved
         record["frozen_teacher"] = record.pop("anchor")
         checkpoint["state_dict"] = {re.sub(r"^anchor\.", "frozen_teacher.", key): state[key] for key in state}
     return checkpoint
+
+
+def check_finite(state: dict[str, Tensor], path: str | PathLike[str]) -> None:
+    """Raises UserError where a weight in ``path`` is NaN or infinite, in float32, or no real number."""
+    if unreal := [key for key, value in state.items() if value.is_complex()]:
+        raise UserError(f"{path} holds complex numbers in {unreal[0]}, which no network here has")
+    broken = [key for key, value in state.items() if not value.float().isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{path} holds NaN or infinity in {broken[0]} ({len(broken)} of {len(state)} weights): take an earlier one"
+        )
 
 
 def checkpoints_near(path: str | PathLike[str]) -> str:

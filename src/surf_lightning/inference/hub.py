@@ -14,12 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import PREFIX, check_record, weights_of
+from surf_lightning.inference.checkpoint import PREFIX, check_finite, check_record, weights_of
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # named as the Hugging Face Hub has them
 METADATA = ("method", "separator", "signal", "version")  # of a checkpoint's metadata, what a separator needs
 
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # user/name, at the newest revision or a given one
+MAX_CONFIG = 1_000_000  # bytes of a config.json: ours have a thousandth, and JSON takes far more memory than text
+
+# user/name, at the newest revision or a given one, which becomes a path in the cache
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
 SCHEME = "hf://"  # before a name: it is no path, whatever lies here
 SHIPPED = Path(__file__).parents[1] / "models"  # folders of surf export that come with the package
 
@@ -54,12 +57,22 @@ def _downloaded(name: str) -> str:
     """The folder of the repository ``user/name``, or of a revision of it, ``user/name@revision``."""
     from huggingface_hub import snapshot_download
 
+    if not REPOSITORY.fullmatch(name):
+        raise UserError(f"{SCHEME}{name} names no separator: write {SCHEME}user/name, or {SCHEME}user/name@revision")
     repository, _, revision = name.partition("@")
     try:
-        return str(snapshot_download(repository, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG]))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"there is no file {name}, and no such separator on the Hugging Face Hub: {reason}") from error
+        folder = str(snapshot_download(repository, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG]))
+    except Exception as error:  # of any type: a server may answer anything, or stop in the middle
+        raise UserError(
+            f"there is no file {name}, and no such separator on the Hugging Face Hub: {_reason(error)}"
+        ) from error
+    if not os.path.isdir(folder):
+        raise UserError(f"{SCHEME}{name} holds no separator: it has neither {CONFIG} nor {WEIGHTS}")
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def push(folder: str | PathLike[str], repository: str) -> str:
@@ -77,9 +90,8 @@ def push(folder: str | PathLike[str], repository: str) -> str:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=Path(folder), commit_message="surf export")
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{repository} cannot be written on the Hugging Face Hub: {reason}") from error
+    except Exception as error:  # as above
+        raise UserError(f"{repository} cannot be written on the Hugging Face Hub: {_reason(error)}") from error
     return str(commit.commit_url)
 
 
@@ -87,7 +99,7 @@ def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     """The metadata and the separator's weights of a folder written by ``surf export``; nothing in it is unpickled.
 
     Raises:
-        UserError: it is no such folder, or is damaged.
+        UserError: it is no such folder, or is damaged, or its weights are not finite.
     """
     config, weights = Path(folder, CONFIG), Path(folder, WEIGHTS)
     for path in (config, weights):
@@ -97,9 +109,12 @@ def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, 
                 "folder written by surf export"
             )
     try:
+        if config.stat().st_size > MAX_CONFIG:
+            raise ValueError(f"its {CONFIG} has more than {MAX_CONFIG:,} bytes")
         metadata = json.loads(config.read_text(encoding="utf-8"))
         state = load_file(weights)
-    except (ValueError, RecursionError, SafetensorError) as error:
+    except (ValueError, OSError, MemoryError, RecursionError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be read as an exported separator; it is damaged: {error}") from error
     check_record(metadata, config)
+    check_finite(state, weights)
     return metadata, weights_of({"state_dict": state}, PREFIX)

@@ -109,8 +109,10 @@ class FlowSeparator(Separator):
         self, network: VelocityNetwork, num_steps: int = 5, noise: PriorNoise | None = None, sampling_noise: float = 1.0
     ) -> None:
         super().__init__()
-        if sampling_noise < 0 or num_steps < 1:
-            raise ValueError(f"sampling_noise must be 0 or more and num_steps 1, not {sampling_noise} and {num_steps}")
+        if sampling_noise < 0 or num_steps < 1 or not isinstance(num_steps, int):
+            raise ValueError(
+                f"sampling_noise ({sampling_noise}) must be at least 0, num_steps ({num_steps}) whole and at least 1"
+            )
         self.network: VelocityNetwork = network
         self.num_sources, self.num_steps, self.sampling_noise = network.num_sources, num_steps, sampling_noise
         self.noise: PriorNoise = noise or ConstantNoise()

@@ -38,16 +38,14 @@ class LangevinUpdate(nn.Module, ABC):
 class SimultaneousUpdate(LangevinUpdate):
     """``langevin.simultaneous_update``, of the authors' MNIST code; diverges at their step size where K > 2."""
 
-    def forward(self, x: Tensor, moves: Tensor, mixtures: Tensor, weight: float) -> Tensor:
-        return simultaneous_update(x, moves, mixtures, weight)
+    forward = staticmethod(simultaneous_update)
 
 
 @serializable
 class SequentialUpdate(LangevinUpdate):
     """``langevin.sequential_update``, of the authors' CIFAR-10 code."""
 
-    def forward(self, x: Tensor, moves: Tensor, mixtures: Tensor, weight: float) -> Tensor:
-        return sequential_update(x, moves, mixtures, weight)
+    forward = staticmethod(sequential_update)
 
 
 @serializable
@@ -94,9 +92,8 @@ class BasisSeparator(Separator):
         shape = (mixtures.shape[0], self.num_sources, *mixtures.shape[1:])
         x = torch.rand(shape, generator=generator, device=mixtures.device, dtype=mixtures.dtype)
         sums = (mixtures + self.num_sources) / 2
-        x = annealed_langevin(
-            self._score, self.update, x, sums, self.sigmas, self.langevin_steps, self.step_size, generator
-        )
+        steps = (self.sigmas, self.langevin_steps, self.step_size)
+        x = annealed_langevin(self._score, self.update, x, sums, *steps, generator)
         return 2 * x.clamp(0, 1) - 1
 
     def _score(self, x: Tensor, sigma: float) -> Tensor:

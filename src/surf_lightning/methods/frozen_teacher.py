@@ -42,11 +42,8 @@ class FrozenTeacherModule(SeparationModule):
     ) -> None:
         super().__init__(separator, **options)
         self.frozen_teacher = None
-        self.earlier_checkpoint, self.initialize, self.trust_checkpoint = (
-            earlier_checkpoint,
-            initialize,
-            trust_checkpoint,
-        )
+        self.earlier_checkpoint = earlier_checkpoint
+        self.initialize, self.trust_checkpoint = initialize, trust_checkpoint
 
     def on_fit_start(self) -> None:
         if self.earlier_checkpoint is None:

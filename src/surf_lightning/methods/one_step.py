@@ -56,14 +56,7 @@ class OneStep(FrozenTeacherModule):
         if flow_steps is not None and flow_steps < 1:
             raise ValueError(f"flow_steps must be at least 1, not {flow_steps}")
         separator = FlowSeparator(network, 1, noise, sampling_noise)
-        super().__init__(
-            separator,
-            earlier_checkpoint=flow_checkpoint,
-            initialize=True,
-            trust_checkpoint=trust_checkpoint,
-            ema_decay=ema_decay,
-            **options,
-        )
+        super().__init__(separator, flow_checkpoint, True, trust_checkpoint, ema_decay=ema_decay, **options)
         self.reduction, self.flow_steps = reduction, flow_steps
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:

@@ -66,12 +66,7 @@ class TeacherStudentModule(FrozenTeacherModule):
         if initialize_from_mixit and mixit_checkpoint is None:
             raise ValueError("initialize_from_mixit must come with a mixit_checkpoint")
         super().__init__(
-            student,
-            earlier_checkpoint=mixit_checkpoint,
-            initialize=initialize_from_mixit,
-            trust_checkpoint=trust_checkpoint,
-            ema_decay=ema_decay,
-            **options,
+            student, mixit_checkpoint, initialize_from_mixit, trust_checkpoint, ema_decay=ema_decay, **options
         )
         self.remix_over_ranks, self.objective, self.reduction = remix_over_ranks, objective, reduction
         self.shuffle = shuffle
@@ -88,9 +83,9 @@ class TeacherStudentModule(FrozenTeacherModule):
         if self.objective == "self_remixing" and together == 1:
             rank_zero_warn("Self-Remixing of one mixture has a loss of 0: use a batch_size of at least 2")
         if self.shuffle == "constrained" and together < self.student.num_sources:
+            sources = self.student.num_sources
             raise UserError(
-                f"the constrained shuffle of {self.student.num_sources} sources needs as many mixtures: raise "
-                "data.batch_size"
+                f"the constrained shuffle of {sources} sources needs as many mixtures: raise data.batch_size"
             )
         super().on_fit_start()
 

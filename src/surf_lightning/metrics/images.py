@@ -27,25 +27,6 @@ def to_unit_range(images: Tensor) -> Tensor:
     return (images.float() / 2 + 0.5).clamp(0, 1)
 
 
-def psnr(estimates: Tensor, references: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each image: ``[N,C,H,W]`` in [0,1] -> ``[N]``."""
-    mse = (estimates - references).square().flatten(1).mean(1)
-    return -10 * mse.clamp_min(MSE_FLOOR).log10()
-
-
-def ssim(estimates: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity of each image: ``[N,C,H,W]`` in [0,1] -> ``[N]``.
-
-    The Gaussian window is 11x11 with deviation 1.5; in images below 16 pixels, where it does not fit, 5x5 with 0.5.
-    """
-    sigma = 1.5 if min(references.shape[-2:]) >= 16 else 0.5
-    values = structural_similarity_index_measure(
-        estimates, references, data_range=1.0, sigma=sigma, k1=0.01, k2=0.03, reduction="none"
-    )
-    assert isinstance(values, Tensor)
-    return values.view(-1)
-
-
 class ImageMean(Metric):
     """The mean of a score over images. ``update(estimates, references)``, both ``[N,C,H,W]`` in [0,1]."""
 
@@ -75,14 +56,22 @@ class PSNR(ImageMean):
     """Peak signal-to-noise ratio in dB, the mean over the images."""
 
     def score(self, estimates: Tensor, references: Tensor) -> Tensor:
-        return psnr(estimates, references)
+        mse = (estimates - references).square().flatten(1).mean(1)
+        return -10 * mse.clamp_min(MSE_FLOOR).log10()
 
 
 class SSIM(ImageMean):
-    """Structural similarity, the mean over the images."""
+    """Structural similarity, the mean over the images.
+
+    The Gaussian window is 11x11 with deviation 1.5; in images below 16 pixels, where it does not fit, 5x5 with 0.5.
+    """
 
     def score(self, estimates: Tensor, references: Tensor) -> Tensor:
-        return ssim(estimates, references)
+        sigma = 1.5 if min(references.shape[-2:]) >= 16 else 0.5
+        looks: Any = {"data_range": 1.0, "sigma": sigma, "k1": 0.01, "k2": 0.03, "reduction": "none"}
+        values = structural_similarity_index_measure(estimates, references, **looks)
+        assert isinstance(values, Tensor)
+        return values.view(-1)
 
 
 class ImageMetrics(Metric):

@@ -133,11 +133,15 @@ def columns_of(results: Sequence[Results], paper: dict[str, Any] | None = None) 
     return [*columns, *(Column(key, key, None, 3) for key in others)]
 
 
+def cost(results: Results) -> tuple[str, str]:
+    """The steps and minutes of a run's training, empty where they are not known."""
+    steps, seconds = results.get("steps"), results.get("seconds")
+    return f"{steps:,}" if steps else "", f"{seconds / 60:.1f}" if seconds else ""
+
+
 def measured_row(label: str, kind: str, results: Results) -> Row:
     """The row of a run's results."""
-    steps = f"{results['steps']:,}" if results.get("steps") else ""
-    minutes = f"{results['seconds'] / 60:.1f}" if results.get("seconds") else ""
-    return Row(label, results["metrics"], kind, steps, minutes)
+    return Row(label, results["metrics"], kind, *cost(results))
 
 
 def ranked(columns: Sequence[Column], rows: Sequence[Row], kinds: Sequence[str] = MEASURED) -> list[Row]:

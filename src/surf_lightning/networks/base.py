@@ -21,17 +21,24 @@ ENVELOPE_SECONDS = 1024 / 44100  # from first to last of the 1025 taps at 44.1 k
 
 Class = TypeVar("Class", bound=type[Any])
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # what a class inherits from nn.Module
+POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
-def serializable(cls: Class) -> Class:
+def serializable(cls: Class, rest: type | None = None) -> Class:
     """Class decorator: store the constructor's arguments of an instance as ``init_args``.
 
     Checkpoints rebuild networks from them (``surf_lightning.inference.checkpoint``). Arguments must be plain values
-    (numbers, strings, lists of them) or instances of serializable classes.
+    (numbers, strings, lists of them) or instances of serializable classes. Where the constructor hands ``**arguments``
+    on to the class ``rest``, they are those of its positional arguments that have defaults.
     """
     init = cls.__init__
     signature = inspect.signature(init)
-    named = [name for name, parameter in signature.parameters.items() if parameter.kind not in VARIADIC][1:]
+    parameters = [each for each in signature.parameters.values() if each.kind not in VARIADIC]
+    if rest is not None:
+        known, others = set(signature.parameters), inspect.signature(rest).parameters.values()
+        parameters += [p for p in others if p.kind is POSITIONAL and p.default is not p.empty and p.name not in known]
+        signature = signature.replace(parameters=parameters)
+    cls.arguments = [each.name for each in parameters[1:]]
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -39,7 +46,7 @@ def serializable(cls: Class) -> Class:
         bound.apply_defaults()
         init(self, *args, **kwargs)
         if type(self) is cls:  # else the subclass's own decorator stores them
-            self.init_args = {name: bound.arguments[name] for name in named}
+            self.init_args = {name: bound.arguments[name] for name in cls.arguments}
 
     cls.__init__, cls.is_serializable = __init__, True
     return cls

@@ -36,18 +36,7 @@ class LocoformerBlock(nn.Module):
     its feed-forward layer along the bands. TSPA attends over time and, in parallel, over the sources of each
     time-frequency point, the latter with a convolution in time and bands; its feed-forward layer runs along time.
 
-    Args:
-        residual: ``residual(features, branch)`` wraps a branch with its norm and skip connection.
-        features: D.
-        attention: channels of queries, keys and values over all heads.
-        heads: attention heads.
-        hidden: width of the feed-forward layers.
-        bsja_kernel: frames of the convolution in BSJA.
-        tspa_kernel: frames and bands of the convolution in TSPA.
-        ffn_kernel: frames or bands of the feed-forward layers' convolutions.
-
-    Raises:
-        ValueError: sizes do not divide, or a kernel of an attention is even.
+    ``residual(features, branch)`` wraps a branch with its norm and skip connection; the others are of ``Locoformer``.
     """
 
     def __init__(
@@ -91,15 +80,38 @@ class Locoformer(nn.Module):
     """The stack of blocks between band encoders and decoder, ``[B,S,N,F,D] -> [B,S,N,F,D]``.
 
     Args:
-        blocks: number of blocks.
+        residual: of :class:`LocoformerBlock`.
+        features: D.
+        attention: channels of queries, keys and values over all heads.
+        heads: attention heads.
+        hidden: width of the feed-forward layers.
+        blocks: number of blocks, each with both attentions.
+        bsja_kernel: frames of the convolution in band-source joint attention.
+        tspa_kernel: frames and bands of the convolution in time-source parallel attention.
+        ffn_kernel: frames or bands of the feed-forward layers' convolutions.
         activation_checkpointing: store only each block's input for the backward pass and recompute the rest.
-        block: arguments of :class:`LocoformerBlock`.
+
+    Raises:
+        ValueError: sizes do not divide, or a kernel of an attention is even.
     """
 
-    def __init__(self, blocks: int, activation_checkpointing: bool, **block: Any) -> None:
+    def __init__(
+        self,
+        residual: Callable[[int, nn.Module], nn.Module],
+        features: int,
+        attention: int = 192,
+        heads: int = 8,
+        hidden: int = 656,
+        blocks: int = 6,
+        bsja_kernel: int = 5,
+        tspa_kernel: tuple[int, int] = (5, 3),
+        ffn_kernel: int = 4,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
-        self.blocks = nn.ModuleList(LocoformerBlock(**block) for _ in range(blocks))
+        sizes = (features, attention, heads, hidden, bsja_kernel, tspa_kernel, ffn_kernel)
+        self.blocks = nn.ModuleList(LocoformerBlock(residual, *sizes) for _ in range(blocks))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Transform ``x``, given the ``embedding [B,D]`` of time (None without time)."""
@@ -112,7 +124,7 @@ class Locoformer(nn.Module):
         return x
 
 
-@serializable
+@functools.partial(serializable, rest=Locoformer)
 class MBLocoformer(VelocityNetwork):
     """The flow network: one token per source and one for the mixture at each time-frequency point.
 
@@ -125,19 +137,12 @@ class MBLocoformer(VelocityNetwork):
     Args:
         num_sources: K.
         features: D.
-        attention: channels of queries, keys and values over all heads.
-        heads: attention heads.
-        hidden: width of the feed-forward layers.
-        blocks: number of blocks, each with both attentions.
         mel_bands: F.
         sample_rate: in Hz; determines the bands.
         n_fft: frame length of the STFT, in samples.
         hop: step of the STFT, in samples.
-        bsja_kernel: frames of the convolution in band-source joint attention.
-        tspa_kernel: frames and bands of the convolution in time-source parallel attention.
-        ffn_kernel: frames or bands of the feed-forward layers' convolutions.
         head: what the raw output stands for; the velocity if None.
-        activation_checkpointing: store only each block's input for the backward pass and recompute the rest.
+        trunk: the other arguments of ``Locoformer``.
 
     Raises:
         ValueError: sizes do not fit one another; the message says which.
@@ -147,19 +152,12 @@ class MBLocoformer(VelocityNetwork):
         self,
         num_sources: int,
         features: int = 192,
-        attention: int = 192,
-        heads: int = 8,
-        hidden: int = 656,
-        blocks: int = 6,
         mel_bands: int = 80,
         sample_rate: int = 16000,
         n_fft: int = 320,
         hop: int = 160,
-        bsja_kernel: int = 5,
-        tspa_kernel: tuple[int, int] = (5, 3),
-        ffn_kernel: int = 4,
         head: Head | None = None,
-        activation_checkpointing: bool = False,
+        **trunk: Any,
     ) -> None:
         super().__init__()
         self.num_sources = num_sources
@@ -168,18 +166,7 @@ class MBLocoformer(VelocityNetwork):
         bands = mel_band_bins(n_fft, sample_rate, mel_bands)
         self.source_encoder, self.mixture_encoder = BandEncoder(bands, features), BandEncoder(bands, features)
         self.time = TimeEmbedding(features)
-        self.trunk = Locoformer(
-            blocks,
-            activation_checkpointing,
-            residual=AdaptiveResidual,
-            features=features,
-            attention=attention,
-            heads=heads,
-            hidden=hidden,
-            bsja_kernel=bsja_kernel,
-            tspa_kernel=tspa_kernel,
-            ffn_kernel=ffn_kernel,
-        )
+        self.trunk = Locoformer(AdaptiveResidual, features, **trunk)
         self.decoder = BandDecoder(bands, features)
 
     def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
@@ -197,7 +184,7 @@ class MBLocoformer(VelocityNetwork):
         return self.head.residual_weight(t)
 
 
-@serializable
+@functools.partial(serializable, rest=Locoformer)
 class RegressionLocoformer(RegressionNetwork):
     """The same network without time and noise: M copies of the mixture's tokens, each plus a learned slot vector.
 
@@ -208,18 +195,11 @@ class RegressionLocoformer(RegressionNetwork):
         num_outputs: M.
         num_sources: K, the number by which the mixtures are divided at the input.
         features: D.
-        attention: channels of queries, keys and values over all heads.
-        heads: attention heads.
-        hidden: width of the feed-forward layers.
-        blocks: number of blocks, each with both attentions.
         mel_bands: F.
         sample_rate: in Hz; determines the bands.
         n_fft: frame length of the STFT, in samples.
         hop: step of the STFT, in samples.
-        bsja_kernel: frames of the convolution in band-source joint attention.
-        tspa_kernel: frames and bands of the convolution in time-source parallel attention.
-        ffn_kernel: frames or bands of the feed-forward layers' convolutions.
-        activation_checkpointing: store only each block's input for the backward pass and recompute the rest.
+        trunk: the other arguments of ``Locoformer``.
 
     Raises:
         ValueError: sizes do not fit one another; the message says which.
@@ -230,18 +210,11 @@ class RegressionLocoformer(RegressionNetwork):
         num_outputs: int,
         num_sources: int,
         features: int = 192,
-        attention: int = 192,
-        heads: int = 8,
-        hidden: int = 656,
-        blocks: int = 6,
         mel_bands: int = 80,
         sample_rate: int = 16000,
         n_fft: int = 320,
         hop: int = 160,
-        bsja_kernel: int = 5,
-        tspa_kernel: tuple[int, int] = (5, 3),
-        ffn_kernel: int = 4,
-        activation_checkpointing: bool = False,
+        **trunk: Any,
     ) -> None:
         super().__init__()
         self.num_outputs, self.num_sources = num_outputs, num_sources
@@ -249,18 +222,7 @@ class RegressionLocoformer(RegressionNetwork):
         bands = mel_band_bins(n_fft, sample_rate, mel_bands)
         self.encoder = BandEncoder(bands, features)
         self.slots = nn.Parameter(torch.randn(num_outputs, 1, 1, features))
-        self.trunk = Locoformer(
-            blocks,
-            activation_checkpointing,
-            residual=Residual,
-            features=features,
-            attention=attention,
-            heads=heads,
-            hidden=hidden,
-            bsja_kernel=bsja_kernel,
-            tspa_kernel=tspa_kernel,
-            ffn_kernel=ffn_kernel,
-        )
+        self.trunk = Locoformer(Residual, features, **trunk)
         self.decoder = BandDecoder(bands, features)
 
     def forward(self, mixtures: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,7 @@ class NCSNpp(nn.Module):
         attention_resolutions: Sequence[int] = (16, 8),
         dropout: float = 0.1,
         patch_size: int = 1,
+        *,
         conditional: bool = True,
     ) -> None:
         super().__init__()
@@ -156,7 +159,7 @@ class LogSigma(nn.Module):
         return (1 - t) * self.log_max + t * self.log_min
 
 
-@serializable
+@functools.partial(serializable, rest=NCSNpp)
 class SharedNCSNpp(VelocityNetwork):
     """One NCSN++ for all sources; it sees each source with the mixture. Permutation-equivariant at every t.
 
@@ -167,15 +170,10 @@ class SharedNCSNpp(VelocityNetwork):
         num_sources: K.
         image_channels: C.
         image_size: height and width of the images; the network pads them inside where the levels need it.
-        channels: width of the finest level.
-        multipliers: width of each level, in units of ``channels``.
-        blocks: residual blocks per level on the way down; the way up has one more.
-        attention_resolutions: the sizes H of the levels with attention; the middle always has it.
-        dropout: share of the activations that dropout zeroes in each residual block.
         head: what the raw output stands for; the velocity if None.
         time: what the layers see of t; log sigma(t) from 0.5 to 0.05 if None.
         scale_by_sigma: divide the raw output by sigma(t).
-        patch_size: every so many pixels squared become the channels of one, see ``NCSNpp``.
+        unet: the other arguments of ``NCSNpp``.
 
     Raises:
         ValueError: ``scale_by_sigma`` with a head other than VelocityHead; a size that ``NCSNpp`` does not take.
@@ -186,15 +184,10 @@ class SharedNCSNpp(VelocityNetwork):
         num_sources: int,
         image_channels: int,
         image_size: int,
-        channels: int = 64,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
-        blocks: int = 4,
-        attention_resolutions: Sequence[int] = (16, 8),
-        dropout: float = 0.1,
         head: Head | None = None,
         time: LogSigma | None = None,
         scale_by_sigma: bool = True,
-        patch_size: int = 1,
+        **unet: Any,
     ) -> None:
         super().__init__()
         self.num_sources = num_sources
@@ -203,17 +196,7 @@ class SharedNCSNpp(VelocityNetwork):
         if scale_by_sigma and not isinstance(self.head, VelocityHead):
             raise ValueError("scale_by_sigma needs VelocityHead: pass scale_by_sigma=False")
         self.scale_by_sigma = scale_by_sigma
-        self.trunk = NCSNpp(
-            in_channels=2 * image_channels,
-            out_channels=image_channels,
-            image_size=image_size,
-            channels=channels,
-            multipliers=multipliers,
-            blocks=blocks,
-            attention_resolutions=attention_resolutions,
-            dropout=dropout,
-            patch_size=patch_size,
-        )
+        self.trunk = NCSNpp(2 * image_channels, image_channels, image_size, conditional=True, **unet)
 
     def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
         """``x_t [B,K,C,H,W]``, ``t [B]``, ``mixtures [B,C,H,W]`` (sums) -> zero-sum ``velocity [B,K,C,H,W]``."""
@@ -230,7 +213,7 @@ class SharedNCSNpp(VelocityNetwork):
         return self.head.residual_weight(t)
 
 
-@serializable
+@functools.partial(serializable, rest=NCSNpp)
 class RegressionNCSNpp(RegressionNetwork):
     """NCSN++ without time and noise: maps m/K to M ordered estimates and makes them consistent with the mixture.
 
@@ -239,44 +222,17 @@ class RegressionNCSNpp(RegressionNetwork):
         num_sources: K, the number by which the mixtures are divided at the input.
         image_channels: C.
         image_size: height and width of the images; the network pads them inside where the levels need it.
-        channels: width of the finest level.
-        multipliers: width of each level, in units of ``channels``.
-        blocks: residual blocks per level on the way down; the way up has one more.
-        attention_resolutions: the sizes H of the levels with attention; the middle always has it.
-        dropout: share of the activations that dropout zeroes in each residual block.
-        patch_size: every so many pixels squared become the channels of one, see ``NCSNpp``.
+        unet: the other arguments of ``NCSNpp``.
 
     Raises:
         ValueError: a size that ``NCSNpp`` does not take.
     """
 
-    def __init__(
-        self,
-        num_outputs: int,
-        num_sources: int,
-        image_channels: int,
-        image_size: int,
-        channels: int = 64,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
-        blocks: int = 4,
-        attention_resolutions: Sequence[int] = (16, 8),
-        dropout: float = 0.1,
-        patch_size: int = 1,
-    ) -> None:
+    def __init__(self, num_outputs: int, num_sources: int, image_channels: int, image_size: int, **unet: Any) -> None:
         super().__init__()
         self.num_outputs, self.num_sources = num_outputs, num_sources
-        self.trunk = NCSNpp(
-            in_channels=image_channels,
-            out_channels=num_outputs * image_channels,
-            image_size=image_size,
-            channels=channels,
-            multipliers=multipliers,
-            blocks=blocks,
-            attention_resolutions=attention_resolutions,
-            dropout=dropout,
-            patch_size=patch_size,
-            conditional=False,
-        )
+        outputs = num_outputs * image_channels
+        self.trunk = NCSNpp(image_channels, outputs, image_size, conditional=False, **unet)
 
     def forward(self, mixtures: Tensor) -> Tensor:
         """``mixtures [B,C,H,W]`` (sums) -> ``estimates [B,M,C,H,W]``, which sum to them."""

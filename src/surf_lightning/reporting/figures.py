@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,13 +112,9 @@ def _panels(figure: FigureBase, rows: int, columns: int, count: int, **options: 
 
 
 def _line(panel: Axes, run: Run, name: str, **looks: Any) -> None:
-    if name in run.curves:
-        panel.plot(*thinned(run.curves[name]), **_visible(run.curves[name]), **looks)
-
-
-def _visible(curve: dict[int, float]) -> dict[str, Any]:
-    """Markers, where there are too few points for a line."""
-    return {"marker": "o", "markersize": 3} if len(curve) < 3 else {}
+    if curve := run.curves.get(name):
+        markers: dict[str, Any] = {"marker": "o", "markersize": 3} if len(curve) < 3 else {}  # too few for a line
+        panel.plot(*thinned(curve), **markers, **looks)
 
 
 def _loss(panel: Axes, run: Run, colour: str, name: str) -> None:
@@ -127,7 +123,7 @@ def _loss(panel: Axes, run: Run, colour: str, name: str) -> None:
         shade.fill_between(*thinned(beta), color="#000000", alpha=0.07, linewidth=0)
         shade.set_ylim(0, 1)
         shade.set_axis_off()
-    panel.plot(*thinned(run.curves["loss"]), color=colour, linewidth=1, **_visible(run.curves["loss"]))
+    _line(panel, run, "loss", color=colour, linewidth=1)
     _line(panel, run, "val/loss", color=colour, linewidth=1, linestyle="--")
     held_out = " (dashed: held out)" if "val/loss" in run.curves else ""
     panel.set_title(f"{name}: loss{held_out}", fontsize=8)
@@ -166,20 +162,16 @@ def _steps(panel: Axes) -> None:
 
 def image_examples(runs: Sequence[Run]) -> Figure:
     """A row an example; columns: mixture, the estimates of each run, truth. ``runs`` have the same mixtures."""
-    mixtures, sources = (_stack(runs[0].examples[name]) for name in ("mixtures", "sources"))
+    mixtures, sources = (torch.stack(runs[0].examples[name]) for name in ("mixtures", "sources"))
     columns = [("mixture", (mixtures / sources.shape[1]).unsqueeze(1))]
     for name, run in zip(names_of(runs), runs, strict=True):
-        columns.append((name, align_by_mse(_stack(run.examples["estimates"]), sources)))
+        columns.append((name, align_by_mse(torch.stack(run.examples["estimates"]), sources)))
     columns.append(("truth", sources))
     with matplotlib.rc_context({**STYLE, "axes.titlelocation": "center"}):
         widths = [images.shape[1] for _, images in columns]
         figure = Figure(figsize=(0.62 * sum(widths) + 0.1 * len(columns), 0.64 * len(mixtures) + 0.5))
-        grid = figure.subplots(
-            len(mixtures),
-            len(columns),
-            gridspec_kw={"width_ratios": widths, "wspace": 0.1, "hspace": 0.06},
-            squeeze=False,
-        )
+        spaces = {"width_ratios": widths, "wspace": 0.1, "hspace": 0.06}
+        grid = figure.subplots(len(mixtures), len(columns), gridspec_kw=spaces, squeeze=False)
         for column, (title, images) in enumerate(columns):
             for row, example in enumerate(to_unit_range(images)):
                 gap = example.shape[-1] // 16 + 1
@@ -191,10 +183,6 @@ def image_examples(runs: Sequence[Run]) -> Figure:
                 title = title.replace(space, space.replace(" ", "\n"))
             grid[0, column].set_title(title, fontsize=7.5)
     return figure
-
-
-def _stack(signals: Tensor | Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(signals))
 
 
 # -- sounds --
@@ -213,17 +201,7 @@ SoundExample = dict[str, list[Sound]]
 
 def sound_examples(runs: Sequence[Run]) -> list[SoundExample]:
     """The examples of ``runs``, which have the same mixtures; silent sources are left out."""
-    first = runs[0].examples
-    found = []
-    for number, (mixture, sources) in enumerate(zip(first["mixtures"], first["sources"], strict=True)):
-        truth = sources[is_active(sources)]
-        rows = {"truth": truth}
-        for name, run in zip(names_of(runs), runs, strict=True):
-            estimates = run.examples["estimates"][number]
-            if estimates.isfinite().all():  # a diverged separator gives nothing to listen to
-                rows[name] = align_by_si_sdr(estimates[None].float(), truth[None].float())[0]
-        found.append(_example(mixture, rows, int(first["sample_rate"])))
-    return found
+    return _side_by_side(names_of(runs), [run.examples for run in runs])
 
 
 class Validation(NamedTuple):
@@ -233,24 +211,28 @@ class Validation(NamedTuple):
     sounds: list[SoundExample]
 
 
-def validations(runs: Sequence[Run]) -> list[Validation]:
+def validations(runs: Sequence[Run]) -> Iterator[Validation]:
     """Those of ``runs``, side by side where they are of the same mixtures; each source is in the first run's order."""
-    groups: list[list[tuple[Run, dict[str, Signals], int]]] = []
+    groups: list[list[tuple[Run, dict[str, Any]]]] = []
     for run in runs:
-        signals, rate = _validated(run)
-        mine = next((group for group in groups if signals and _same_mixtures(group[0][1], signals)), None)
-        if mine is None:
-            groups.append(mine := [])
-        mine.append((run, signals, rate))
-    return [Validation([run for run, *_ in group], _side_by_side(group)) for group in groups]
+        mine = _validated(run)
+        alike = (group for group in groups if mine["mixtures"] and same_mixtures(mine, group[0][1]))
+        if (group := next(alike, None)) is None:
+            groups.append(group := [])
+        group.append((run, mine))
+    for group in groups:
+        members = [run for run, _ in group]
+        yield Validation(members, _side_by_side(names_of(members), [sounds for _, sounds in group]))
 
 
-Signals = dict[str, Tensor]
-"""The ``mixture [1,T]``, what was ``estimate``d and, where it is known, the ``reference``, ``[K,T]``."""
+def same_mixtures(some: dict[str, Any], others: dict[str, Any]) -> bool:
+    """Whether two runs' examples can stand side by side."""
+    mine, theirs = some["mixtures"], others["mixtures"]
+    return len(mine) == len(theirs) and all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
 
 
-def _validated(run: Run) -> tuple[dict[str, Signals], int]:
-    """The sounds of each mixture, by its number, and their rate."""
+def _validated(run: Run) -> dict[str, Any]:
+    """The sounds of the latest validation, in the form of ``Run.examples``; sources are None where unknown."""
     found: dict[str, dict[str, list[Tensor]]] = {}
     rate = 0
     for path in run.media:
@@ -260,8 +242,13 @@ def _validated(run: Run) -> tuple[dict[str, Signals], int]:
             except ValueError:  # an example without it cannot be shown: the run's folder was changed
                 continue
             found.setdefault(name[1], {}).setdefault(name[2], []).append(signal)
-    whole = {number: kept for number, kept in found.items() if _is_whole(kept)}
-    return {number: {kind: torch.stack(each) for kind, each in kept.items()} for number, kept in whole.items()}, rate
+    whole = [kept for kept in found.values() if _is_whole(kept)]
+    return {
+        "mixtures": [kept["mixture"][0] for kept in whole],
+        "sources": [torch.stack(kept["reference"]) if "reference" in kept else None for kept in whole],
+        "estimates": [torch.stack(kept["estimate"]) for kept in whole],
+        "sample_rate": rate,
+    }
 
 
 def _is_whole(kept: dict[str, list[Tensor]]) -> bool:
@@ -272,24 +259,16 @@ def _is_whole(kept: dict[str, list[Tensor]]) -> bool:
     )
 
 
-def _same_mixtures(some: dict[str, Signals], others: dict[str, Signals]) -> bool:
-    return some.keys() == others.keys() and all(
-        torch.equal(kept["mixture"], others[number]["mixture"]) for number, kept in some.items()
-    )
-
-
-def _side_by_side(group: Sequence[tuple[Run, dict[str, Signals], int]]) -> list[SoundExample]:
-    _, first, rate = group[0]
-    names = names_of([run for run, *_ in group])
+def _side_by_side(names: Sequence[str], found: Sequence[dict[str, Any]]) -> list[SoundExample]:
     examples = []
-    for number, kept in first.items():
-        rows = {"truth": kept["reference"]} if "reference" in kept else {}
-        for name, (_, signals, _) in zip(names, group, strict=True):
-            estimates = signals[number]["estimate"]
+    for number, (mixture, sources) in enumerate(zip(found[0]["mixtures"], found[0]["sources"], strict=True)):
+        rows = {} if sources is None else {"truth": sources[is_active(sources)].float()}
+        for name, each in zip(names, found, strict=True):
+            estimates = each["estimates"][number].float()
             if estimates.isfinite().all():  # a diverged separator gives nothing to listen to
                 ordered = next(iter(rows.values()), estimates)
                 rows[name] = align_by_si_sdr(estimates[None], ordered[None])[0] if rows else estimates
-        examples.append(_example(kept["mixture"][0], rows, rate))
+        examples.append(_example(mixture, rows, int(found[0]["sample_rate"])))
     return examples
 
 

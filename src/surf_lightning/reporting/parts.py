@@ -63,7 +63,9 @@ def read_results(path: Path) -> Results:
         raise ValueError(f"it has no {', '.join(sorted(absent))}")
     results = {name: value for name, value in results.items() if value is not None}
     for name, kinds in KINDS.items():
-        if name in results and not (isinstance(results[name], kinds) and _is_bearable(results[name])):
+        if name in results and not (
+            isinstance(results[name], kinds) and (isinstance(results[name], str) or _is_number(results[name]))
+        ):
             raise ValueError(f"its {name} is {str(results[name])[:40]}")
     mean = results.get("mean_of_samples", {"num_samples": 1, "metrics": {}})
     if not (isinstance(mean, dict) and isinstance(mean.get("num_samples"), int)):
@@ -72,10 +74,6 @@ def read_results(path: Path) -> Results:
         if not (isinstance(metrics, dict) and all(value is None or _is_number(value) for value in metrics.values())):
             raise ValueError("its metrics are not all numbers")
     return results
-
-
-def _is_bearable(value: Any) -> bool:
-    return isinstance(value, str) or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
@@ -21,6 +20,7 @@ from surf_lightning.reporting.figures import (
     SoundExample,
     curves,
     image_examples,
+    same_mixtures,
     save,
     sound_examples,
     sweep_curves,
@@ -122,12 +122,7 @@ def _sweep(sweep: Sweep, said: set[str]) -> Part:
 def _with_the_same_mixtures(runs: Sequence[Run]) -> list[Run]:
     """The runs whose examples can stand side by side: those with the mixtures of the first."""
     with_examples = [run for run in runs if run.examples]
-
-    def is_like_the_first(run: Run) -> bool:
-        mine, first = (list(each.examples["mixtures"]) for each in (run, with_examples[0]))
-        return len(mine) == len(first) and all(torch.equal(x, y) for x, y in zip(mine, first, strict=True))
-
-    return [run for run in with_examples if is_like_the_first(run)]
+    return [run for run in with_examples if same_mixtures(run.examples, with_examples[0].examples)]
 
 
 # -- the page --

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from surf_lightning import methods
+from surf_lightning.engine.loggers import COLUMNS
 from surf_lightning.errors import UserError
 from surf_lightning.files import read_yaml
-from surf_lightning.metrics.tables import Results
+from surf_lightning.metrics.tables import Results, cost
 from surf_lightning.reporting.parts import own_file, read_config, read_examples, read_results
 
 Value = TypeVar("Value")
@@ -24,7 +25,6 @@ ASIDE = re.compile(r"\.\d+$")  # an earlier run that a later one has moved aside
 DEPTH = 3  # of folders of runs in folders of runs
 LONG = ("hardware", "commit", "version", "checkpoint")  # facts that are said once if they hold for all runs
 STEP = len("step_0000000")
-COLUMNS = ["step", "epoch", "name", "value"]  # of metrics.csv
 Curves = dict[str, dict[int, float]]
 """Values by step, by name."""
 
@@ -92,7 +92,8 @@ class Run:
     @property
     def data(self) -> str:
         """The data set's name."""
-        return next((str(each["data"]) for each in self.results.values()), _data_class(self.settings))
+        configured = _part(self.settings, "data")[0] or "unknown data"
+        return next((str(each["data"]) for each in self.results.values()), configured)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -108,7 +109,7 @@ class Run:
     @property
     def unfinished(self) -> str:
         """What to know of a SURF run whose beta has not fallen to its end, else nothing."""
-        given = _method(self.settings)[1].get("beta_end", 0.0)
+        given = _part(self.settings, "model")[1].get("beta_end", 0.0)
         end = float(given) if isinstance(given, int | float) else 0.0
         last = list(self.curves.get("beta", {0: end}).values())[-1]
         if last <= end + 0.05:
@@ -123,8 +124,7 @@ class Run:
         last_step = max((max(curve) for curve in self.curves.values()), default=-1) + 1
         known = {
             "seed": self.seed,
-            "steps": f"{steps:,}" if (steps := results.get("steps", last_step)) else None,
-            "minutes": f"{results['seconds'] / 60:.1f}" if results.get("seconds") else None,
+            **dict(zip(("steps", "minutes"), cost({"steps": last_step, **results}), strict=True)),
             **{name: header.get(name, results.get(name)) for name in ("hardware", "commit", "version")},
             "checkpoint": str(results.get("checkpoint", "")).removeprefix(f"{self.folder}/"),
         }
@@ -163,7 +163,7 @@ def _settings(config: str) -> dict[str, Any]:
 
 def _method_label(settings: dict[str, Any]) -> str:
     """The name of a configuration's method."""
-    name, arguments = _method(settings)
+    name, arguments = _part(settings, "model")
     method: Any = getattr(methods, name, None)
     try:
         if hasattr(method, "label_of"):
@@ -173,26 +173,17 @@ def _method_label(settings: dict[str, Any]) -> str:
     return str(getattr(method, "label", name))
 
 
-def _method(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The class of a configuration's method, without its module, and its arguments."""
-    model = settings.get("model")
-    if not isinstance(model, dict):
-        return "", {}
-    arguments = model.get("init_args")
-    return str(model.get("class_path", "")).rpartition(".")[2], arguments if isinstance(arguments, dict) else {}
-
-
-def _data_class(settings: dict[str, Any]) -> str:
-    data = settings.get("data")
-    return str(data.get("class_path") if isinstance(data, dict) else "unknown data").rpartition(".")[2]
+def _part(settings: dict[str, Any], name: str) -> tuple[str, dict[str, Any]]:
+    """The class of a configuration's ``name``, model or data, without its module, and its arguments."""
+    part = settings.get(name)
+    kind, arguments = (part.get("class_path"), part.get("init_args")) if isinstance(part, dict) else ("", {})
+    return str(kind).rpartition(".")[2], arguments if isinstance(arguments, dict) else {}
 
 
 def _has_truth(settings: dict[str, Any]) -> bool:
     """Whether the data have true sources to test against."""
-    kind, data = _data_class(settings), settings.get("data")
-    options = data.get("init_args") if isinstance(data, dict) else None
-    has_roots = isinstance(options, dict) and bool(options.get("source_roots"))
-    return kind != "Folder" and (kind != "Arrays" or has_roots)
+    kind, options = _part(settings, "data")
+    return kind != "Folder" and (kind != "Arrays" or bool(options.get("source_roots")))
 
 
 def _latest(media: Path) -> tuple[Path, ...]:
@@ -211,14 +202,14 @@ def read_curves(path: Path) -> Curves:
     text = path.read_text(encoding="utf-8", errors="replace")
     columns: list[str] = []
     for row in csv.reader(text[: text.rfind("\n") + 1].splitlines()):  # a kill may have cut off the last line
-        if not columns or row == COLUMNS:
+        if not columns or row == list(COLUMNS):
             columns = row
             if "step" not in columns:
                 raise ValueError("its columns are not step, name and value")
             continue
         values = dict(zip(columns, row, strict=True))
         step, _ = int(values.pop("step")), values.pop("epoch", None)
-        if columns == COLUMNS:
+        if columns == list(COLUMNS):
             values = {values["name"]: values["value"]}
         for name, value in values.items():  # early versions had a column for each name, mostly empty
             if value and math.isfinite(float(value)):

@@ -39,18 +39,14 @@ class Setting(NamedTuple):
             return ", ".join(map(str, mine))
 
 
-def _number(value: float) -> str:
-    return f"{value:g}"
-
-
 def _schedule(start: float, end: float, steps: float) -> str:
     length = f"{steps:.0%} of the run" if isinstance(steps, float) else f"{steps:,} steps"
     return f"{start:g}" if start == end else f"{start:g} to {end:g} in {length}"
 
 
 SETTINGS = (  # of Table 9
-    Setting("EMA decay α", ("model.init_args.ema_decay",), _number),
-    Setting("batch size B", ("data.init_args.batch_size",), _number),
+    Setting("EMA decay α", ("model.init_args.ema_decay",), "{:g}".format),
+    Setting("batch size B", ("data.init_args.batch_size",), "{:g}".format),
     Setting("teacher's β", tuple(f"model.init_args.beta_{part}" for part in ("start", "end", "steps")), _schedule),
 )
 
