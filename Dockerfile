@@ -1,5 +1,5 @@
 # An image with the command `surf` and the versions of lock/.
-#   docker build -t surf .                                                           for NVIDIA GPUs (and CPUs): 6 GB
+#   docker build -t surf .                                                           for NVIDIA GPUs (and CPUs): 7 GB
 #   docker build -t surf --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .         for CPUs alone: 2 GB
 #   docker run --rm -it --gpus all --shm-size 2g -v "$PWD:/work" surf fit --config digits_mixit
 FROM python:3.12-slim

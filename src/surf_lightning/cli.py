@@ -159,15 +159,17 @@ def export(
     """
     from surf_lightning.inference.export import CARD, CONFIG, WEIGHTS
     from surf_lightning.inference.export import export as write
+    from surf_lightning.inference.hub import check_name
+    from surf_lightning.inference.hub import push as upload
 
+    if push is not None:
+        check_name(push)
     _allow_own_modules(trust)
     if onnx:
         from surf_lightning.inference.onnx import write_onnx
     write(checkpoint, output, trust, write_onnx if onnx else None, license, examples)
     print(f"written to {output}: {WEIGHTS}, {CONFIG} and {CARD}, the model card")
     if push is not None:
-        from surf_lightning.inference.hub import push as upload
-
         print(f"uploaded: {upload(output, push)}; --checkpoint hf://{push} takes it from there")
     if onnx:
         print(f"{output}/separate.py runs the ONNX graphs beside it: python {output}/separate.py MIXTURE")

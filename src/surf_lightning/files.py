@@ -19,6 +19,7 @@ SEAL = b"sha256:"
 SEALED = len(SEAL) + 64  # bytes of a seal
 END = struct.Struct("<4s4H2LH")  # a zip file's last record; the length of the comment behind it is its last number
 MAX_NODES = 100_000  # of a YAML text
+MAX_TEXT = 10_000_000  # bytes of a JSON or YAML file
 
 
 def files_under(root: Path, suffixes: tuple[str, ...], skip: Path | None = None) -> list[str]:
@@ -91,6 +92,22 @@ def read_list(path: Path) -> str:
 def is_inside(name: str) -> bool:
     """Whether a relative name, whatever its ``..``, stays in the folder that it is relative to."""
     return not os.path.isabs(name) and os.path.normpath(name).split(os.sep)[0] != os.pardir
+
+
+def own_file(folder: Path, path: Path) -> Path:
+    """``path`` itself; raises ValueError where it is a link that leads out of ``folder``, or no file."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError("it is a link to a file outside of the run's folder")
+    if not path.is_file():
+        raise ValueError("it is no file")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """A text of bearable size."""
+    if path.stat().st_size > MAX_TEXT:
+        raise ValueError(f"it has more than {MAX_TEXT:,} bytes")
+    return path.read_text(encoding="utf-8")
 
 
 def write_together(folder: Path, contents: dict[str, bytes]) -> None:

@@ -17,6 +17,7 @@ import soundfile
 from PIL import Image
 
 from surf_lightning.cli import main
+from surf_lightning.errors import UserError
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 from tests.inference.test_streaming import LocalVelocity
 from tests.tiny import regression, velocity
@@ -171,6 +172,15 @@ def call(request: Any, address: str, path: str) -> str:
     data = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, 1, 0]}
     event = request.post(f"{address}gradio_api/call/separate", data=data).json()["event_id"]
     return str(request.get(f"{address}gradio_api/call/separate/{event}").text())
+
+
+def test_a_port_that_cannot_be_served_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (70000, -1, taken.getsockname()[1]):
+            with pytest.raises(UserError, match=f"--port {port} cannot be served"):
+                launch(Page(flow(), "toy"), port, block=False)
 
 
 def free_port() -> int:

@@ -115,3 +115,36 @@ def test_a_damaged_run_is_one_line(run: Digits, capsys: pytest.CaptureFixture[st
     assert main(["export", "--checkpoint", "run/checkpoints/last.ckpt", "--output", "model"]) == 2
     assert "the run of run/checkpoints/last.ckpt cannot be read" in capsys.readouterr().err
     assert not Path("model").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.json", '{"checkpoint": "a.ckpt", "metrics": 3}'),
+        ("metrics.json", '{"checkpoint": "a.ckpt", "label": {}, "metrics": {"psnr": "x"}}'),
+        ("metrics.json", "[" * 100_000),
+        ("config.yaml", "trainer: [1]"),
+        ("hparams.yaml", "provenance: 3"),
+        ("config.yaml", Path("secret.yaml")),
+        ("hparams.yaml", Path("secret.yaml")),
+        ("media/step_0000020_1.png", Path("secret.yaml")),
+    ],
+)
+def test_what_a_strangers_run_says_and_links_to_is_not_shown(
+    file: str, content: str | Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(separators()[0], AUDIO)
+    Path("run/checkpoints").mkdir(parents=True)
+    Path("a.ckpt").rename("run/checkpoints/a.ckpt")
+    Path("secret.yaml").write_text("password: mine\n")
+    path = Path("run", file)
+    path.parent.mkdir(exist_ok=True)
+    if isinstance(content, Path):
+        path.symlink_to(content.absolute())
+    else:
+        path.write_text(content)
+    command = ["export", "--checkpoint", "run/checkpoints/a.ckpt", "--output", "model", "--examples"]
+    assert main(command) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("surf export: the run of run/checkpoints/a.ckpt cannot be read: ")
+    assert not Path("model").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -210,4 +211,24 @@ def test_a_journal_of_a_stranger_names_nothing_outside_the_folder(tmp_path: Path
     odd = ["[]", "3", '{"stem": "a"}', '{"stem": 1, "state": "failed"}', json.dumps({**entry, "outputs": [1]}), "\0\0"]
     Path("out").mkdir()
     Path("out/journal.jsonl").write_text("\n".join([*map(json.dumps, lines), *odd, ""]))
+    assert Journal(Path("out")).entries == {}
+
+
+@pytest.mark.parametrize("way", [os.mkfifo, os.mkdir, functools.partial(os.symlink, "/dev/zero")])
+def test_pipes_and_devices_in_a_strangers_folder_are_passed_over(way: Callable[[Path], None]) -> None:
+    Path("out/.surf/claims").mkdir(parents=True)
+    for name in ("journal.jsonl", ".surf/other.jsonl", ".surf/claims/any"):
+        way(Path("out", name))
+    worker = Worker(Path("out"), {})
+    assert Journal(Path("out")).entries == {}
+    assert worker.others() == []
+    claim = worker._claim("a", 0)
+    way(claim)
+    assert worker.take("a", lambda: False) == "busy"  # until its lease is over
+    worker.forget([worker.name])
+
+
+def test_a_line_of_a_journal_that_is_too_deep_is_no_entry() -> None:
+    Path("out").mkdir()
+    Path("out/journal.jsonl").write_text("[" * 100_000 + "\n")
     assert Journal(Path("out")).entries == {}

@@ -16,6 +16,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 
 from surf_lightning.audio.streams import AudioFile
+from surf_lightning.errors import UserError
 from surf_lightning.inference.display import Progress, Separated, separate_image, separate_recording
 from surf_lightning.inference.hub import local_path
 from surf_lightning.inference.separate import choose_device
@@ -160,10 +161,16 @@ def launch(page: Page, port: int | None = None, block: bool = True) -> str:
 
     Returns:
         Its address.
+
+    Raises:
+        UserError: ``port`` is taken, or is no port.
     """
     blocks = page.blocks()
     looks: Any = {"share": False, "ssr_mode": False, "footer_links": [], "quiet": True}
-    _, address, _ = blocks.launch(server_port=port, max_file_size=MAX_BYTES, prevent_thread_lock=True, **looks)
+    try:
+        _, address, _ = blocks.launch(server_port=port, max_file_size=MAX_BYTES, prevent_thread_lock=True, **looks)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--port {port} cannot be served: {error}") from error
     print(f"{page.name} at {address} (Ctrl-C ends it)", flush=True)
     if block:
         blocks.block_thread()

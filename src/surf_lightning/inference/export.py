@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 from surf_lightning.errors import UserError
-from surf_lightning.files import new_folder, read_yaml
+from surf_lightning.files import new_folder, own_file, read_text, read_yaml
 from surf_lightning.inference.checkpoint import PREFIX
 from surf_lightning.inference.hub import CARD, CONFIG, METADATA, WEIGHTS
 from surf_lightning.inference.separator import read_separator
@@ -80,14 +80,16 @@ def export(
     parameters = sum(parameter.numel() for parameter in separator.parameters())
     try:
         run = record_of(checkpoint)
-    except (ValueError, OSError) as error:
-        raise UserError(f"the run of {checkpoint} cannot be read: {error}") from error
-    run = run if examples else replace(run, media=[])
+        run = run if examples else replace(run, media=[])
+        for path in run.media:
+            own_file(path.parents[1], path)
+        card = model_card(metadata, parameters, separator.num_sources, run, licence)
+    except Exception as error:  # of any type: a stranger's run may say anything
+        raise UserError(f"the run of {checkpoint} cannot be read: {type(error).__name__}: {error}") from error
     try:
         with new_folder(output) as folder:
             (folder / WEIGHTS).write_bytes(save(weights))  # save_file would make it readable for its owner alone
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            card = model_card(metadata, parameters, separator.num_sources, run, licence)
             (folder / CARD).write_text(card, encoding="utf-8")
             copy_examples(run, folder)
             if beside is not None:
@@ -110,16 +112,21 @@ class RunRecord:
 
 
 def record_of(checkpoint: str | PathLike[str]) -> RunRecord:
-    """Read the folder of the run that ``checkpoint`` lies in. Test results are those of this checkpoint, or none."""
+    """Read the folder of the run that ``checkpoint`` lies in. Test results are those of this checkpoint, or none.
+
+    Raises:
+        ValueError: a file in it is a link that leads out of it, to what the card must not show, or is damaged.
+    """
     folder = Path(checkpoint).parent.parent
-    measured = folder / "metrics.json"
-    results = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else {}
+    results = json.loads(_own_text(folder, "metrics.json") or "{}")
     if not isinstance(results, dict) or Path(str(results.get("checkpoint"))).name != Path(checkpoint).name:
         results = {}
     media = sorted(folder.glob("media/step_*"))
     latest = media[-1].name.partition(".")[0].split("_")[1] if media else ""
     shown = [path for path in media if path.name.startswith(f"step_{latest}")]
-    return RunRecord(results, _yaml(folder / "config.yaml"), _yaml(folder / "hparams.yaml"), shown)
+    written = (_own_text(folder, name) for name in ("config.yaml", "hparams.yaml"))
+    config, facts = (read_yaml(text) if text else {} for text in written)
+    return RunRecord(results, config, facts, shown)
 
 
 def model_card(
@@ -217,5 +224,7 @@ def _configuration(config: dict[str, Any]) -> str:
     return f"\n## Configuration\n\n`surf fit` with this file trains it again:\n\n```yaml\n{text}```\n"
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    return read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _own_text(folder: Path, name: str) -> str:
+    """Empty where there is no such file."""
+    path = folder / name
+    return read_text(own_file(folder, path)) if path.exists() else ""

@@ -22,7 +22,7 @@ METADATA = ("method", "separator", "signal", "version")  # of a checkpoint's met
 MAX_CONFIG = 1_000_000  # bytes of a config.json: ours have a thousandth, and JSON takes far more memory than text
 
 # user/name, at the newest revision or a given one, which becomes a path in the cache
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
 SCHEME = "hf://"  # before a name: it is no path, whatever lies here
 SHIPPED = Path(__file__).parents[1] / "models"  # folders of surf export that come with the package
 
@@ -53,12 +53,17 @@ def local_path(checkpoint: str | PathLike[str]) -> str:
     return path if is_path else _downloaded(path)
 
 
+def check_name(name: str) -> None:
+    """Raises UserError where ``name`` is not as the Hub's are."""
+    if not REPOSITORY.fullmatch(name):
+        raise UserError(f"{SCHEME}{name} names no separator: write {SCHEME}user/name, or {SCHEME}user/name@revision")
+
+
 def _downloaded(name: str) -> str:
     """The folder of the repository ``user/name``, or of a revision of it, ``user/name@revision``."""
     from huggingface_hub import snapshot_download
 
-    if not REPOSITORY.fullmatch(name):
-        raise UserError(f"{SCHEME}{name} names no separator: write {SCHEME}user/name, or {SCHEME}user/name@revision")
+    check_name(name)
     repository, _, revision = name.partition("@")
     try:
         folder = str(snapshot_download(repository, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG]))

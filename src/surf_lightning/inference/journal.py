@@ -11,7 +11,7 @@ from typing import Any
 
 from surf_lightning.audio.files import file_state
 from surf_lightning.files import is_inside, replacing
-from surf_lightning.inference.workers import FOLDER, Worker, parse
+from surf_lightning.inference.workers import FOLDER, Worker, journals, parse
 
 JOURNAL = "journal.jsonl"
 MANIFESTS = ("manifest.csv", "manifest.json", "manifest.raven.txt")
@@ -64,7 +64,7 @@ class Journal:
 
     def refresh(self) -> None:
         """Read what has been written since the last time, by others too."""
-        for path in (self.path, *sorted((self.folder / FOLDER).glob("*.jsonl"))):
+        for path in (*([self.path] if self.path.is_file() else []), *journals(self.folder / FOLDER)):
             for entry in self._new_lines(path):
                 stem = str(entry["stem"])
                 if entry.get("state") == "failed":

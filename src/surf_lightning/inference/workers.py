@@ -82,7 +82,7 @@ class Worker:
 
     def others(self) -> list[str]:
         """Names of the other workers, alive or not, whose journals are here."""
-        return [path.stem for path in sorted(self.folder.glob("*.jsonl")) if path.stem != self.name]
+        return [path.stem for path in journals(self.folder) if path.stem != self.name]
 
     def alive(self, name: str) -> bool:
         """Whether a worker is at work. One on another machine is until it has shown no sign of life for a lease."""
@@ -120,7 +120,7 @@ class Worker:
                 self._make(claim, stem)
             except FileExistsError:
                 with suppress(FileNotFoundError):  # released in between
-                    owner = parse(claim.read_bytes()).get("worker", "")
+                    owner = parse(_content(claim)).get("worker", "")
                     if owner and owner != self.name and not self.alive(owner):
                         if settled():
                             return "settled"
@@ -163,7 +163,7 @@ class Worker:
         gone = {*names}
         for claim in (self.folder / "claims").glob("*"):
             with suppress(FileNotFoundError):
-                if parse(claim.read_bytes()).get("worker") in gone:
+                if parse(_content(claim)).get("worker") in gone:
                     claim.unlink()
         for name in gone:
             self.journal(name).unlink(missing_ok=True)
@@ -190,10 +190,19 @@ class Worker:
                 os.utime(self.journal(self.name))
 
 
+def journals(folder: Path) -> list[Path]:
+    """Those in ``folder``: files. A stranger may have left pipes and devices, which end nowhere, under their names."""
+    return [path for path in sorted(folder.glob("*.jsonl")) if path.is_file()]
+
+
+def _content(claim: Path) -> bytes:
+    return claim.read_bytes() if claim.is_file() else b""
+
+
 def parse(line: bytes) -> dict[str, Any]:
     """An object in JSON; empty for anything else, e.g. a line that a kill has cut off."""
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from surf_lightning.callbacks.results import EXAMPLES
-from surf_lightning.files import read_yaml
+from surf_lightning.files import read_text, read_yaml
 from surf_lightning.inference.untrusted import load_tensors
 from surf_lightning.metrics.tables import Results
 
-MAX_TEXT = 10_000_000  # bytes of a JSON or YAML file
 LARGEST = 1e15  # of a number in a table
 MAX_VALUES = 100_000_000  # of all examples
 KINDS: dict[str, tuple[type, ...]] = {  # of what metrics.json says besides the metrics; None is allowed everywhere
@@ -27,22 +26,6 @@ KINDS: dict[str, tuple[type, ...]] = {  # of what metrics.json says besides the 
     **dict.fromkeys(("hardware", "checkpoint", "version", "commit"), (str,)),
     **dict.fromkeys(("seconds", "steps", "mixtures", "sources", "seed"), (int, float)),
 }
-
-
-def own_file(folder: Path, path: Path) -> Path:
-    """``path`` itself; raises ValueError where it is a link that leads out of ``folder``, or no file."""
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError("it is a link to a file outside of the run's folder")
-    if not path.is_file():
-        raise ValueError("it is no file")
-    return path
-
-
-def read_text(path: Path) -> str:
-    """A text of bearable size."""
-    if path.stat().st_size > MAX_TEXT:
-        raise ValueError(f"it has more than {MAX_TEXT:,} bytes")
-    return path.read_text(encoding="utf-8")
 
 
 def read_config(path: Path) -> str:

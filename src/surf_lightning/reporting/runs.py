@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from surf_lightning import methods
 from surf_lightning.engine.loggers import COLUMNS
 from surf_lightning.errors import UserError
-from surf_lightning.files import read_yaml
+from surf_lightning.files import own_file, read_yaml
 from surf_lightning.metrics.tables import Results, cost
-from surf_lightning.reporting.parts import own_file, read_config, read_examples, read_results
+from surf_lightning.reporting.parts import read_config, read_examples, read_results
 
 Value = TypeVar("Value")
 ASIDE = re.compile(r"\.\d+$")  # an earlier run that a later one has moved aside

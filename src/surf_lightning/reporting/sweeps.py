@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from surf_lightning.files import read_yaml
+from surf_lightning.files import own_file, read_yaml
 from surf_lightning.metrics.tables import Row, Table, columns_of, measured_row, paper_row, paper_table, ranked
-from surf_lightning.reporting.parts import own_file, read_config
+from surf_lightning.reporting.parts import read_config
 from surf_lightning.reporting.runs import Run
 
 EARLIER = ("model.init_args.mixit_checkpoint", "model.init_args.flow_checkpoint")
