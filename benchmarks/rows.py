@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from statistics import linear_regression
 from typing import ClassVar
 
 
@@ -92,9 +93,7 @@ Row = Timing | Growth | Cost | Memory
 def fitted_exponent(sizes: list[float], times: list[float]) -> float:
     """The slope of log time over log size by least squares, over the larger half: small sizes show overheads."""
     x, y = ([math.log(value) for value in values[(len(values) - 1) // 2 :]] for values in (sizes, times))
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return covariance / sum((a - mean_x) ** 2 for a in x)
+    return linear_regression(x, y).slope
 
 
 def _milliseconds(time: float | None) -> str:

@@ -11,6 +11,7 @@ import pytest
 from surf_lightning.files import (
     files_under,
     make_writable,
+    new_folder,
     partial_path,
     read_yaml,
     replacing,
@@ -128,3 +129,26 @@ def test_an_error_names_the_file_itself() -> None:
             pass
         assert caught.value.filename == str(path)
     assert os.listdir() == ["folder"]
+
+
+def test_of_two_that_write_one_folder_the_second_is_refused_and_the_first_is_whole() -> None:
+    Path(".model.partial/left").mkdir(parents=True)  # by a kill
+    with new_folder(Path("model")) as first:
+        (first / "a").write_text("first")
+        with pytest.raises(FileExistsError, match="another process"), new_folder(Path("model")):
+            pass
+    assert os.listdir() == ["model"]
+    assert os.listdir("model") == ["a"]
+    with pytest.raises(OSError), new_folder(Path("model")) as second:  # noqa: PT011  of any kind
+        (second / "b").touch()
+    assert os.listdir() == ["model"]
+    assert os.listdir("model") == ["a"]
+
+
+def test_a_link_in_place_of_the_partial_folder_is_not_emptied() -> None:
+    Path("victim").mkdir()
+    Path("victim/precious").touch()
+    Path(".model.partial").symlink_to("victim")
+    with pytest.raises(OSError), new_folder(Path("model")):  # noqa: PT011  of any kind
+        pass
+    assert Path("victim/precious").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import math
 import os
@@ -61,15 +63,41 @@ def make_writable(folder: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that becomes ``path``, which is not there or empty, when the block ends without error."""
+    """A folder to write into that becomes ``path``, which is not there or empty, when the block ends without error.
+
+    Raises:
+        OSError: it cannot be written, or another process is writing it.
+    """
     partial = partial_path(path.absolute())
-    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    with _alone(partial, path):
+        try:
+            for left in partial.iterdir():  # by a kill
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _alone(folder: Path, path: Path) -> Iterator[None]:
+    """Hold the lock of ``folder``, which is to become ``path``; the system releases it when this process ends."""
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, path)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_mine = os.path.samestat(os.fstat(held), os.stat(folder))  # not yet moved to its name, or removed
+        except (BlockingIOError, FileNotFoundError):
+            is_mine = False
+        except OSError:  # a file system without locks
+            is_mine = True
+        if not is_mine:
+            raise FileExistsError(errno.EEXIST, "another process is writing it", os.fspath(path))
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(held)
 
 
 def read_list(path: Path) -> str:

@@ -39,6 +39,7 @@ from surf_lightning.functional.losses import (
 )
 from surf_lightning.functional.permutation import invert, reorder
 from surf_lightning.functional.remixing import remix
+from tests.functional.test_permutation import matrix
 
 SNR_MAX = 30.0
 Definition = Callable[[Tensor, Tensor], float]
@@ -479,14 +480,6 @@ def test_mixit_refuses(estimates: tuple[int, ...], references: tuple[int, ...], 
 
 
 # -- remixing, in the paper's matrices --
-
-
-def matrix(order: Tensor) -> Tensor:
-    """The permutation matrix with (Pi X)[i] = X[order[i]]."""
-    pi = torch.zeros(len(order), len(order), dtype=torch.float64)
-    for i, j in enumerate(order.tolist()):
-        pi[i, j] = 1
-    return pi
 
 
 def blkdiag(orders: Tensor) -> Tensor:

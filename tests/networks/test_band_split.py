@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from surf_lightning.networks.band_split import BandDecoder, BandEncoder, BandLayout, mel_band_bins
+from tests.networks.test_locoformer import perturbed, randn
 
 BANDS = mel_band_bins(64, 16000, 8)
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
-
-
-def perturbed(module: torch.nn.Module) -> Any:
-    for index, parameter in enumerate(module.double().parameters()):
-        parameter.data += 0.3 * torch.randn(
-            parameter.shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64
-        )
-    return module
 
 
 def test_bands_of_the_paper() -> None:

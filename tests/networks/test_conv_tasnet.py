@@ -18,19 +18,9 @@ from surf_lightning.networks.conv_tasnet import (
     TemporalBlock,
     TemporalNetwork,
 )
+from tests.networks.test_locoformer import perturbed, randn
 
 TINY: dict[str, Any] = {"filters": 12, "bottleneck": 8, "hidden": 10, "repeats": 3, "blocks": 2}
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
-
-
-def perturbed(module: nn.Module) -> Any:
-    for index, parameter in enumerate(module.double().parameters()):
-        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
-        parameter.data += 0.2 * noise
-    return module
 
 
 def network(**changes: Any) -> ConvTasNet:

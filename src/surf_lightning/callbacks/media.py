@@ -88,9 +88,6 @@ class Media(L.Callback):
     Images: a grid of mixtures, estimates and truth. Audio: the mixture, its estimates and, where there are any, its
     references as wav files, and their spectrograms in that order. What cannot be written, on a full disk, is said and
     left out: the training goes on.
-
-    Args:
-        folder: the run's.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -145,9 +145,6 @@ class PrintedResult(L.Callback):
     """Prints the row of the paper's table instead of Lightning's list of numbers.
 
     After a test it reads the file that ``TestResults``, a callback before this one, has written.
-
-    Args:
-        folder: the run's.
     """
 
     def __init__(self, folder: Path) -> None:

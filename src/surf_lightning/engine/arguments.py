@@ -65,9 +65,7 @@ def call(function: Callable[..., Any], args: Sequence[str]) -> Any:
     try:
         options = parser.parse_args(args).as_dict()
     except ArgumentError as error:
-        raise UserError(
-            readable(str(error)) + near_option(str(error), {"": list(inspect.signature(function).parameters)})
-        ) from error
+        raise UserError(readable(str(error)) + near_option(str(error), {"": parameters})) from error
     given = [word for name in words for word in options.pop(name, [])]
     empty = [f"--{name}" for name, value in options.items() if value == "" and parameters[name].default != ""]
     if empty or "" in given:
@@ -89,10 +87,8 @@ def readable(message: str) -> str:
 def near_option(message: str, known: Mapping[str, Iterable[str]]) -> str:
     """What was perhaps meant by the option or class that jsonargparse refuses in ``message``, and which help lists all.
 
-    Args:
-        message: Its whole text.
-        known: Names of arguments, by what they belong to: a class, a part of the configuration such as ``trainer``, or
-            "" for those that stand alone.
+    ``known``: names of arguments, by what they belong to: a class, a part of the configuration such as ``trainer``, or
+    "" for those that stand alone.
     """
     if unknown := re.search(r"dot import path string: (\w+)", message):
         return did_you_mean(unknown[1], known)

@@ -29,10 +29,8 @@ def exported_checkpoint(folder: Any) -> dict[str, Any]:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs, and renames: a kill leaves the old checkpoint or the new one, whole.
 
-    The file's hash lies in it, so that a changed byte is noticed. Reads with ``weights_only=True`` alone.
-
-    Args:
-        folder: the run's. Checkpoints of a run that is continued from elsewhere are not its own to remove.
+    The file's hash lies in it, so that a changed byte is noticed. Reads with ``weights_only=True`` alone. Only
+    checkpoints in ``folder``, the run's, are its own to remove.
     """
 
     def __init__(self, folder: Path) -> None:

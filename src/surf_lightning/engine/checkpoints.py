@@ -128,13 +128,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._shared_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         # A validation changes no weight: it is left, and the resumed run begins with it.
         if trainer.sanity_checking or trainer.fit_loop._should_accumulate() or batch_idx >= self._shared_batches:

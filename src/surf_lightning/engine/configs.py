@@ -60,15 +60,13 @@ def with_config_paths(args: Sequence[str]) -> list[str]:
         UserError: there is neither, or a file is no configuration.
     """
     found = list(args)
-    for index, argument in enumerate(found):
+    for index, argument in enumerate(args):
         option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        if equals and _is_name(value):
-            found[index] = f"{option}={shipped_config(value)}"
-        elif not equals and index + 1 < len(found) and _is_name(found[index + 1]):
-            found[index + 1] = str(shipped_config(found[index + 1]))
-        check_config(Path(found[index].partition("=")[2] if equals else found[index + 1] if found[index + 1 :] else ""))
+        if option in ("--config", "-c") and (equals or index + 1 < len(args)):
+            name = value if equals else args[index + 1]
+            path = str(shipped_config(name)) if _is_name(name) else name
+            found[index if equals else index + 1] = f"{option}={path}" if equals else path
+            check_config(Path(path))
     return found
 
 
@@ -78,10 +76,10 @@ def check_config(path: Path) -> None:
         return
     try:
         config = read_yaml(read_list(path))
+    except UserError:
+        raise
     except ValueError as error:
-        raise UserError(
-            str(error) if isinstance(error, UserError) else f"{path} is no configuration: {error}"
-        ) from error
+        raise UserError(f"{path} is no configuration: {error}") from error
     for part in ("trainer", "checkpoints"):
         given = config.get(part, {})
         if not (isinstance(given, dict) or str(given).endswith((".yaml", ".yml", ".json"))):

@@ -93,17 +93,10 @@ def make_trainer(
     num_samples: int = 1,
     **options: Any,
 ) -> L.Trainer:
-    """A trainer with what every run of ``subcommand`` in ``folder`` has.
+    """A trainer with what every run of ``subcommand`` in ``folder`` has, beside the ``callbacks`` and ``plugins``.
 
-    Args:
-        folder: The run's.
-        subcommand: fit, validate or test.
-        logger: One, several, or False for none.
-        callbacks: Beside those that every run has.
-        plugins: Beside the one that writes checkpoints.
-        checkpoints: Arguments of ``LastCheckpoint``.
-        num_samples: An argument of ``TestResults``.
-        options: The other arguments of ``lightning.Trainer``.
+    ``checkpoints`` are arguments of ``LastCheckpoint``, ``num_samples`` is one of ``TestResults``, ``logger`` and
+    ``options`` are those of ``lightning.Trainer``.
     """
     for name, least in AT_LEAST.items():
         if isinstance(given := options.get(name), int | float) and not given >= least:

@@ -115,16 +115,15 @@ class SurfCLI(LightningCLI):
         except ValueError as error:  # an argument that its class refuses; jsonargparse may have wrapped it
             raise UserError(str(error.__cause__ or error)) from error
         except MISUSE as error:
-            said = str(error.__cause__ or error).partition("\n")[0]
-            raise UserError(
-                f"an argument of the configuration cannot be used: {type(error).__name__}: {said}"
-            ) from error
+            said = f"{type(error).__name__}: {error.__cause__ or error}".partition("\n")[0]
+            raise UserError(f"an argument of the configuration cannot be used: {said}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         del config["default_root_dir"]
         for name in ("callbacks", "plugins"):
-            config[name] = _list(config[name])
+            given = config[name] or []
+            config[name] = given if isinstance(given, list) else [given]
         checkpoints = self._get(self.config_init, "checkpoints")
         samples = {"num_samples": self._get(self.config_init, "num_samples")} if self.subcommand == "test" else {}
         return make_trainer(self.folder, str(self.subcommand), checkpoints=checkpoints, **samples, **config)
@@ -173,10 +172,6 @@ def _loss(name: str) -> Callable[..., Any]:
 def _loss_name(loss: Callable[..., Any]) -> str:
     ours = loss.__module__ in (losses.__name__, signal_losses.__name__)
     return loss.__name__ if ours else f"{loss.__module__}.{loss.__name__}"
-
-
-def _list(given: Any) -> list[Any]:
-    return given if isinstance(given, list) else [given] if given else []
 
 
 def _follow_torchrun(trainer: Namespace) -> None:

@@ -82,9 +82,8 @@ class Progress(TQDMProgressBar):
 
     def _line(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = self.get_metrics(trainer, pl_module)
-        numbers = [
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
-        ]
+        texts = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in metrics.items()}
+        numbers = [f"{name} {text}" for name, text in texts.items()]
         steps = f"step {trainer.global_step:,}" + (f" of {trainer.max_steps:,}" if trainer.max_steps > 0 else "")
         self._say(", ".join([steps + self._left(trainer, ", {} left"), *numbers]))
 
@@ -122,13 +121,7 @@ def duration(seconds: float) -> str:
 
 
 def tell_end(trainer: L.Trainer, data: SeparationData, config: str) -> None:
-    """Say where the best weights of a fit that is done are, how good, and which commands are next.
-
-    Args:
-        trainer: That has fitted.
-        data: Of the fit.
-        config: The name of its configuration, without its ending.
-    """
+    """Say where the best weights of a fit of ``config`` that is done are, how good, and which commands are next."""
     folder = Path(trainer.default_root_dir)
     best, last = (run_folder.checkpoint(folder, name) for name in ("best", "last"))
     kept = next((each for each in trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint)), None)

@@ -84,14 +84,12 @@ def _lost_rank(trainer: L.Trainer, error: str) -> str:
         if None not in ended or (any(ended) and not timed_out):
             break
         time.sleep(0.1)
-    found = []
-    for rank, process in enumerate(processes, 1):
-        if process.returncode:
-            found.append(f"rank {rank} (process {process.pid}) {_end(process.returncode)}")
-    if timed_out and (hung := [rank for rank, process in enumerate(processes, 1) if process.poll() is None]):
-        for rank in hung:
-            processes[rank - 1].kill()
-        found = [f"rank {rank} (process {processes[rank - 1].pid}) does not answer, and was killed" for rank in hung]
+    named = {f"rank {rank} (process {process.pid})": process for rank, process in enumerate(processes, 1)}
+    found = [f"{name} {_end(process.returncode)}" for name, process in named.items() if process.returncode]
+    if timed_out and (hung := {name: process for name, process in named.items() if process.poll() is None}):
+        for process in hung.values():
+            process.kill()
+        found = [f"{name} does not answer, and was killed" for name in hung]
     return f"{'; '.join(found)}. {GO_ON}" if found else ""
 
 

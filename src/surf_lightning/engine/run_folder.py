@@ -77,14 +77,9 @@ def _readable(candidates: list[Path]) -> Path:
     raise UserError(f"no checkpoint can be read: {'; '.join(reasons)}. To begin anew, leave out --ckpt_path")
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a fit has written into ``folder``."""
-    return any((folder / part).exists() for part in (CHECKPOINTS, "config.yaml", "metrics.csv"))
-
-
 def move_aside(folder: Path) -> Path | None:
     """Move an earlier run that is in the way of a fresh one to <folder>.1, .2, ..., and say where."""
-    if not is_run(folder):
+    if not any((folder / part).exists() for part in (CHECKPOINTS, "config.yaml", "metrics.csv")):
         return None
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():

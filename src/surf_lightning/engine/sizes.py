@@ -25,10 +25,6 @@ def fill_in_sizes(config: Namespace, checkpoint: str | None) -> None:
     Either is, by precedence, what the data's arguments say, that of ``checkpoint``, which the command goes on from,
     that of the earlier stage's, or what the data's own files say.
 
-    Args:
-        config: Of a command of training.
-        checkpoint: That it takes, if it takes any.
-
     Raises:
         UserError: the data's arguments are refused.
     """
@@ -92,9 +88,8 @@ def _set_rate(arguments: Namespace, rate: int) -> None:
     ratio, overlap = rate / before, arguments.get("frame", 0) // arguments.get("hop", 1)
     for name in IN_SAMPLES:
         if name in arguments:
-            arguments[name] = (
-                2 * round(ratio * arguments[name] / 2) if name == "n_fft" else round(ratio * arguments[name])
-            )
+            unit = 2 if name == "n_fft" else 1
+            arguments[name] = unit * round(ratio * arguments[name] / unit)
     if "frame" in arguments:
         arguments.frame = overlap * arguments.hop  # of which it is a multiple
     arguments.sample_rate = rate

@@ -20,10 +20,7 @@ from surf_lightning.provenance import provenance
 class StartLoggers(L.Callback):
     """Begins to track a fit when its first step is due: one that is refused before has left nothing anywhere.
 
-    Args:
-        folder: The run's.
-        config: For ``start_loggers``, which gets the run's facts beside it; None: neither.
-        notes: What to say then.
+    It says ``notes`` then. ``start_loggers`` gets ``config`` and the run's facts beside it; of None neither.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any] | None, notes: Iterable[str]) -> None:

@@ -53,17 +53,8 @@ class BasisSeparator(Separator):
     """Annealed Langevin samples of the sources of a mixture, each source under the same prior.
 
     Alone among the separators, its estimates do not sum to the mixture exactly: the method ties them to it by a
-    likelihood of deviation ``sigma_min``, and clamps them to the range of images. Both are left as they come.
-
-    Args:
-        network: the score of the prior, in units of [0,1].
-        num_sources: sources in a mixture (K).
-        update: how a step goes towards the mixture; SequentialUpdate if None.
-        sigma_max: the first noise level, in units of [0,1].
-        sigma_min: the last; those between are a geometric progression.
-        num_levels: noise levels.
-        langevin_steps: steps at each level.
-        step_size: of a step at the last level.
+    likelihood of deviation ``sigma_min``, and clamps them to the range of images. Both are left as they come. The
+    arguments are those of ``BASIS``.
     """
 
     network: ScoreNetwork

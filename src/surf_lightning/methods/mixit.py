@@ -25,11 +25,7 @@ def check_groups(batch_size: int, size: int = 2) -> None:
 
 
 def in_groups(mixtures: Tensor, size: int = 2) -> Tensor:
-    """Neighbours ``[P,N,*S]`` of ``mixtures [B,*S]``, alike however the batch is shared out; what is over is dropped.
-
-    Args:
-        mixtures: ``[B,*S]``.
-        size: N.
+    """``size`` neighbours ``[P,N,*S]`` of ``mixtures [B,*S]``, alike however the batch is shared out; drops the rest.
 
     Raises:
         UserError: there are fewer than N mixtures.

@@ -57,11 +57,8 @@ def align(estimates: Tensor, references: Tensor) -> Aligned:
     """Assign estimates to references so that the sum of their SI-SDRs is highest, in float64.
 
     A silent reference scores -80 dB with any estimate, as does the silence that pads the fewer of the two, so neither
-    takes an estimate from another. A reference without an estimate gets silence.
-
-    Args:
-        estimates: ``[B,M,T]``.
-        references: ``[B,K,T]``.
+    takes an estimate from another. A reference without an estimate gets silence. For ``estimates [B,M,T]`` and
+    ``references [B,K,T]``.
 
     Raises:
         ValueError: shapes do not match, or the estimates are not finite.

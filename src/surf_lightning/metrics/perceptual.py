@@ -124,13 +124,10 @@ def inception(weights: str | None = None) -> Features:
 class LPIPS(ImageMean):
     """Learned Perceptual Image Patch Similarity (Zhang et al., 2018), AlexNet v0.1: 0 for equal images.
 
-    Images below 32 pixels are padded with black.
-
-    Args:
-        weights: folder that holds alexnet_features.pth; by default it is downloaded.
+    Images below 32 pixels are padded with black. ``weights`` is a folder that holds alexnet_features.pth.
 
     Raises:
-        RuntimeError: the weights cannot be had.
+        RuntimeError: it does not, and the file cannot be downloaded.
     """
 
     def __init__(self, weights: str | None = None) -> None:
@@ -159,11 +156,6 @@ class FID(FrechetInceptionDistance):
     """Fréchet Inception Distance (Heusel et al., 2017) between all estimates and all references, both quantised.
 
     NaN with fewer than two images.
-
-    Args:
-        features: the network.
-        num_features: F.
-        options: those of ``torchmetrics.image.FrechetInceptionDistance``.
     """
 
     def __init__(self, features: Features, num_features: int = 2048, **options: Any) -> None:
@@ -188,12 +180,8 @@ class FID(FrechetInceptionDistance):
 class SampleQuality(FID):
     """The columns of Table 2 by one pass of Inception: ``is`` and ``is_std``, and ``fid`` against the training images.
 
-    The training images are measured once: ``reset`` and copies keep that.
-
-    Args:
-        features: the network.
-        training_images: gives them all, uint8 ``[N,C,H,W]``; each process measures its share.
-        num_features: F.
+    The ``training_images``, uint8 ``[N,C,H,W]``, are measured once: ``reset`` and copies keep that. Each process
+    measures its share.
     """
 
     logits: list[Tensor]

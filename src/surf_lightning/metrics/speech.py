@@ -31,10 +31,6 @@ INSTALL = "pip install surf-lightning[audio]"
 class SpeechMetric(PairMean):
     """The mean of a score over the pairs of an estimate and its reference that is not silent.
 
-    Args:
-        sample_rate: of the signals, in Hz.
-        options: those of ``torchmetrics.Metric``.
-
     Raises:
         ImportError: the package is missing or cannot be loaded.
         ValueError: the metric is not defined at this rate.
@@ -130,9 +126,6 @@ class DNSMOS(SpeechMetric):
     The network is ``sig_bak_ovr.onnx``: in ``weights``, laid out as torchmetrics does
     (``weights/DNSMOS/DNSMOS/sig_bak_ovr.onnx``), else as the PyPI package speechmos ships it. Nothing is downloaded. It
     hears the estimates alone, at the level they have; silence has the score the network gives it, about 1.84.
-
-    Args:
-        weights: the folder described above.
     """
 
     package = "onnxruntime"

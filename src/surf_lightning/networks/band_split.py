@@ -23,11 +23,6 @@ def mel_band_bins(n_fft: int, sample_rate: int, mel_bands: int) -> list[list[int
     Neighbours overlap. The bins at 0 Hz and at half the rate, where no filter is positive, join the first and the
     last band.
 
-    Args:
-        n_fft: samples of a frame.
-        sample_rate: in Hz.
-        mel_bands: F.
-
     Raises:
         ValueError: a band holds no bin, or the filters would fill the memory.
     """
@@ -90,11 +85,7 @@ class BandEncoder(nn.Module):
     """Maps a spectrum to tokens: one linear map per band.
 
     MelBand-RoFormer normalizes each band by its RMS first. That would hide how loud each band of each frame is, and
-    this network, without a mask on its input, could not recover it.
-
-    Args:
-        bands: the bins of each band, see :func:`mel_band_bins`.
-        features: D.
+    this network, without a mask on its input, could not recover it. ``bands``: of :func:`mel_band_bins`.
     """
 
     def __init__(self, bands: list[list[int]], features: int) -> None:
@@ -113,12 +104,7 @@ class BandEncoder(nn.Module):
 
 
 class BandDecoder(nn.Module):
-    """Maps tokens to a spectrum: RMSGroupNorm, a linear map and a GLU per band; averages a bin over its bands.
-
-    Args:
-        bands: the bins of each band, see :func:`mel_band_bins`.
-        features: D.
-    """
+    """Maps tokens to a spectrum: RMSGroupNorm, a linear map and a GLU per band; averages a bin over its bands."""
 
     def __init__(self, bands: list[list[int]], features: int) -> None:
         super().__init__()

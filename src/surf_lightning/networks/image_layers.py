@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -55,14 +55,15 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
 
 
-class FIRResample(nn.Module, ABC):
+class FIRResample(nn.Module):
     """Resamples by two with the fixed low-pass kernel outer([1,3,3,1], [1,3,3,1]) / 64, zero outside the image.
 
     Works in float32 also under autocast: CPUs have no fast bfloat16 kernel for it.
     """
 
     kernel: Tensor
-    gain = 1.0
+    gain: float
+    convolve: Callable[..., Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,28 +71,22 @@ class FIRResample(nn.Module, ABC):
         self.register_buffer("kernel", torch.outer(taps, taps)[None, None] / 64 * self.gain, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
         with full_precision(x):
-            return self._resample(x.to(self.kernel.dtype), self.kernel.expand(x.shape[1], 1, 4, 4))
-
-    @abstractmethod
-    def _resample(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Convolve ``x [N,C,H,W]`` with ``weight [C,1,4,4]``, one copy of the kernel per channel."""
+            weight = self.kernel.expand(channels, 1, 4, 4)
+            return self.convolve(x.to(weight.dtype), weight, stride=2, padding=1, groups=channels)
 
 
 class FIRDown(FIRResample):
     """Halves images, ``[N,C,H,W] -> [N,C,H/2,W/2]``."""
 
-    def _resample(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+    gain, convolve = 1.0, staticmethod(F.conv2d)
 
 
 class FIRUp(FIRResample):
     """Doubles images, ``[N,C,H,W] -> [N,C,2H,2W]``; a gain of 4 makes up for the zeros between the samples."""
 
-    gain = 4.0
-
-    def _resample(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+    gain, convolve = 4.0, staticmethod(F.conv_transpose2d)
 
 
 class FourierTime(nn.Module):
@@ -116,14 +111,9 @@ class FourierTime(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """BigGAN residual block, ``[N,C_in,H,W] -> [N,C_out,H',W']``.
+    """BigGAN residual block, ``[N,C_in,H,W] -> [N,C_out,H',W']``; without ``resample``, H and W stay.
 
-    Args:
-        in_channels: C_in.
-        out_channels: C_out.
-        embedding: D, None in an unconditional network.
-        dropout: share of the activations that dropout zeroes.
-        resample: changes H and W; they stay without it.
+    ``embedding`` is D, None in an unconditional network.
     """
 
     def __init__(

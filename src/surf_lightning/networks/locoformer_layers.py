@@ -65,14 +65,9 @@ def _convolve(convolution: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 class ConvolutionalAttention(nn.Module):
     """CMHSA: multi-head self-attention with queries, keys and values from a convolution over (N, F).
 
-    Args:
-        features: D.
-        attention: A, channels of queries, keys and values over all heads.
-        heads: attention heads.
-        kernel: frames and bands of the convolution, both odd; (1, 1) is plain MHSA.
-        rows: the axes, of B S N F = 0 1 2 3, along which attention runs separately. The other axes hold the tokens; the
-            last of them varies fastest.
-        position: position embedding of queries and keys ``[*,L,h,d]`` along the last token axis.
+    The convolution's ``kernel``, frames and bands, is odd; (1, 1) is plain MHSA. ``rows`` are the axes, of B S N F =
+    0 1 2 3, along which attention runs separately. The other axes hold the tokens; the last of them varies fastest.
+    ``position`` embeds the positions of queries and keys ``[*,L,h,d]`` along it.
     """
 
     def __init__(
@@ -105,10 +100,7 @@ class ConvolutionalAttention(nn.Module):
 class ConvSwiGLU(nn.Module):
     """Feed-forward layer: a transposed convolution of u SiLU(v), where [u, v] is a convolution of the input.
 
-    Args:
-        features: D.
-        hidden: channels of u and of v.
-        kernel: frames and bands of both convolutions; 1 leaves an axis alone.
+    u and v have ``hidden`` channels; ``kernel`` is frames and bands of both convolutions: 1 leaves an axis alone.
     """
 
     def __init__(self, features: int, hidden: int, kernel: tuple[int, int]) -> None:
@@ -179,9 +171,7 @@ class AdaptiveResidual(nn.Module):
 class TimeEmbedding(nn.Module):
     """Fourier features of t and a small perceptron, in float32 or better.
 
-    Args:
-        features: size of the embedding, even.
-        highest: highest frequency, in radians per unit of time; the lowest is 1.
+    ``features`` is even. The frequencies go from 1 to ``highest``, in radians per unit of time.
     """
 
     frequencies: Tensor

@@ -98,11 +98,10 @@ class NCSNpp(nn.Module):
         self.up_blocks, self.ups, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(multipliers))):
             stack = nn.ModuleList()
+            outer = channels * multipliers[level]
             for index in range(blocks + 1):
-                stack.append(
-                    block(width + skips.pop(), channels * multipliers[level], attended[level] and index == blocks)
-                )
-                width = channels * multipliers[level]
+                stack.append(block(width + skips.pop(), outer, attended[level] and index == blocks))
+                width = outer
             self.up_blocks.append(stack)
             self.heads.append(nn.Sequential(group_norm(width), nn.SiLU(), conv3x3(width, out_channels, scale=0.0)))
             if level > 0:

@@ -21,12 +21,7 @@ def global_norm(channels: int) -> nn.GroupNorm:
 class SkipBlock(nn.Module):
     """The block of Conv-TasNet (Luo and Mesgarani, 2019), ``[B,C,N] -> ([B,C,N], [B,C,N])``: its output and its skip.
 
-    Args:
-        channels: C.
-        hidden: channels inside the block.
-        kernel: frames of the depthwise convolution, odd.
-        dilation: frames between its taps.
-        is_last: there is no output but the skip.
+    The depthwise convolution has an odd ``kernel``. The last block has no output but the skip.
     """
 
     def __init__(self, channels: int, hidden: int, kernel: int, dilation: int, is_last: bool) -> None:

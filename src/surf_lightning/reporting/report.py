@@ -54,11 +54,7 @@ class Section(Part):
 
 
 def write_report(folders: Sequence[Path], output: Path) -> None:
-    """Compare runs: write a page and a Markdown file, and print the tables.
-
-    Args:
-        folders: the runs', e.g. runs/digits_mixit, or folders of runs, e.g. runs.
-        output: folder for report.html, report.md and its pictures.
+    """Compare the runs in ``folders``, or folders of runs: write a page and a Markdown file, and print the tables.
 
     Raises:
         UserError: a folder is no run.
@@ -93,7 +89,8 @@ def _section(data: str, everything: Sequence[Run]) -> Section:
     runs.sort(key=lambda run: run.label in SUPERVISED)  # as in the table
     sweeps = find_sweeps(runs)
     runs = [run for run in runs if not any(run in sweep.changed for sweep in sweeps)]
-    shown = _with_the_same_mixtures(runs)
+    with_examples = [run for run in runs if run.examples]
+    shown = [run for run in with_examples if same_mixtures(run.examples, with_examples[0].examples)]
     is_image = bool(shown) and shown[0].examples["mixtures"][0].ndim == 3
     missing = [f"{run.folder}: {'; '.join(run.missing)}." for run in everything if run.missing]
     missing += [f"{run.folder}: {run.unfinished}." for run in everything if run.unfinished]
@@ -117,12 +114,6 @@ def _sweep(sweep: Sweep, said: set[str]) -> Part:
     tables = [sweep_table(name, sweep, group) for name, group in group_alike(sweep.runs)]
     tables = [replace(table, protocol="") if table.protocol in said else table for table in tables]
     return Part(f"{sweep.label} with one setting changed", tuple(tables), sweep_curves(sweep.groups))
-
-
-def _with_the_same_mixtures(runs: Sequence[Run]) -> list[Run]:
-    """The runs whose examples can stand side by side: those with the mixtures of the first."""
-    with_examples = [run for run in runs if run.examples]
-    return [run for run in with_examples if same_mixtures(run.examples, with_examples[0].examples)]
 
 
 # -- the page --
