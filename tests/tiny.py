@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import lightning as L
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surf_lightning.data import Digits
+from surf_lightning.data.base import SeparationData
 from surf_lightning.engine.fit import make_trainer
 from surf_lightning.functional.randomness import ALONE, BatchRandomness, Ranks, mix_seed
 from surf_lightning.methods import MixIT
@@ -50,6 +52,22 @@ def digits(**options: Any) -> Digits:
 def trainer(folder: Path, subcommand: str = "fit", **options: Any) -> L.Trainer:
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return make_trainer(folder, subcommand, **{"accelerator": "cpu", "max_steps": 2, **quiet, **options})
+
+
+def attach(
+    data: SeparationData, rank: int = 0, world_size: int = 1, processed: int = 0, stage: str = "fit"
+) -> SeparationData:
+    """``data`` with as much of a trainer as it looks at."""
+    progress = SimpleNamespace(total=SimpleNamespace(processed=processed))
+    stub: Any = SimpleNamespace(
+        global_rank=rank,
+        world_size=world_size,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        state=SimpleNamespace(fn=SimpleNamespace(value=stage)),
+    )
+    data.trainer = stub
+    return data
 
 
 def mixit_checkpoint(folder: Path, **options: Any) -> str:

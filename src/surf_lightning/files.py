@@ -25,17 +25,10 @@ MAX_TEXT = 10_000_000  # bytes of a JSON or YAML file
 
 
 def files_under(root: Path, suffixes: tuple[str, ...], skip: Path | None = None) -> list[str]:
-    """Find the files of some kinds in a folder and its subfolders; links are followed.
+    """Files of some ``suffixes`` in a folder and its subfolders, links followed: paths relative to ``root``, sorted.
 
-    Hidden files and folders are left out, also the ``._name.wav`` that macOS leaves on other disks.
-
-    Args:
-        root: the tree's folder.
-        suffixes: e.g. ``(".wav", ".flac")``.
-        skip: a folder that is left out as well.
-
-    Returns:
-        Paths relative to ``root``, sorted.
+    Hidden files and folders are left out, also the ``._name.wav`` that macOS leaves on other disks, and the folder
+    ``skip``.
     """
     found: list[str] = []
     seen = {os.path.realpath(skip)} if skip else set()

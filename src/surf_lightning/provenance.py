@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections import defaultdict
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
@@ -25,12 +26,11 @@ def hardware(device: torch.device) -> str:
 
 def processor(information: Path = Path("/proc/cpuinfo")) -> str:
     """The CPU's model; its architecture where the system does not give the model, as on ARM."""
-    try:
-        lines = information.read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or f"{platform.processor() or platform.machine()} CPU"
+    with suppress(OSError):
+        for line in information.read_text().splitlines():
+            if line.startswith("model name") and (model := line.partition(":")[2].strip()):
+                return model
+    return f"{platform.processor() or platform.machine()} CPU"
 
 
 def commit() -> str | None:

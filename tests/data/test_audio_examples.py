@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops, WholeExamples, usable_examples
+from surf_lightning.data.audio_examples import Examples, RandomCrops, WholeExamples, usable_examples
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
 from tests.audio.trees import BROKEN, RATE, broken, noise, write
@@ -262,14 +262,6 @@ def test_a_file_that_became_shorter_is_not_padded(noises: Examples, tmp_path: Pa
 
 
 # -- what is held out --
-
-
-def test_fixed_crops_are_the_same_for_every_batch_size(noises: Examples) -> None:
-    crops = FixedCrops(noises, CROP, 4, 2)
-    assert len(crops) == 2
-    assert torch.equal(drawn(crops, range(2)), drawn(FixedCrops(noises, CROP, 2, 4), range(4)))
-    with pytest.raises(IndexError):
-        crops[2]
 
 
 def test_whole_examples_come_one_by_one(noises: Examples, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ
 from surf_lightning.networks.conv_tasnet import ConvTasNet
 from tests.audio import trees as audio_trees
 from tests.audio.trees import BROKEN, RATE, broken, noise, write
-from tests.tiny import adam, trainer
+from tests.tiny import adam, attach, trainer
 
 SMALL: dict[str, Any] = {"crop_seconds": 0.5, "batch_size": 3, "num_workers": 0}
 CROP = RATE // 2
@@ -52,14 +51,6 @@ def one(data: SeparationData) -> dict[str, Tensor]:
 
 def every(batches: Any) -> list[dict[str, Tensor]]:
     return list(batches)
-
-
-def attach(data: SeparationData, stage: str = "fit", world_size: int = 1) -> SeparationData:
-    """``data`` with as much of a trainer as it looks at."""
-    state = SimpleNamespace(fn=SimpleNamespace(value=stage))
-    stub: Any = SimpleNamespace(global_rank=0, world_size=world_size, state=state)
-    data.trainer = stub
-    return data
 
 
 def likeness(part: Tensor, whole: Tensor) -> float:
@@ -108,6 +99,8 @@ def test_libri2mix_tests_whole_utterances_and_validates_fixed_crops(libri2mix: P
     (fixed,) = every(data.validation_batches())
     (again,) = every(Libri2Mix(str(libri2mix), seed=5, **SMALL).validation_batches())
     assert torch.equal(fixed["mixtures"], again["mixtures"])
+    parts = every(Libri2Mix(str(libri2mix), **SMALL | {"batch_size": 1}).validation_batches())
+    assert torch.equal(torch.cat([part["mixtures"] for part in parts])[:3], fixed["mixtures"]), "for every batch size"
     assert torch.equal(fixed["sources"].sum(1), fixed["mixtures"])
     assert (data.monitor, data.monitor_mode, data.num_sources) == ("val/si_sdri", "max", 2)
     assert data.signal() == {"kind": "audio", "sample_rate": 16000}
@@ -166,12 +159,12 @@ def test_only_the_stage_at_hand_is_indexed(libri2mix: Path) -> None:
     for split in ("train-360", "dev"):
         (libri2mix / f"wav16k/min/{split}").rename(libri2mix / f"no_{split}")
     for stage in ("test", "predict"):
-        data: Any = attach(Libri2Mix(str(libri2mix), **SMALL), stage)
+        data: Any = attach(Libri2Mix(str(libri2mix), **SMALL), stage=stage)
         data.prepare_data()
         assert list(data._loaded) == ["test"]
     for stage in ("fit", "validate"):
         with pytest.raises(UserError):
-            attach(Libri2Mix(str(libri2mix), **SMALL), stage).prepare_data()
+            attach(Libri2Mix(str(libri2mix), **SMALL), stage=stage).prepare_data()
 
 
 def test_every_rank_validates() -> None:
@@ -494,7 +487,7 @@ def test_audioset_is_tested_on_the_sets_of_table_3(tmp_path: Path, fuss: Path, m
     audio_trees.audioset(tmp_path, IDS)
     audio_trees.librispeech(tmp_path / "LibriSpeech", 2)
     data = AudioSet(str(tmp_path), fuss_root=str(fuss), librispeech_root=str(tmp_path / "LibriSpeech"), **SMALL)
-    attach(data, "test").prepare_data()
+    attach(data, stage="test").prepare_data()
     batches = every(data.test_batches())
     assert [batch["sources"].shape[1] for batch in batches] == [4] * 4 + [2] * 4
     with warnings.catch_warnings():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
@@ -16,17 +15,7 @@ from torch import Tensor
 from surf_lightning.data import CIFAR10, MNIST, Digits, cifar
 from surf_lightning.data.base import SeparationData, TrainingBatches
 from surf_lightning.errors import UserError
-from tests.tiny import digits
-
-
-def attach(data: SeparationData, rank: int = 0, world_size: int = 1, processed: int = 0) -> SeparationData:
-    """``data`` with as much of a trainer as it looks at."""
-    progress = SimpleNamespace(total=SimpleNamespace(processed=processed))
-    fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
-    strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    stub: Any = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop, strategy=strategy)
-    data.trainer = stub
-    return data
+from tests.tiny import attach, digits
 
 
 def contents(images: Tensor) -> Counter[bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from surf_lightning import __version__
 from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import (
@@ -55,7 +56,7 @@ def saved(content: Any, path: str = "some.ckpt") -> Path:
 def valid() -> dict[str, Any]:
     separator = RegressionSeparator(regression(), 2)
     state = {f"separator.{name}": value for name, value in separator.state_dict().items()}
-    record = {"version": "0", "method": "MixIT", "separator": describe(separator)}
+    record = {"version": __version__, "method": "MixIT", "separator": describe(separator)}
     record["signal"] = {"kind": "image", "shape": [1, 8, 8]}
     return {KEY: record, "state_dict": state | {"student.x": torch.zeros(1)}}
 

@@ -13,7 +13,7 @@ from huggingface_hub.repocard_data import EvalResult, model_index_to_eval_result
 from surf_lightning.cli import main
 from surf_lightning.data import Digits
 from surf_lightning.engine.fit import fit
-from surf_lightning.inference.model_card import record_of
+from surf_lightning.inference.export import record_of
 from surf_lightning.methods import MixIT
 from tests import tiny
 from tests.inference.test_export import separators

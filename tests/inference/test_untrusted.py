@@ -17,18 +17,11 @@ from safetensors.torch import save_file
 
 from surf_lightning.cli import main
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import KEY, describe, read_checkpoint
-from surf_lightning.inference.separator import RegressionSeparator, load_separator
-from tests.tiny import regression
+from surf_lightning.inference.checkpoint import KEY, read_checkpoint
+from surf_lightning.inference.separator import load_separator
+from tests.inference.test_checkpoint import valid
 
 NETWORK = ["separator", "init_args", "network"]
-
-
-def valid() -> dict[str, Any]:
-    separator = RegressionSeparator(regression(), 2)
-    record = {"version": "0.1.0", "method": "surf_lightning.methods.mixit.MixIT", "separator": describe(separator)}
-    record["signal"] = {"kind": "image", "shape": [1, 8, 8]}
-    return {KEY: record, "state_dict": {f"separator.{name}": value for name, value in separator.state_dict().items()}}
 
 
 def saved(content: Any, path: str = "some.ckpt") -> str:

@@ -1,11 +1,16 @@
-"""How high the sounds of a recording reach, and at which rate such recordings are worth training."""
+"""Spectra of recordings: to look at, and how high their sounds reach, so at which rate they are worth training.
+
+Axes: T samples, F bands.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from surf_lightning.audio.files import BadAudio, open_audio, read_frames
 
@@ -16,6 +21,8 @@ QUIETEST = 1e-6  # of the highest spectral density: 60 dB below it is as good as
 SHARE = 0.9  # of the recordings fill the band that decides the rate
 MARGIN = 0.05  # of half the rate: what lies so little above is lost without regret
 LOOKED_AT = 100  # recordings at most
+FFT, HOP = 512, 128  # samples
+DYNAMIC_RANGE = 80.0  # dB below the loudest bin that are shown
 
 
 def band_of(path: str | Path) -> float:
@@ -26,7 +33,7 @@ def band_of(path: str | Path) -> float:
     Raises:
         BadAudio: the file cannot be read.
     """
-    power: torch.Tensor | float = 0.0
+    power: Tensor | float = 0.0
     with open_audio(path) as file:
         rate, frames = file.samplerate, file.frames
     for start in torch.linspace(0, max(0, frames - SECONDS * rate), STRETCHES).long().tolist():
@@ -35,7 +42,7 @@ def band_of(path: str | Path) -> float:
         signal = torch.nn.functional.pad(signal, (0, max(0, FRAME - len(signal))))
         spectra = torch.fft.rfft(signal.unfold(0, FRAME, FRAME // 2) * torch.hann_window(FRAME, dtype=torch.float64))
         power = power + spectra.abs().square().sum(0)
-    assert isinstance(power, torch.Tensor)
+    assert isinstance(power, Tensor)
     audible = (power > QUIETEST * power.max()).nonzero().flatten()
     return (int(audible[-1]) + 0.5) * rate / FRAME if len(audible) else 0.0
 
@@ -74,3 +81,10 @@ def lost_band(path: str | Path, sample_rate: int) -> list[str]:
         f"what lies above {sample_rate / 2000:g} kHz (its sounds reach {band / 1000:.1f} kHz) is not separated but "
         f"shared equally among the sources: the checkpoint was trained at {sample_rate:,} Hz"
     ]
+
+
+def log_spectrogram(signals: Tensor, hop: int = HOP) -> Tensor:
+    """Levels in dB of the short-time spectrum of ``signals [...,T]``, 257 bands: ``[...,F,frames]``."""
+    window = torch.hann_window(FFT, device=signals.device)
+    options: Any = {"window": window, "pad_mode": "constant", "return_complex": True}
+    return 20 * torch.stft(signals.float(), FFT, hop, **options).abs().clamp_min(1e-8).log10()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,11 @@ def decoded_blocks(path: Path, seconds: float) -> Iterator[Tensor]:
 
         convert = AudioResampler(format="dblp", layout=stream.layout.name, rate=stream.rate)
         held: list[np.ndarray] = []
-        count = 0
-        for frame in container.decode(stream):
+        empty = True
+        for frame in chain(container.decode(stream), [None]):  # None: what the converter has left
             held += [part.to_ndarray() for part in convert.resample(frame)]
-            if sum(part.shape[1] for part in held) >= seconds * stream.rate:
+            if held and (frame is None or sum(part.shape[1] for part in held) >= seconds * stream.rate):
                 yield torch.from_numpy(np.concatenate(held, 1))
-                count, held = count + 1, []
-        held += [part.to_ndarray() for part in convert.resample(None)]
-        if held:
-            yield torch.from_numpy(np.concatenate(held, 1))
-        elif not count:
+                empty, held = False, []
+        if empty:
             raise BadAudio("holds no samples")

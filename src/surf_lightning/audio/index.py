@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import soundfile
@@ -16,6 +17,7 @@ from torchmetrics.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from surf_lightning.audio.files import FASTEST, NO_FILE, BadAudio, file_state, is_cut_short, open_audio, read_frames
+from surf_lightning.errors import UserError
 from surf_lightning.files import replacing
 
 CACHE_NAME = ".surf-audio-index.npz"
@@ -83,10 +85,9 @@ def _prefetch_ends(path: str | Path) -> None:
 
 
 def _check_truncation(path: str | Path, file: soundfile.SoundFile) -> None:
-    if is_cut_short(path) or (file.format == "OGG" and _ogg_is_truncated(path)):
-        raise BadAudio("truncated: the file ends before its audio does")
     tail = min(file.frames, BLOCK // 16)
-    if len(read_frames(file, file.frames - tail, tail)) < tail:
+    is_cut = is_cut_short(path) or (file.format == "OGG" and _ogg_is_truncated(path))
+    if is_cut or len(read_frames(file, file.frames - tail, tail)) < tail:
         raise BadAudio("truncated: the file ends before its audio does")
 
 
@@ -178,11 +179,9 @@ def _read_cache(root: Path) -> dict[str, Examined]:
             unpacked = sum(member.file_size for member in cache.zip.infolist())
             if unpacked > max(UNPACKED, PACKING * path.stat().st_size) or cache["version"] != VERSION:
                 continue
-            names, reasons = ([os.fsdecode(text) for text in cache[column].tolist()] for column in ("path", "reason"))
-            numbers = cache["numbers"].tolist()
-            known |= {
-                name: Examined._make((*row, reason)) for name, row, reason in zip(names, numbers, reasons, strict=True)
-            }
+            columns = (cache[name].tolist() for name in ("path", "numbers", "reason"))
+            for name, row, reason in zip(*columns, strict=True):
+                known[os.fsdecode(name)] = Examined._make((*row, os.fsdecode(reason)))
     return known
 
 
@@ -190,24 +189,20 @@ def _write_cache(root: Path, files: dict[str, Examined]) -> None:
     paths = np.array([os.fsencode(path) for path in files])
     reasons = np.array([os.fsencode(file.reason) for file in files.values()])
     numbers = np.array([file[:4] for file in files.values()], np.int64)
-
-    def save(file: IO[bytes]) -> None:
-        np.savez_compressed(file, version=VERSION, path=paths, reason=reasons, numbers=numbers)
-
-    if not _write(root, ".npz", save):
-        rank_zero_warn(
-            f"the index of {root} cannot be saved, neither there nor in the cache folder: it will be made again"
-        )
+    content = io.BytesIO()
+    np.savez_compressed(content, version=VERSION, path=paths, reason=reasons, numbers=numbers)
+    if not _write(root, ".npz", content.getvalue()):
+        rank_zero_warn(f"the index of {root} cannot be saved, there or in the cache folder: it will be made again")
 
 
-def _write(root: Path, suffix: str, write: Callable[[IO[bytes]], object]) -> Path | None:
+def _write(root: Path, suffix: str, content: bytes) -> Path | None:
     """Write a file of the index of ``root``; returns its path, None where nothing can be written."""
     for cache in _cache_files(root):
         path = cache.with_suffix(suffix)
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, shared=True) as file:
-                write(file)
+                file.write(content)
             return path
     return None
 
@@ -215,11 +210,26 @@ def _write(root: Path, suffix: str, write: Callable[[IO[bytes]], object]) -> Pat
 # -- what is wrong --
 
 
+def most_skipped(max_bad_share: float, count: int) -> int:
+    """How many of ``count`` items of a set may be unusable; one never is too many."""
+    return max(1, int(max_bad_share * count))
+
+
+def report_skipped(
+    root: Path, reasons: dict[str, str], skipped: str, bad: int, count: int, max_bad_share: float
+) -> None:
+    """Warn of what is ``skipped``; raises UserError if that is all of a set's ``count`` items, or too many."""
+    said = f"{root}: {skipped}: {bad} of {count}"
+    if bad == count or bad > most_skipped(max_bad_share, count):
+        limit = f"more than the share data.max_bad_share = {max_bad_share} allows"
+        raise UserError(f"{said}, {limit}:\n{format_skipped(root, reasons)}")
+    rank_zero_warn(f"{said}:\n{format_skipped(root, reasons)}")
+
+
 def format_skipped(root: Path, reasons: dict[str, str]) -> str:
     """``reasons`` by path, a line each; of very many all go to a file, which the last line names."""
     lines = [f"  {path}: {reason}" for path, reason in reasons.items()]
     if len(lines) > MAX_LISTED:
-        text = os.fsencode("\n".join(lines) + "\n")
-        where = _write(root, ".skipped.txt", lambda file: file.write(text))
+        where = _write(root, ".skipped.txt", os.fsencode("\n".join(lines) + "\n"))
         lines[MAX_LISTED:] = [f"  and {len(lines) - MAX_LISTED} more" + (f", all listed in {where}" if where else "")]
     return "\n".join(lines)

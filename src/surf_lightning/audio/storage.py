@@ -13,11 +13,11 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock
 
-from surf_lightning.audio.files import BadAudio
+from surf_lightning.audio.files import BadAudio, file_state
 from surf_lightning.errors import UserError
 from surf_lightning.files import make_writable, partial_path
 
@@ -28,45 +28,38 @@ class BadChunk(BadAudio):
     """A chunk is not what the index says, however often it is fetched."""
 
 
-class Storage(Protocol):
-    """Files by their names."""
-
-    def get(self, name: str, target: Path) -> None:
-        """Copy a file to ``target``; raises UserError."""
-
-    def put(self, source: Path, name: str) -> None:
-        """Move a file there; raises UserError."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is a file; raises UserError."""
-
-
-def storage(url: str) -> Storage:
+def storage(url: str) -> LocalFolder | Bucket:
     """The storage at ``s3://BUCKET/FOLDER``, or the folder ``url``."""
     return Bucket(url) if url.startswith("s3://") else LocalFolder(Path(url).expanduser())
 
 
 class LocalFolder:
-    """A folder of this machine."""
+    """Files in a folder of this machine, by their names."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def get(self, name: str, target: Path) -> None:
+        """Copy a file to ``target``."""
         shutil.copyfile(self.root / name, target)
 
     def put(self, source: Path, name: str) -> None:
+        """Move a file there; raises UserError."""
         make_writable(self.root)
         shutil.copyfile(source, partial_path(self.root / name))
         os.replace(partial_path(self.root / name), self.root / name)
         source.unlink()
 
     def has(self, name: str) -> bool:
+        """Whether there is a file."""
         return (self.root / name).is_file()
 
 
 class Bucket:
-    """A folder of a bucket. A client a request: processes that fork cannot share one, and a chunk costs far more."""
+    """The same of a folder of a bucket; what fails is a UserError.
+
+    A client a request: processes that fork cannot share one, and a chunk costs far more.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -101,18 +94,11 @@ class Bucket:
 
 
 class Chunks:
-    """Paths of a set's chunks on this machine, fetched when they are first asked for.
+    """A set's chunks on this machine, fetched when they are first asked for; each must have its SHA-256 in ``hashes``.
 
-    All processes of a machine share the folder of the cache; those chunks go that were touched longest ago. A chunk
-    that goes while it is read is fetched again.
-
-    Args:
-        url: of the set.
-        names: of its chunks.
-        sizes: in bytes.
-        hashes: SHA-256, in hexadecimal; a chunk that is fetched must have it.
-        cache: the folder; used for storage that is no folder itself.
-        limit: of the cache, in bytes.
+    All processes of a machine share the folder of the ``cache``, which storage that is a folder itself does not need.
+    Beyond its ``limit``, in bytes, those chunks go that were touched longest ago. One that goes while it is read is
+    fetched again.
 
     Raises:
         UserError: a name is not that of a chunk: it would be read, or written, elsewhere.
@@ -156,13 +142,13 @@ class Chunks:
 
     def _fetch(self, chunk: int) -> None:
         path = self.folder / self.names[chunk]
-        if chunk in self.bad:
-            raise BadChunk(f"{self.url}/{path.name}: its hash is not that of the index")
-        if not path.exists():
+        if not path.exists() and chunk not in self.bad:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f".{path.name}.lock"):
                 if not path.exists():
                     self._download(chunk, path)
+        if chunk in self.bad:
+            raise BadChunk(f"{self.url}/{path.name}: its hash is not that of the index")
         with suppress(FileNotFoundError):
             os.utime(path)
 
@@ -178,17 +164,14 @@ class Chunks:
                 return
         partial.unlink()
         self.bad.add(chunk)
-        raise BadChunk(f"{self.url}/{path.name}: its hash is not that of the index")
 
     def _make_room(self, size: int) -> None:
         files = []
         for path in self.folder.glob("*.tar"):
             with suppress(FileNotFoundError):
-                status = path.stat()
-                files.append((status.st_mtime_ns, status.st_size, path))
-        total = sum(file[1] for file in files) + size
+                files.append((*file_state(path)[::-1], path))
+        total = sum(freed for _, freed, _ in files) + size
         for _, freed, path in sorted(files):
-            if total <= self.limit:
-                return
-            path.unlink(missing_ok=True)
-            total -= freed
+            if total > self.limit:
+                path.unlink(missing_ok=True)
+                total -= freed

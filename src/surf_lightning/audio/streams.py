@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -139,35 +140,26 @@ def quantise(sources: Tensor, step: float) -> Tensor:
     return sums.diff(dim=1, prepend=torch.zeros_like(sums[:, :1]))
 
 
+@dataclass
 class SourceWriter:
-    """Writes K files of one length side by side; if a sample would clip, all of them become float32.
+    """Writes K files of one length side by side; if a sample would clip, all of them become float32."""
 
-    A context manager: the files are complete at their ``partial_path``s when it ends, and gone after an error.
+    stem: Path
+    """Its name stands for ``{stem}`` in the files' names."""
+    num_sources: int
+    rate: int
+    channels: int
+    samples: int
+    """Expected of each file, over all channels."""
+    format: SampleFormat
+    """Of the files while nothing clips."""
+    names: str = NAMES
+    """Of the files without the suffix; ``{source}`` counts from 1."""
+    clipped: bool = False
+    written: int = 0
 
-    Args:
-        stem: a path whose name stands for ``{stem}`` in the files' names.
-        num_sources: K.
-        rate: in Hz.
-        channels: C.
-        samples: expected of each file, over all channels.
-        sample_format: of the files while nothing clips.
-        names: of the files without the suffix; ``{source}`` counts from 1.
-    """
-
-    def __init__(
-        self,
-        stem: Path,
-        num_sources: int,
-        rate: int,
-        channels: int,
-        samples: int,
-        sample_format: SampleFormat,
-        names: str = NAMES,
-    ) -> None:
-        self.stem, self.num_sources, self.rate, self.channels, self.samples = stem, num_sources, rate, channels, samples
-        self.names = names
-        self.format = sample_format.for_size(samples)
-        self.clipped, self.written = False, 0
+    def __post_init__(self) -> None:
+        self.format = self.format.for_size(self.samples)
         self._files = self._open()
 
     @property
@@ -183,8 +175,7 @@ class SourceWriter:
             raise OSError(NO_ROOM) from error
 
     def _append(self, sources: Tensor) -> None:
-        step = self.format.step
-        if step is not None:
+        if step := self.format.step:
             rounded = quantise(sources, step)
             if rounded.numel() and (rounded.max() > 1 - step or rounded.min() < -1):
                 self._switch_to_float()
@@ -194,14 +185,8 @@ class SourceWriter:
             file.write(source.T.numpy())
         self.written += sources.shape[-1]
 
-    def __enter__(self) -> SourceWriter:
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self.close(complete=error is None)
-
     def close(self, complete: bool) -> None:
-        """End the files: they are on disk, or removed where they are not ``complete``."""
+        """End the files: they are on disk at their ``partial_path``s, or removed where they are not ``complete``."""
         for file, path in zip(self._files, self.paths, strict=True):
             try:
                 file.close()
@@ -214,34 +199,21 @@ class SourceWriter:
 
     def _check(self, path: Path) -> None:
         """Closing a file writes its header, and says nothing when it cannot."""
-        try:
-            whole = soundfile.info(os.fsencode(path)).frames == self.written
-        except soundfile.LibsndfileError:
-            whole = False
-        if not whole:
-            raise OSError(NO_ROOM)
+        with suppress(soundfile.LibsndfileError):
+            if soundfile.info(os.fsencode(path)).frames == self.written:
+                return
+        raise OSError(NO_ROOM)
 
     def _open(self) -> list[soundfile.SoundFile]:
-        return [
-            soundfile.SoundFile(
-                os.fsencode(partial_path(path)),
-                "w",
-                self.rate,
-                self.channels,
-                self.format.subtype,
-                self.format.endian,
-                self.format.container,
-            )
-            for path in self.paths
-        ]
+        coding = (self.format.subtype, self.format.endian, self.format.container)
+        names = [os.fsencode(partial_path(path)) for path in self.paths]
+        return [soundfile.SoundFile(name, "w", self.rate, self.channels, *coding) for name in names]
 
     def _switch_to_float(self) -> None:
-        old_files, old_paths = self._files, [partial_path(path) for path in self.paths]
-        for file in old_files:
+        aside = []
+        for file, path in zip(self._files, map(partial_path, self.paths), strict=True):
             file.close()
-        aside = [path.with_suffix(".integers.partial") for path in old_paths]
-        for old, new in zip(old_paths, aside, strict=True):
-            os.replace(old, new)
+            aside.append(path.replace(path.with_suffix(".integers.partial")))
         self.format, self.clipped = self.format.as_float().for_size(self.samples), True
         self._files = self._open()
         for path, file in zip(aside, self._files, strict=True):

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from surf_lightning.audio.spectrogram import DYNAMIC_RANGE, log_spectrogram
+from surf_lightning.audio.band import DYNAMIC_RANGE, log_spectrogram
 from surf_lightning.data.base import undeclared
 from surf_lightning.files import replacing
 from surf_lightning.metrics.audio import align_by_si_sdr

@@ -15,10 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
-from torchmetrics.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from surf_lightning.audio.index import BAR_DELAY, format_skipped
+from surf_lightning.audio.index import BAR_DELAY, report_skipped
 from surf_lightning.data.audio import AudioMetrics, Part, check_share, si_sdr_columns
 from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.errors import UserError
@@ -26,15 +25,6 @@ from surf_lightning.files import files_under
 from surf_lightning.functional.randomness import Ranks, mix_seed
 from surf_lightning.inference.array_files import ARRAYS, AVERAGES, is_average, read_array
 from surf_lightning.metrics.images import ImageMetrics
-
-
-class Statistics(NamedTuple):
-    """Of a mixture's values."""
-
-    lowest: float
-    highest: float
-    mean: float
-    square: float
 
 
 class Scale(NamedTuple):
@@ -59,7 +49,8 @@ class Files(NamedTuple):
     folders: list[Path]
     names: list[str]
     shape: list[int]
-    statistics: list[Statistics]
+    statistics: list[tuple[float, ...]]
+    """Of each mixture: lowest and highest value, mean, mean square."""
 
 
 class ArrayBatches(Dataset[dict[str, Tensor]]):
@@ -179,7 +170,7 @@ class Arrays(SeparationData):
         self.scaling, self.given_scale, self.max_bad_share = scaling, scale, check_share("max_bad_share", max_bad_share)
         self.validation_share, self.split_seed, self.num_validation = validation_share, split_seed, num_validation
         if source_roots:
-            self.monitor, self.monitor_mode = "val/psnr" if scaling == "range" else "val/si_sdri", "max"
+            self.monitor = "val/psnr" if scaling == "range" else "val/si_sdri"
 
     @cached_property
     def files(self) -> Files:
@@ -190,7 +181,7 @@ class Arrays(SeparationData):
             why = f"holds no mixtures ({', '.join((*ARRAYS, *AVERAGES))})" if folders[0].is_dir() else "is no folder"
             raise UserError(f"{folders[0]} {why}: name the folder of your mixtures, --data.root FOLDER")
         shapes: dict[str, list[tuple[int, ...]]] = {}
-        statistics: dict[str, Statistics] = {}
+        statistics: dict[str, tuple[float, ...]] = {}
         faults: dict[str, str] = {}
         for name in tqdm(names, desc=f"Reading {self.root}", unit="file", delay=BAR_DELAY):
             try:
@@ -202,18 +193,11 @@ class Arrays(SeparationData):
         for name, found in shapes.items():
             if other := [shape for shape in found if shape != common]:
                 faults[name] = f"is {list(other[0])}, others are {list(common)}"
-        self._report(faults, len(names))
+        if faults:
+            skipped = "files that cannot be used"
+            report_skipped(Path(self.root), faults, skipped, len(faults), len(names), self.max_bad_share)
         good = [name for name in names if name not in faults]
         return Files(folders, good, list(common), [statistics[name] for name in good])
-
-    def _report(self, faults: dict[str, str], count: int) -> None:
-        if not faults:
-            return
-        skipped = f"{self.root}: files that cannot be used: {len(faults)} of {count}"
-        if len(faults) == count or len(faults) > max(1, int(self.max_bad_share * count)):
-            limit = f"more than the share data.max_bad_share = {self.max_bad_share} allows"
-            raise UserError(f"{skipped}, {limit}:\n{format_skipped(Path(self.root), faults)}")
-        rank_zero_warn(f"{skipped}:\n{format_skipped(Path(self.root), faults)}")
 
     @cached_property
     def parts(self) -> dict[Part, list[int]]:
@@ -247,19 +231,20 @@ class Arrays(SeparationData):
         )
         return first, second
 
-    def _batches(self, kind: type[ArrayBatches], part: Part, size: int, most: int | None = None) -> ArrayBatches:
+    def _batches(
+        self, kind: type[ArrayBatches], part: Part, size: int, ranks: Ranks, most: int | None = None
+    ) -> Batches:
         names = [self.files.names[i] for i in self.parts[part]][:most]
-        return kind(self.files.folders, names, self.scale, size, self.seed, self._ranks())
+        return kind(self.files.folders, names, self.scale, size, self.seed, ranks)
 
     def training_batches(self, ranks: Ranks) -> Batches:
-        batches = self._batches(ArrayBatches, "train", self.batch_size)
-        batches.ranks = ranks
-        return batches
+        return self._batches(ArrayBatches, "train", self.batch_size, ranks)
 
     def validation_batches(self) -> Batches:
-        count, world = min(self.num_validation, len(self.parts["validation"])), self._ranks().world_size
-        size = max(1, min(self.batch_size, count // world))
-        return self._batches(FixedArrays, "validation", size, count // size * size)  # all batches are full, see MixIT
+        count, ranks = min(self.num_validation, len(self.parts["validation"])), self._ranks()
+        size = max(1, min(self.batch_size, count // ranks.world_size))
+        full = count // size * size  # all batches are, see MixIT
+        return self._batches(FixedArrays, "validation", size, ranks, full)
 
     def test_batches(self) -> Batches:
         if not self.source_roots:
@@ -267,8 +252,9 @@ class Arrays(SeparationData):
                 f"{self.root} has no true sources to test against (data.source_roots): look at its held-out loss by "
                 "surf validate, or at what surf separate makes of it"
             )
-        size = max(1, min(self.batch_size, len(self.parts["test"]) // self._ranks().world_size))
-        return self._batches(FixedArrays, "test", size)
+        ranks = self._ranks()
+        size = max(1, min(self.batch_size, len(self.parts["test"]) // ranks.world_size))
+        return self._batches(FixedArrays, "test", size, ranks)
 
     def metrics(self) -> Metric:
         return ImageMetrics() if self.scaling == "range" else ArrayMetrics(si_sdr_columns())
@@ -287,9 +273,9 @@ class Arrays(SeparationData):
         return {"kind": "image", "shape": self.files.shape, "values": [self.scale.center, self.scale.half]}
 
 
-def _statistics(mixture: np.ndarray) -> Statistics:
+def _statistics(mixture: np.ndarray) -> tuple[float, ...]:
     lowest, highest = float(mixture.min()), float(mixture.max())
     if lowest == highest:
         raise ValueError(f"is {lowest:g} everywhere")
     values = mixture.astype(np.float64)
-    return Statistics(lowest, highest, float(values.mean()), float(np.square(values).mean()))
+    return lowest, highest, float(values.mean()), float(np.square(values).mean())

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import Subset
 from torchmetrics import Metric, MetricCollection
 
 from surf_lightning.data.audio_examples import (
     Examples,
-    FixedCrops,
     RandomCrops,
     Readable,
     WholeExamples,
@@ -31,12 +31,9 @@ HELD_OUT_BATCH = 8  # at most: a large training batch goes through its network i
 
 
 class AudioMetrics(Metric):
-    """Several metrics by one ``update(estimates, sources, mixtures)``; each takes of the three what it needs.
+    """Metrics whose updates name their arguments estimates, references, mixtures: each takes what it needs.
 
-    Args:
-        columns: metrics whose updates name their arguments estimates, references, mixtures.
-        num_scored: only the first so many sources are scored, by the estimates that serve them when all sources are
-            served; by default all.
+    Only the first ``num_scored`` sources are scored, by the estimates that serve them when all sources are served.
     """
 
     full_state_update = False
@@ -110,7 +107,6 @@ class AudioMixtures(SeparationData):
     monitor_mode = "max"
     single_source_share = 0.0
     crops: type[RandomCrops] = RandomCrops
-    fixed_crops: type[FixedCrops] = FixedCrops
     num_sources: int | None
     """Rows of ``sources`` where there is truth, those beyond a mixture's own being 0."""
 
@@ -172,11 +168,14 @@ class AudioMixtures(SeparationData):
         return examples.select(np.sort(order[: max(1, round(self.train_share * len(examples)))]))
 
     def validation_batches(self) -> Batches:
-        examples = self.examples("validation")
         # All batches are full, for MixIT cannot use one of a single mixture, and every rank has one.
         size = min(self.batch_size, HELD_OUT_BATCH)
-        num_batches = min(self.num_validation, self._num_crops(examples)) // size
-        return self.fixed_crops(examples, self.crop, size, max(num_batches, self._ranks().world_size))
+        num_batches = min(self.num_validation, self._num_crops(self.examples("validation"))) // size
+        return Subset(self.held_out_crops(size), range(max(num_batches, self._ranks().world_size)))
+
+    def held_out_crops(self, batch_size: int) -> Batches:
+        """Random crops to validate on, the same for every run and number of ranks: of which the first are taken."""
+        return self.crops(self.examples("validation"), self.crop, batch_size)
 
     def _num_crops(self, examples: Readable) -> int:
         return len(examples)

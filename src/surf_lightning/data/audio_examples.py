@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchmetrics.utilities import rank_zero_warn
 
 from surf_lightning.audio.files import BadAudio, Resampler, read_crop
-from surf_lightning.audio.index import SILENT, Examined, format_skipped, index_audio
+from surf_lightning.audio.index import SILENT, Examined, index_audio, most_skipped, report_skipped
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks, mix_seed
 from surf_lightning.metrics.audio import is_active
@@ -25,70 +25,55 @@ MAX_DRAWS = 100  # for one crop: if all are silent, something is wrong with the 
 NOTHING = b""  # in place of the name of a source that does not exist or is silent
 
 
-class Readable(Protocol):
-    """What crops are drawn from: N mixtures, each read by its number."""
+@dataclass(frozen=True)
+class Readable(ABC):
+    """What crops are drawn from: N mixtures, each read by its number.
 
-    @property
-    def root(self) -> str | Path: ...
+    What is known of each mixture is kept in arrays: workers share their memory, but would copy lists of millions.
+    """
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """``[N]`` samples."""
+    root: str | Path
+    lengths: np.ndarray
+    """``[N]`` samples at ``sample_rate``."""
+    failures_left: int
+    """How many more may turn out unusable before it is an error."""
+    columns: ClassVar[tuple[str, ...]]
+    """The arrays of N."""
 
-    @property
-    def failures_left(self) -> int:
-        """How many more may turn out unusable before it is an error."""
+    def __len__(self) -> int:
+        return len(self.lengths)
 
-    def __len__(self) -> int: ...
+    def select(self, which: np.ndarray) -> Self:
+        """Those of a mask ``[N]``, or of a list of numbers."""
+        return replace(self, **{name: getattr(self, name)[which] for name in self.columns})
 
+    @abstractmethod
     def path(self, example: int) -> str:
         """Where a mixture is, for messages."""
 
-    def select(self, which: np.ndarray) -> Readable:
-        """Those of a mask ``[N]``, or of a list of numbers."""
-
+    @abstractmethod
     def read(self, example: int, start: int = 0, count: int | None = None) -> Tensor:
-        """Samples ``[start, start + count)`` of mixture and sources, ``[1+K,T]``; raises BadAudio."""
+        """Mixture and sources ``[1+K,T]``: ``count`` samples from ``start`` on, or all; those beyond the end are 0.
+
+        Raises:
+            BadAudio: they cannot be read; names the file.
+        """
 
 
 @dataclass(frozen=True)
-class Examples:
-    """The usable mixtures of a set, each with its sources where they are known.
+class Examples(Readable):
+    """The usable mixtures of a set, each with its sources where they are known."""
 
-    Names are kept in arrays: workers share their memory, but would copy lists of millions of strings.
-    """
-
-    root: Path
     files: np.ndarray
     """``[N,1+K]``: the path of the mixture, relative to ``root``, and those of its sources."""
-    lengths: np.ndarray
-    """``[N]`` samples at ``sample_rate``."""
     sample_rate: int
-    failures_left: int
-    """How many more examples may turn out unusable before it is an error."""
-
-    def __len__(self) -> int:
-        return len(self.files)
+    columns = ("files", "lengths")
 
     def path(self, example: int, part: int = 0) -> str:
         """The file of an example's mixture, or that of its source ``part - 1``."""
         return os.path.join(self.root, os.fsdecode(self.files[example, part]))
 
-    def select(self, which: np.ndarray) -> Examples:
-        """The examples of a mask ``[N]``, or of a list of numbers."""
-        return replace(self, files=self.files[which], lengths=self.lengths[which])
-
     def read(self, example: int, start: int = 0, count: int | None = None) -> Tensor:
-        """Mixture and sources ``[1+K,T]``.
-
-        Args:
-            example: its number.
-            start: the first sample.
-            count: T, by default up to the end; samples beyond it are 0.
-
-        Raises:
-            BadAudio: a file cannot be read; names it.
-        """
         left = int(self.lengths[example]) - start
         count = left if count is None else count
         signals = torch.zeros(self.files.shape[1], count)
@@ -120,14 +105,14 @@ def usable_examples(
 
     Args:
         root: the folder of the set.
-        rows: for each example the file of its mixture, then those of any sources, relative to ``root``.
-        num_sources: K, the most that a row has; 0 if the rows are mixtures alone.
+        rows: for each example the file of its mixture, then those of any sources (up to ``num_sources``) in ``root``.
+        num_sources: K.
         sample_rate: in Hz, of what is read.
-        max_bad_share: of the examples. One bad example is never too many.
+        max_bad_share: of the examples.
         name_error: the reason why a mixture of this name cannot be used, or "".
 
     Raises:
-        UserError: more than ``max_bad_share`` of the examples are bad, or all.
+        UserError: too many of the examples are bad.
     """
     paths = list(dict.fromkeys(path for row in rows for path in row))
     index = dict(zip(paths, index_audio(root, paths), strict=True))
@@ -140,19 +125,14 @@ def usable_examples(
         reasons |= faults
 
     num_bad = len(rows) - len(good)
-    allowed = max(1, int(max_bad_share * len(rows)))
     if reasons:
-        skipped = f"{root}: bad files: {len(reasons)}; examples skipped for them: {num_bad} of {len(rows)}"
-        if not good or num_bad > allowed:
-            limit = f"more than the share data.max_bad_share = {max_bad_share} allows"
-            raise UserError(f"{skipped}, {limit}:\n{format_skipped(root, reasons)}")
-        rank_zero_warn(f"{skipped}:\n{format_skipped(root, reasons)}")
-
+        skipped = f"bad files: {len(reasons)}; examples skipped for them"
+        report_skipped(root, reasons, skipped, num_bad, len(rows), max_bad_share)
     files = [[row[0], *(source for source in row[1:] if index[source].reason != SILENT)] for row in good]
     names = np.array([[os.fsencode(name) for name in row] + [NOTHING] * (1 + num_sources - len(row)) for row in files])
     mixtures = (index[row[0]] for row in good)
     lengths = np.array([Resampler(mixture.rate, sample_rate).length(mixture.frames) for mixture in mixtures])
-    return Examples(root, names, lengths, sample_rate, allowed - num_bad)
+    return Examples(root, lengths, most_skipped(max_bad_share, len(rows)) - num_bad, names, sample_rate)
 
 
 def _faults(row: Sequence[str], index: dict[str, Examined], name_error: str) -> dict[str, str]:
@@ -215,11 +195,7 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
         return self.examples.path(self._drawn(first + row)[0])
 
     def draw(self, position: int) -> Tensor:
-        """Crop number ``position``, ``[1+K,T]``.
-
-        Raises:
-            UserError: too many files cannot be read, or many crops in a row are silent.
-        """
+        """Crop number ``position``, ``[1+K,T]``; raises UserError where too many are silent or cannot be read."""
         return self._drawn(position)[1]
 
     def _drawn(self, position: int) -> tuple[int, Tensor]:
@@ -268,22 +244,6 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
             )
 
 
-class FixedCrops(RandomCrops):
-    """The first ``num_batches`` batches of random crops by a fixed seed: the same for every run and number of ranks."""
-
-    def __init__(self, examples: Readable, crop: int, batch_size: int, num_batches: int) -> None:
-        super().__init__(examples, crop, batch_size)
-        self.num_batches = num_batches
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __getitem__(self, batch: int) -> dict[str, Tensor]:
-        if batch >= len(self):
-            raise IndexError(batch)
-        return super().__getitem__(batch)
-
-
 class WholeExamples(Dataset[dict[str, Tensor]]):
     """Item j is example j from beginning to end: ``mixtures [1,T]``, ``sources [1,K,T]``."""
 
@@ -294,8 +254,6 @@ class WholeExamples(Dataset[dict[str, Tensor]]):
         return len(self.examples)
 
     def __getitem__(self, example: int) -> dict[str, Tensor]:
-        if example >= len(self):
-            raise IndexError(example)
         try:
             return as_batch(self.examples.read(example).unsqueeze(0))
         except BadAudio as error:

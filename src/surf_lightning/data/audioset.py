@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
@@ -30,10 +30,6 @@ def youtube_id(path: str) -> str | None:
     """The video that a file is a clip of, by its name; None if that is no name of a clip."""
     match = CLIP.fullmatch(Path(path).stem)
     return match[1] if match else None
-
-
-def _name_error(path: str) -> str:
-    return "" if youtube_id(path) else "wrongly named: neither <YTID> nor <YTID>_<start>_<end>"
 
 
 def listed_ids(segments: Path) -> set[str]:
@@ -86,16 +82,13 @@ class AudioSet(Folder):
                 raise UserError(f"none of the {len(listed)} videos of {lists} has a clip in {root}")
             if absent:
                 rank_zero_warn(f"{absent} of the {len(listed)} videos of {lists} have no clip in {root}")
-        return self._usable(root, [[clip] for clip in clips], name_error=_name_error)
+        wrong = "wrongly named: neither <YTID> nor <YTID>_<start>_<end>"
+        return self._usable(root, [[clip] for clip in clips], name_error=lambda name: "" if youtube_id(name) else wrong)
 
     @cached_property
     def tests(self) -> list[AudioMixtures]:
         """The sets of Table 3 that are given."""
-        options: dict[str, Any] = {
-            "sample_rate": self.sample_rate,
-            "max_bad_share": self.max_bad_share,
-            "weights": self.weights,
-        }
+        options: Any = {name: getattr(self, name) for name in ("sample_rate", "max_bad_share", "weights")}
         tests: list[AudioMixtures] = []
         if self.fuss_root:
             tests.append(FUSS(self.fuss_root, **options))
@@ -132,21 +125,16 @@ class MetricsByNumberOfSources(Metric):
 
     def __init__(self, sets: list[AudioMixtures]) -> None:
         super().__init__()
-        self.numbers = [each.num_sources for each in sets]
-        for number, each in zip(self.numbers, sets, strict=True):
-            self.add_module(f"of_{number}", each.test_metrics())
-
-    def _of(self, number: int | None) -> Any:
-        return self.get_submodule(f"of_{number}")
+        self.sets: Any = nn.ModuleDict({str(each.num_sources): each.test_metrics() for each in sets})
 
     def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
         """Count ``estimates [B,M,T]`` against ``sources [B,K,T]`` by the metrics of the set of K rows."""
-        self._of(sources.shape[1]).update(estimates, sources, mixtures)
+        self.sets[str(sources.shape[1])].update(estimates, sources, mixtures)
 
     def compute(self) -> dict[str, Tensor]:
-        return {name: value for number in self.numbers for name, value in self._of(number).compute().items()}
+        return {name: value for each in self.sets.values() for name, value in each.compute().items()}
 
     def reset(self) -> None:
         super().reset()
-        for number in self.numbers:
-            self._of(number).reset()
+        for each in self.sets.values():
+            each.reset()

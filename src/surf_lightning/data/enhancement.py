@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, si_sdr_columns
-from surf_lightning.data.audio_examples import Examples, FixedCrops, RandomCrops, WholeExamples
+from surf_lightning.data.audio_examples import Examples, RandomCrops
 from surf_lightning.data.base import Batches
 from surf_lightning.data.folder import SHARE, Folder
 from surf_lightning.errors import UserError
@@ -26,9 +26,6 @@ class Alternating(Dataset[dict[str, Tensor]]):
 
     def __init__(self, speech: RandomCrops, noise: RandomCrops) -> None:
         self.speech, self.noise = speech, noise
-
-    def __len__(self) -> int:
-        return len(self.speech)  # type: ignore[arg-type]
 
     def __getitem__(self, batch: int) -> dict[str, Tensor]:
         mixtures = torch.stack([each[batch]["mixtures"] for each in (self.speech, self.noise)], 1)
@@ -84,7 +81,7 @@ class Enhancement(Folder):
         self.clean_root = clean_root
         self.noise = Folder(noise_root, validation_share, **options)
         if clean_root:
-            self.monitor, self.monitor_mode = AudioMixtures.monitor, AudioMixtures.monitor_mode
+            self.monitor = AudioMixtures.monitor
 
     @cached_property
     def recordings(self) -> Examples:
@@ -92,7 +89,7 @@ class Enhancement(Folder):
             return super().recordings
         root, clean = Path(self.root).expanduser(), Path(self.clean_root).expanduser().absolute()
         found = self._usable(root, [[path, os.fspath(clean / path)] for path in self.found()], num_sources=1)
-        return WithNoise(found.root, found.files, found.lengths, found.sample_rate, found.failures_left)
+        return WithNoise(**vars(found))
 
     def load(self, part: Part) -> Examples:
         if self.clean_root is None:
@@ -109,16 +106,11 @@ class Enhancement(Folder):
         speech = RandomCrops(self.trained_on(), self.crop, half, self.seed, ranks)
         return Alternating(speech, RandomCrops(self.noise.examples("train"), self.crop, half, self.seed + 1, ranks))
 
-    def validation_batches(self) -> Batches:
-        batches = super().validation_batches()
-        if self.clean_root is not None or not isinstance(batches, FixedCrops):
-            return batches
-        half = batches.batch_size // 2
-        speech = FixedCrops(batches.examples, self.crop, half, len(batches))
-        return Alternating(speech, FixedCrops(self.noise.examples("validation"), self.crop, half, len(batches)))
-
-    def test_batches(self) -> Batches:
-        return WholeExamples(self.examples("test"))
+    def held_out_crops(self, batch_size: int) -> Batches:
+        if self.clean_root is not None:
+            return super().held_out_crops(batch_size)
+        sets = (self.examples("validation"), self.noise.examples("validation"))
+        return Alternating(*(RandomCrops(each, self.crop, batch_size // 2) for each in sets))
 
     def metrics(self) -> Metric:
         return SpeechMetrics(si_sdr_columns())

@@ -42,7 +42,6 @@ class Folder(AudioMixtures):
     """
 
     monitor = "val/momi"
-    monitor_mode = "max"
 
     def __init__(
         self,

@@ -46,9 +46,8 @@ class FolderWithTruth(Folder):
     ) -> None:
         super().__init__(root=root, **options)
         self.with_sources = with_sources
-        self.num_sources = (
-            num_sources or max((len(sources_in(folder)) for folder in self._folders()), default=0) or None
-        )
+        found = max((len(sources_in(folder)) for folder in self._folders()), default=0)
+        self.num_sources = num_sources or found or None
 
     def _folders(self) -> list[Path]:
         """Those that hold ``mix/``."""

@@ -53,19 +53,15 @@ class NoisySpeech(Dataset[dict[str, Tensor]]):
         return len(self.backgrounds)
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
-        if item >= len(self):
-            raise IndexError(item)
         generator = torch.Generator().manual_seed(mix_seed(0, item))
         utterance = int(self.order[item % len(self.speech)])
         snr = torch.empty(()).uniform_(*SNR, generator=generator).item()
         count = int(min(self.speech.lengths[utterance], self.backgrounds.lengths[item]))
         for _ in range(MAX_DRAWS):
-            pair = (
-                _stretch(self.speech, utterance, count, generator),
-                _stretch(self.backgrounds, item, count, generator),
-            )
-            if is_active(torch.stack(pair)).all():
-                sources = at_snr(*pair, snr)
+            voice = _stretch(self.speech, utterance, count, generator)
+            noise = _stretch(self.backgrounds, item, count, generator)
+            if is_active(torch.stack([voice, noise])).all():
+                sources = at_snr(voice, noise, snr)
                 return as_batch(torch.cat([sources.sum(0, keepdim=True), sources]).unsqueeze(0))
         raise UserError(f"{self.speech.path(utterance)} or {self.backgrounds.path(item)} is nearly silent throughout")
 
@@ -108,7 +104,8 @@ class LibriSpeechFUSS(AudioMixtures):
         if not utterances:
             raise UserError(f"{base / SPEECH} holds no recordings")
         folder = fuss_folder(self.fuss_root, "test")
-        backgrounds = [[source] for row in fuss_rows(folder, "test") for source in row if _is_background(source)]
+        sources = [source for row in fuss_rows(folder, "test") for source in row]
+        backgrounds = [[source] for source in sources if Path(source).name.startswith("background")]
         if not backgrounds:
             raise UserError(f"no source in the eval list of {folder} is named background*")
         return NoisySpeech(self._usable(base / SPEECH, utterances), self._usable(folder, backgrounds))
@@ -125,7 +122,3 @@ class LibriSpeechFUSS(AudioMixtures):
     def genuine(self) -> bool:
         """Whether there are as many utterances and backgrounds as are published."""
         return (len(self.noisy_speech.speech), len(self.noisy_speech.backgrounds)) == (NUM_UTTERANCES, NUM_EVAL)
-
-
-def _is_background(source: str) -> bool:
-    return Path(source).name.startswith("background")

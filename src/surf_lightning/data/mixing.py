@@ -94,10 +94,9 @@ class FixedMixtures(Dataset[dict[str, Tensor]]):
         num_sources: int,
         num_mixtures: int,
         batch_size: int,
-        seed: int = 0,
         fewest_sources: int | None = None,
     ) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         per_round = len(images) // num_sources
         rounds = -(-num_mixtures // per_round)
         dealt = [torch.randperm(len(images), generator=generator)[: per_round * num_sources] for _ in range(rounds)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from surf_lightning.audio.files import EXTENSIONS, BadAudio, read_crop
-from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder, si_sdr_columns
+from surf_lightning.data.audio import AudioMixtures, Part, find_folder
 from surf_lightning.data.audio_examples import NOTHING, Examples
 from surf_lightning.errors import UserError
 from surf_lightning.files import files_under
@@ -91,10 +91,7 @@ class SC09Mix(AudioMixtures):
         nothing = np.full((len(pairs), 1), NOTHING, good.files.dtype)
         files = np.concatenate([nothing, good.files[pairs.numpy(), 0]], 1)
         lengths = np.full(len(files), self.sample_rate)
-        return SpokenPairs(good.root, files, lengths, self.sample_rate, good.failures_left)
-
-    def metrics(self) -> Metric:
-        return AudioMetrics(si_sdr_columns())
+        return SpokenPairs(good.root, lengths, good.failures_left, files, self.sample_rate)
 
     def test_metrics(self) -> Metric:
         return self.metrics()

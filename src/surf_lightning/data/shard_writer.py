@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from surf_lightning.audio.files import EXTENSIONS, BadAudio, Resampler, read_crop
 from surf_lightning.audio.index import RATES, SILENT, format_skipped, index_audio
-from surf_lightning.audio.storage import Storage, storage
+from surf_lightning.audio.storage import Bucket, LocalFolder, storage
 from surf_lightning.data.folder import are_held_out, path_hashes
 from surf_lightning.data.shards import INDEX, VERSION
 from surf_lightning.errors import UserError
@@ -44,14 +44,9 @@ class Piece(NamedTuple):
 def write_shards(root: Path, output: str, sample_rate: int, validation_share: float) -> str:
     """Pack the usable recordings under ``root``; returns a summary.
 
-    Recordings are packed in a random order, so that a few chunks hold a mixture of all; those held out to validate on
-    go to chunks of their own. The index is written last: without it, there are no shards.
-
-    Args:
-        root: the folder of the recordings.
-        output: a folder, or s3://BUCKET/FOLDER.
-        sample_rate: of the chunks, in Hz.
-        validation_share: of the recordings, by the hash that ``Folder`` uses.
+    Recordings are packed in a random order, so that a few chunks hold a mixture of all; those held out to validate on,
+    by the hash that ``Folder`` uses, go to chunks of their own. The index is written last: without it, there are no
+    shards.
 
     Raises:
         UserError: there are no usable recordings, or the output holds shards already or cannot be written.
@@ -129,7 +124,7 @@ def encode(root: Path, piece: Piece, sample_rate: int) -> bytes | str:
 class Writer:
     """Appends pieces to tar archives of about ``CHUNK_BYTES``, and moves those to their place."""
 
-    def __init__(self, folder: Path, place: Storage) -> None:
+    def __init__(self, folder: Path, place: LocalFolder | Bucket) -> None:
         self.folder, self.place = folder, place
         self.rows: list[tuple[int, int, int, int, int]] = []  # of the pieces: the columns of ``index``
         self.chunks: list[tuple[bytes, int, bytes, bool]] = []
@@ -168,6 +163,4 @@ class Writer:
         columns = zip(types.items(), zip(*self.rows, strict=True), strict=True)
         index: dict[str, Any] = {name: np.array(column, dtype) for (name, dtype), column in columns}
         names = ("chunk_name", "chunk_size", "chunk_hash", "chunk_held_out")
-        return index | {
-            name: np.array(column) for name, column in zip(names, zip(*self.chunks, strict=True), strict=True)
-        }
+        return index | dict(zip(names, map(np.array, zip(*self.chunks, strict=True)), strict=True))

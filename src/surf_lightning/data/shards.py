@@ -8,7 +8,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
 from surf_lightning.audio.files import BadAudio, read_frames
+from surf_lightning.audio.index import most_skipped
 from surf_lightning.audio.storage import BadChunk, Chunks, storage
 from surf_lightning.data.audio import AudioMixtures, Part
-from surf_lightning.data.audio_examples import FixedCrops, RandomCrops, Readable
+from surf_lightning.data.audio_examples import RandomCrops, Readable
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import mix_seed
 
@@ -55,45 +56,30 @@ def read_index(path: Path) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Pieces(Readable):
     """The pieces of some chunks, in their order.
 
     Columns ``[N]``: ``chunk`` its number, ``offset`` and ``size`` in bytes, ``checksum`` (CRC-32) and ``lengths`` in
     samples at ``sample_rate``. ``checked [N]``: which checksums a process has compared, known to all workers.
     """
 
-    root: str
     chunks: Chunks
     chunk: np.ndarray
     offset: np.ndarray
     size: np.ndarray
     checksum: np.ndarray
-    lengths: np.ndarray
     window: int
-    failures_left: int
     checked: Tensor = field(init=False)
+    columns = COLUMNS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "checked", torch.zeros(len(self), dtype=torch.bool).share_memory_())
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
     def path(self, example: int) -> str:
         """The chunk of a piece, and the piece's first byte in it."""
         return f"{self.root}/{self.chunks.names[int(self.chunk[example])]} at byte {self.offset[example]}"
 
-    def select(self, which: np.ndarray) -> Pieces:
-        """The pieces of a mask ``[N]``, or of a list of numbers that rise."""
-        return replace(self, **{name: getattr(self, name)[which] for name in COLUMNS})
-
     def read(self, example: int, start: int = 0, count: int | None = None) -> Tensor:
-        """``[1,T]``: samples ``[start, start + count)`` of a piece, zeros beyond its end.
-
-        Raises:
-            BadAudio: it is damaged; names its chunk. BadChunk if the whole chunk is.
-            UserError: the storage cannot be reached.
-        """
         chunk, offset = int(self.chunk[example]), int(self.offset[example])
         data = self.chunks.read(chunk, offset, int(self.size[example]))
         if not self.checked[example]:  # a long piece is read for many crops, and a checksum takes a tenth of the time
@@ -119,9 +105,8 @@ class WindowedCrops(RandomCrops):
         super().__init__(examples, *arguments, **options)
         assert isinstance(examples, Pieces)
         self.pieces = examples
-        numbers, counts = np.unique(examples.chunk[self.visits], return_counts=True)
-        self.numbers, self.ends = numbers, np.cumsum(counts)  # of the visits, which are in the order of the chunks
-        self.counts = counts
+        self.numbers, self.counts = np.unique(examples.chunk[self.visits], return_counts=True)
+        self.ends = np.cumsum(self.counts)  # of the visits, which are in the order of the chunks
         self._window = (-1, -1)
 
     def _visited(self, position: int) -> int:
@@ -160,10 +145,6 @@ class WindowedCrops(RandomCrops):
             self.failed |= torch.from_numpy(self.pieces.chunk == self.pieces.chunk[example])
 
 
-class FixedWindowedCrops(FixedCrops, WindowedCrops):
-    """The same for held-out crops."""
-
-
 class Shards(AudioMixtures):
     """What ``surf shard`` made of a folder of recordings: pieces of up to a minute, in chunks.
 
@@ -178,9 +159,7 @@ class Shards(AudioMixtures):
     """
 
     monitor = "val/momi"
-    monitor_mode = "max"
     crops = WindowedCrops
-    fixed_crops = FixedWindowedCrops
 
     def __init__(
         self,
@@ -213,28 +192,26 @@ class Shards(AudioMixtures):
                 raise UserError(f"{self.root}/{INDEX} is damaged, or no index of shards ({reason})") from error
         if index["version"] != VERSION:
             raise UserError(f"{self.root} was written by another version of surf shard: make the shards again")
-        if index["sample_rate"] != self.sample_rate:
-            rate = int(index["sample_rate"])
+        if (rate := int(index["sample_rate"])) != self.sample_rate:
             raise UserError(f"{self.root} holds audio at {rate} Hz: train at that, --data.sample_rate {rate}")
         return index
 
     def load(self, part: Part) -> Readable:
         if part == "test":
-            raise UserError(
-                f"{self.root} has no true sources to test against: look at its held-out loss, surf validate"
-            )
+            raise UserError(f"{self.root} has no true sources to test against: see its held-out loss, surf validate")
         index = self.index
         held_out = index["chunk_held_out"][index["chunk"]] == (part == "validation")
         if not held_out.any():
             rank_zero_warn(f"{self.root} holds one recording: it is both trained and validated on")
             held_out[:] = True
         columns = {name: index[name][held_out] for name in COLUMNS}
-        failures = max(1, int(self.max_bad_share * held_out.sum()))
-        return Pieces(self.root, self._chunks(), window=self.window, failures_left=failures, **columns)
+        failures = most_skipped(self.max_bad_share, held_out.sum())
+        return Pieces(self.root, failures_left=failures, chunks=self._chunks(), window=self.window, **columns)
 
     def _chunks(self) -> Chunks:
-        names = [os.fsdecode(name) for name in self.index["chunk_name"].tolist()]
-        hashes = [name.decode() for name in self.index["chunk_hash"].tolist()]
+        names, hashes = (
+            [os.fsdecode(text) for text in self.index[key].tolist()] for key in ("chunk_name", "chunk_hash")
+        )
         sizes = self.index["chunk_size"].tolist()
         # The window in use, the one that is fetched meanwhile, and one of the held-out recordings.
         least, limit = 3 * self.window * max(sizes), round(self.cache_gb * 1e9)

@@ -120,9 +120,8 @@ class Page:
     def _input(self) -> Any:
         if self.is_audio:
             label = f"Recording, at most {self.max_minutes:g} minutes"
-            given: Any = gr.Audio(
-                sources=["upload", "microphone"], type="filepath", label=label, editable=False, **BUTTONS
-            )
+            source: Any = {"sources": ["upload", "microphone"], "type": "filepath", "editable": False, **BUTTONS}
+            given: Any = gr.Audio(label=label, **source)
         else:
             given = gr.Image(sources=["upload", "clipboard"], type="filepath", label="Mixture", height=280, **IMAGE)
         if self.examples:

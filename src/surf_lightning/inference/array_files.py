@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +39,14 @@ def read_array(path: Path) -> np.ndarray:
     Raises:
         ValueError: it cannot be read, holds no such array, or values that are not finite; one line says why.
     """
-    suffix = path.suffix.lower()
+    read = {".npy": _from_npy, ".npz": _from_archive, ".fits": _from_fits}.get(path.suffix.lower(), _from_image)
     try:
-        if suffix == ".npy":
-            array = _bounded(np.load(path, mmap_mode="r", allow_pickle=False))  # a map checks the header's size
-        elif suffix == ".npz":
-            array = _from_archive(path)
-        elif suffix == ".fits":
-            array = _from_fits(path)
-        else:
-            array = _from_image(path)
+        array = read(path)
     except ValueError:
         raise
     except Exception as error:  # of any type: the file may be anything
         raise ValueError(f"cannot be read ({str(error) or type(error).__name__})") from error
+    _check_size(array.shape)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"holds {array.dtype}, not real numbers")
     if array.ndim not in (2, 3) or not array.size:
@@ -62,12 +58,16 @@ def read_array(path: Path) -> np.ndarray:
     return values if values.ndim == 3 else values[None]
 
 
-def _bounded(array: Any) -> np.ndarray:
+def _from_npy(path: Path) -> np.ndarray:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)  # a map checks the header's size
     if not isinstance(array, np.ndarray):
         raise ValueError("is no .npy file but an archive: name it .npz")
-    if array.size > MAX_VALUES:
-        raise ValueError(f"has {array.size:,} values, more than {MAX_VALUES:,}")
     return array
+
+
+def _check_size(shape: Sequence[int]) -> None:
+    if math.prod(shape) > MAX_VALUES:
+        raise ValueError(f"is an array {list(shape)}, of more than {MAX_VALUES:,} values")
 
 
 def _from_archive(path: Path) -> np.ndarray:
@@ -78,8 +78,7 @@ def _from_archive(path: Path) -> np.ndarray:
     if members[0].file_size > 16 * MAX_VALUES:
         raise ValueError(f"unfolds to more than {16 * MAX_VALUES:,} bytes")
     with np.load(path, allow_pickle=False) as arrays:
-        (name,) = arrays.files
-        return _bounded(arrays[name])
+        return arrays[arrays.files[0]]
 
 
 def _from_fits(path: Path) -> np.ndarray:
@@ -90,15 +89,13 @@ def _from_fits(path: Path) -> np.ndarray:
     with fits.open(path, memmap=False) as units:
         for unit in units:
             if unit.is_image and unit.header.get("NAXIS", 0) >= 2:
-                if np.prod(unit.shape, dtype=float) > MAX_VALUES:
-                    raise ValueError(f"has an image {list(unit.shape)}, of more than {MAX_VALUES:,} values")
+                _check_size(unit.shape)
                 return np.array(unit.data)
     raise ValueError("has no image of two or three axes")
 
 
 def _from_image(path: Path) -> np.ndarray:
     with Image.open(path, formats=["PNG", "TIFF"]) as image:
-        if image.width * image.height * len(image.getbands()) > MAX_VALUES:
-            raise ValueError(f"is of {image.width}x{image.height} pixels, more than {MAX_VALUES:,} values")
+        _check_size((len(image.getbands()), image.height, image.width))
         pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
     return pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -44,12 +44,7 @@ def describe(instance: Any) -> dict[str, Any]:
 
 def class_path(instance: Any) -> str:
     """The import path of an instance's class."""
-    return class_path_of(type(instance))
-
-
-def class_path_of(cls: type) -> str:
-    """The import path of a class."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
 
 def _describe_value(value: Any) -> Any:
@@ -80,8 +75,8 @@ def rebuild(description: Any, trust: bool = False) -> Any:
     path, arguments = description.get("class_path"), description.get("init_args")
     if not (isinstance(path, str) and isinstance(arguments, dict) and all(isinstance(key, str) for key in arguments)):
         raise UserError("the checkpoint describes a part of its network in a way that is not known")
-    cls = _class(current(path), trust)
-    gone = OLD_ARGUMENTS.get(class_path_of(cls).removeprefix(f"{PACKAGE}."), set())
+    path = current(path)
+    cls, gone = _class(path, trust), OLD_ARGUMENTS.get(path.removeprefix(f"{PACKAGE}."), set())
     values = {key: rebuild(value, trust) for key, value in arguments.items() if key not in gone}
     try:
         return cls(**values)
@@ -140,15 +135,10 @@ def build(description: Any, state: dict[str, Tensor], trust: bool = False) -> An
 def _check_weights(module: Any, state: dict[str, Tensor]) -> None:
     if not isinstance(module, nn.Module):
         raise UserError("the checkpoint describes no network")
-    own = module.state_dict()
-    wrong = [f"it has no {key}" for key in own if key not in state] + [
-        f"{key} is unknown" for key in state if key not in own
-    ]
-    wrong += [
-        f"{key} is {list(value.shape)} there, {list(own[key].shape)} here"
-        for key, value in state.items()
-        if key in own and own[key].shape != value.shape
-    ]
+    own, given = ({key: list(value.shape) for key, value in each.items()} for each in (module.state_dict(), state))
+    wrong = [f"it has no {key}" for key in own if key not in given]
+    wrong += [f"{key} is unknown" for key in given if key not in own]
+    wrong += [f"{key} is {given[key]} there, {own[key]} here" for key in own if given.get(key, own[key]) != own[key]]
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UserError(f"the weights are not of the network that it describes: {wrong[0]}{more}")
@@ -174,13 +164,13 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path} was not written by {PACKAGE}")
     record, state = checkpoint[KEY], checkpoint.get("state_dict")
     check_record(record, path)
-    if not (
-        isinstance(state, dict)
-        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
-    ):
+    if not isinstance(state, dict) or not all(isinstance(x, str) and isinstance(state[x], Tensor) for x in state):
         raise UserError(f"{path} holds no weights by name")
     check_finite(state, path)
-    return _with_current_names(checkpoint)
+    if "anchor" in record:  # so the frozen teacher was called before the folders moved
+        record["frozen_teacher"] = record.pop("anchor")
+        checkpoint["state_dict"] = {re.sub(r"^anchor\.", "frozen_teacher.", key): state[key] for key in state}
+    return checkpoint
 
 
 def check_finite(state: dict[str, Tensor], path: str | PathLike[str]) -> None:
@@ -214,26 +204,14 @@ def check_record(record: Any, path: str | PathLike[str]) -> None:
     is_image = isinstance(shape, list) and len(shape) == 3 and all(_is_size(size) for size in shape)
     if not {"image": is_image, "audio": _is_size(rate)}.get(str(signal.get("kind"))):
         raise UserError(f"{path} is of no signals that this version, {__version__}, knows: {str(signal)[:200]}")
-    if not _is_scale(signal.get("values", [0.0, 1.0])):
-        raise UserError(f"{path} gives its values no center and half width: {str(signal['values'])[:200]}")
+    scale = signal.get("values", [0.0, 1.0])
+    finite = isinstance(scale, list) and all(isinstance(value, float) and math.isfinite(value) for value in scale)
+    if not (finite and len(scale) == 2 and scale[1] > 0):
+        raise UserError(f"{path} gives its values no center and half width: {str(scale)[:200]}")
 
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and 0 < value <= MAX_NUMBER
-
-
-def _is_scale(values: Any) -> bool:
-    finite = isinstance(values, list) and all(isinstance(x, float) and math.isfinite(x) for x in values)
-    return finite and len(values) == 2 and values[1] > 0
-
-
-def _with_current_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The frozen teacher was called anchor before the folders moved."""
-    if "anchor" in checkpoint[KEY]:
-        checkpoint[KEY]["frozen_teacher"] = checkpoint[KEY].pop("anchor")
-        state = checkpoint["state_dict"].items()
-        checkpoint["state_dict"] = {re.sub(r"^anchor\.", "frozen_teacher.", key): value for key, value in state}
-    return checkpoint
 
 
 def load_separator_checkpoint(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from surf_lightning.audio.spectrogram import DYNAMIC_RANGE, HOP, log_spectrogram
+from surf_lightning.audio.band import DYNAMIC_RANGE, HOP, log_spectrogram
 from surf_lightning.audio.streams import AudioFile
 from surf_lightning.files import partial_path
 from surf_lightning.inference.jobs import Container, Settings, Task
@@ -143,8 +143,7 @@ def enlarged(paths: list[Path], folder: Path) -> list[Path]:
     for number, path in enumerate(paths):
         with Image.open(path) as image:
             zoom = max(1, PIXELS // max(image.size))
-            image.resize((zoom * image.width, zoom * image.height), Image.Resampling.NEAREST).save(
-                folder / f"enlarged{number}.png"
-            )
+            large = image.resize((zoom * image.width, zoom * image.height), Image.Resampling.NEAREST)
         pictures.append(folder / f"enlarged{number}.png")
+        large.save(pictures[-1])
     return pictures

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -59,9 +60,8 @@ class EventDetector:
     def finish(self) -> list[Event]:
         """The events in order of their beginnings."""
         if self.held.shape[-1]:
-            self.frames.append(
-                self._measure(torch.nn.functional.pad(self.held, (0, self.size - self.held.shape[-1]))[:, :, None])
-            )
+            rest = torch.nn.functional.pad(self.held, (0, self.size - self.held.shape[-1]))
+            self.frames.append(self._measure(rest[:, :, None]))
         if not self.frames:
             return []
         frames = torch.cat(self.frames)
@@ -105,34 +105,31 @@ def stretches(active: Tensor) -> Iterator[tuple[int, int]]:
 # -- files for other programs --
 
 
-def write_raven(path: Path, events: list[Event], recording: Path) -> None:
+def write_raven(file: TextIO, events: list[Event], recording: Path) -> None:
     """A selection table of Raven."""
     columns = ["Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)"]
-    with writing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow([*columns, "Begin File", "Annotation"])
-        for number, event in enumerate(events, 1):
-            ends = (event.begin, event.end, event.low, event.high)
-            table.writerow([number, "Spectrogram 1", 1, *ends, recording.name, f"source{event.source}"])
+    table = csv.writer(file, delimiter="\t", lineterminator="\n")
+    table.writerow([*columns, "Begin File", "Annotation"])
+    for number, event in enumerate(events, 1):
+        ends = (event.begin, event.end, event.low, event.high)
+        table.writerow([number, "Spectrogram 1", 1, *ends, recording.name, f"source{event.source}"])
 
 
-def write_audacity(path: Path, events: list[Event], recording: Path) -> None:
+def write_audacity(file: TextIO, events: list[Event], recording: Path) -> None:
     """A label track of Audacity with frequencies: begin, end, label; then a backslash, low, high."""
-    with writing(path, "w", newline="", encoding="utf-8") as file:
-        for event in events:
-            file.write(f"{event.begin:.6f}\t{event.end:.6f}\tsource{event.source}\n")
-            file.write(f"\\\t{event.low:.6f}\t{event.high:.6f}\n")
+    for event in events:
+        file.write(f"{event.begin:.6f}\t{event.end:.6f}\tsource{event.source}\n")
+        file.write(f"\\\t{event.low:.6f}\t{event.high:.6f}\n")
 
 
-def write_csv(path: Path, events: list[Event], recording: Path) -> None:
+def write_csv(file: TextIO, events: list[Event], recording: Path) -> None:
     """A row an event, seconds, Hz and dB below full scale."""
-    with writing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        table = csv.writer(file)
-        table.writerow(["recording", *(field.name for field in fields(Event))])
-        table.writerows([recording, *asdict(event).values()] for event in events)
+    table = csv.writer(file)
+    table.writerow(["recording", *(field.name for field in fields(Event))])
+    table.writerows([recording, *asdict(event).values()] for event in events)
 
 
-def write_parquet(path: Path, events: list[Event], recording: Path) -> None:
+def write_parquet(file: TextIO, events: list[Event], recording: Path) -> None:
     """The columns of the CSV."""
     import pyarrow
     from pyarrow import parquet
@@ -142,11 +139,10 @@ def write_parquet(path: Path, events: list[Event], recording: Path) -> None:
     schema = pyarrow.schema([("recording", pyarrow.string()), *columns.items()])
     name = str(recording).encode(errors="backslashreplace").decode()
     rows = [{"recording": name, **asdict(event)} for event in events]
-    with writing(path) as file:
-        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), file)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), file.buffer)
 
 
-WRITERS: dict[str, tuple[str, Callable[[Path, list[Event], Path], None]]] = {
+WRITERS: dict[str, tuple[str, Callable[[TextIO, list[Event], Path], None]]] = {
     "raven": (".raven.txt", write_raven),
     "audacity": (".audacity.txt", write_audacity),
     "csv": (".csv", write_csv),
@@ -180,5 +176,6 @@ def write_events(stem: Path, formats: tuple[str, ...], events: list[Event], reco
     """Write them in every format, complete at their ``partial_path``s; returns the names."""
     paths = event_paths(stem, formats)
     for name, path in paths.items():
-        WRITERS[name][1](path, events, recording)
+        with writing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            WRITERS[name][1](file, events, recording)
     return list(paths.values())

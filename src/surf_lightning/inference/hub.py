@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import PREFIX, check_finite, check_record
+from surf_lightning.inference.checkpoint import PREFIX, check_finite, check_record, weights_of
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # named as the Hugging Face Hub has them
 METADATA = ("method", "separator", "signal", "version")  # of a checkpoint's metadata, what a separator needs
@@ -45,12 +45,12 @@ def local_path(checkpoint: str | PathLike[str]) -> str:
     path = os.fspath(checkpoint)
     if path.startswith(SCHEME):
         return _downloaded(path.removeprefix(SCHEME))
-    if not os.path.exists(path) and path in shipped():
-        return str(SHIPPED / path)
-    is_path = os.path.exists(path) or path.endswith(".ckpt") or os.path.isdir(path.split("/")[0])
-    if is_path or not REPOSITORY.fullmatch(path):
+    if os.path.exists(path):
         return path
-    return _downloaded(path)
+    if path in shipped():
+        return str(SHIPPED / path)
+    is_path = path.endswith(".ckpt") or os.path.isdir(path.split("/")[0]) or not REPOSITORY.fullmatch(path)
+    return path if is_path else _downloaded(path)
 
 
 def check_name(name: str) -> None:
@@ -94,13 +94,10 @@ def push(folder: str | PathLike[str], repository: str) -> str:
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
-        return str(
-            api.upload_folder(
-                repo_id=repository, folder_path=os.fspath(folder), commit_message="surf export"
-            ).commit_url
-        )
+        commit = api.upload_folder(repo_id=repository, folder_path=Path(folder), commit_message="surf export")
     except Exception as error:  # as above
         raise UserError(f"{repository} cannot be written on the Hugging Face Hub: {_reason(error)}") from error
+    return str(commit.commit_url)
 
 
 def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -125,4 +122,4 @@ def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, 
         raise UserError(f"{folder} cannot be read as an exported separator; it is damaged: {error}") from error
     check_record(metadata, config)
     check_finite(state, weights)
-    return metadata, {key[len(PREFIX) :]: value for key, value in state.items() if key.startswith(PREFIX)}
+    return metadata, weights_of({"state_dict": state}, PREFIX)

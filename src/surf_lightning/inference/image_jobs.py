@@ -14,15 +14,10 @@ from surf_lightning.audio.streams import SampleFormat, source_paths
 from surf_lightning.errors import UserError
 from surf_lightning.files import writing
 from surf_lightning.functional.randomness import mix_seed
-from surf_lightning.inference.array_files import ARRAYS, AVERAGES, read_array, scale_of
+from surf_lightning.inference.array_files import ARRAYS, AVERAGES, is_average, read_array, scale_of
 from surf_lightning.inference.jobs import Done, Job, Settings, Task, Work, manifest_rows
 from surf_lightning.inference.sampling import Window, posterior
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
-
-
-def is_array(path: Path) -> bool:
-    """Whether the sources of ``path`` are arrays, without loss."""
-    return path.suffix.lower() in ARRAYS
 
 
 class ImageTask(Task):
@@ -45,7 +40,7 @@ class ImageTask(Task):
         self.window = self.width
 
     def plan(self, path: Path, stem: Path) -> Job:
-        size = self.num_sources * self.read(path).size * (4 if is_array(path) else 1)
+        size = self.num_sources * self.read(path).size * (1 if is_average(path) else 4)
         return Job(path, stem, (*self.paths(path, stem), *self.curve_paths(stem)), size, 0.0)
 
     def open(self, job: Job, folder: Path) -> Work:
@@ -59,25 +54,24 @@ class ImageTask(Task):
         return list(torch.stack(posterior(sample.flatten(2).cpu().double() for sample in samples), 2).split(1))
 
     def _sample(self, mixtures: Tensor, number: int) -> Tensor:
-        separator, seed = self.separator, mix_seed(self.settings.seed, number)
-        if isinstance(separator, RegressionSeparator):
-            return separator.separate(mixtures)
-        generators = [torch.Generator(mixtures.device).manual_seed(seed) for _ in mixtures]
-        if isinstance(separator, FlowSeparator):
+        seed = mix_seed(self.settings.seed, number)
+        if isinstance(self.separator, RegressionSeparator | FlowSeparator):
+            generator = torch.Generator(mixtures.device).manual_seed(seed)
             shape = (1, self.num_sources, *mixtures.shape[1:])
-            noise = torch.randn(shape, generator=generators[0], device=mixtures.device)
-            return separator.separate_from(mixtures, noise.expand(len(mixtures), -1, -1, -1, -1))
+            noise = torch.randn(shape, generator=generator, device=mixtures.device)
+            return self.separator.separate_from(mixtures, noise.expand(len(mixtures), -1, -1, -1, -1))
+        generators = (torch.Generator(mixtures.device).manual_seed(seed) for _ in mixtures)
         each = zip(mixtures.split(1), generators, strict=True)  # a sampler of another kind draws as it goes
-        return torch.cat([separator.separate(mixture, generator) for mixture, generator in each])
+        return torch.cat([self.separator.separate(mixture, generator) for mixture, generator in each])
 
     def paths(self, path: Path, stem: Path) -> list[Path]:
         """The names of the sources of ``path``."""
-        suffix = ".npy" if is_array(path) else ".png"
+        suffix = ".png" if is_average(path) else ".npy"
         return source_paths(stem, self.num_sources, SampleFormat("", "", "", suffix), self.settings.names)
 
     def read(self, path: Path) -> np.ndarray:
         """The values ``[C,H,W]``; raises ValueError with the reason if they are not of the separator's shape."""
-        if not is_array(path):
+        if is_average(path):
             return self._read_image(path).reshape(self.height, self.width, -1).transpose(2, 0, 1)
         array = read_array(path)
         if list(array.shape) != self.shape:
@@ -85,20 +79,18 @@ class ImageTask(Task):
         return array
 
     def _read_image(self, path: Path) -> np.ndarray:
+        takes = f"the separator takes {self.mode} of {self.width}x{self.height} pixels"
         try:
             with Image.open(path) as image:
                 if (image.width, image.height) != (self.width, self.height):
-                    raise ValueError(
-                        f"is of {image.width}x{image.height} pixels, but the separator takes "
-                        f"{self.mode} of {self.width}x{self.height}"
-                    )
+                    raise ValueError(f"is of {image.width}x{image.height} pixels, but {takes}")
                 plain = image.convert("RGB") if image.mode == "P" else image
                 if plain.mode != self.mode:
-                    raise ValueError(f"is {plain.mode}, but the separator takes {self.mode}")
+                    raise ValueError(f"is {plain.mode}, but {takes}")
                 return np.array(plain)
+        # SyntaxError: Pillow's for a broken PNG
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            takes = f"{self.mode} images of {self.width}x{self.height} pixels"  # SyntaxError: Pillow's for a broken PNG
-            raise ValueError(f"cannot be decoded ({error}); the separator takes {takes}") from error
+            raise ValueError(f"cannot be decoded ({error}); {takes}") from error
 
 
 class ImageWork(Work):
@@ -106,6 +98,7 @@ class ImageWork(Work):
 
     def __init__(self, task: ImageTask, job: Job, folder: Path) -> None:
         self.task, self.job, self.stem = task, job, folder / job.stem.name
+        self.is_average = is_average(job.path)
         self.center, self.half = scale_of(task.separator.signal, job.path, task.num_sources)
         values = torch.from_numpy(task.read(job.path).astype(np.float64))
         self.average = ((values - self.center) / self.half).float()
@@ -122,22 +115,19 @@ class ImageWork(Work):
         mean, variance = self.planes[0].unbind(1)  # [K,2,C*H*W]
         if not mean.isfinite().all():
             raise ValueError("the separator gave NaN or infinite pixels")
-        share = self.task.num_sources if is_array(self.job.path) else 1  # an array's sources sum to it
+        # The sources of an array sum to it, in its own values; those of a picture are told in [-1, 1].
+        share, unit = (1, 1.0) if self.is_average else (self.task.num_sources, self.half / self.task.num_sources)
         paths = self.task.paths(self.job.path, self.stem)
         for path, source in zip(paths, mean, strict=True):
             self._write(path, (source.view(self.average.shape) * self.half + self.center) / share)
         rows = manifest_rows(self.job, paths, mean @ mean.T, 0.0, highest=None)
-        deviation = variance.mean(1).sqrt() * (self.half / share if is_array(self.job.path) else 1)
-        curve = self.task.write_curve(self.stem, [], deviation[None])
+        curve = self.task.write_curve(self.stem, [], unit * variance.mean(1).sqrt()[None])
         return Done(paths + curve, rows, [])
 
     def _write(self, path: Path, values: Tensor) -> None:
         with writing(path) as file:
-            if is_array(self.job.path):
-                np.save(file, (values[0] if len(values) == 1 else values).float().numpy())  # [H,W], or [C,H,W]
-            else:
+            if self.is_average:
                 pixels = values.round().clamp(0, 255).to(torch.uint8)
                 Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy(), self.task.mode).save(file, "PNG")
-
-    def abandon(self) -> None:
-        """Nothing is open between two calls."""
+            else:
+                np.save(file, (values[0] if len(values) == 1 else values).float().numpy())  # [H,W], or [C,H,W]

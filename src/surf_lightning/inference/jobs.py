@@ -47,10 +47,9 @@ class Settings:
     num_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise UserError("--num_samples must be at least 1")
-        if self.num_steps is not None and self.num_steps < 1:
-            raise UserError("--num_steps must be at least 1")
+        for name in ("num_samples", "num_steps"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise UserError(f"--{name} must be at least 1")
         if self.format == "flac" and self.samples == "float32":
             raise UserError("FLAC holds no floats: --samples int24, or --format wav")
         fields = sorted(re.findall(r"{[^{}]*}", self.names))
@@ -103,8 +102,7 @@ class Work(ABC):
     def finish(self) -> Done:
         """Complete the outputs."""
 
-    @abstractmethod
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027  some keep nothing open between two calls
         """Close and remove what has been written."""
 
 
@@ -155,14 +153,10 @@ def manifest_rows(
 ) -> list[Entry]:
     """Rows of the manifest. Raven's column names come first: in Raven, each source is one selection of its file.
 
-    Args:
-        job: of the input.
-        outputs: the sources' names.
-        products: ``[K,K]``, the inner products of the sources over the whole file.
-        seconds: the file's length.
-        highest: of its frequencies, in Hz; None for an image.
+    ``products [K,K]`` are the inner products of the sources over the whole file of ``seconds``; ``highest`` is of its
+    frequencies, in Hz, None for an image.
     """
-    is_audio = highest is not None
+    extent = ("",) * 4 if highest is None else (0.0, seconds, 0.0, highest)
     energies = products.diagonal()
     norms = energies.sqrt()
     cosines = products / (norms[:, None] * norms).clamp_min(torch.finfo(products.dtype).tiny)
@@ -172,10 +166,7 @@ def manifest_rows(
         {
             "View": "Spectrogram 1",
             "Channel": 1,
-            BEGIN: 0.0 if is_audio else "",
-            "End Time (s)": seconds if is_audio else "",
-            "Low Freq (Hz)": 0.0 if is_audio else "",
-            "High Freq (Hz)": highest if is_audio else "",
+            **dict(zip((BEGIN, "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)"), extent, strict=True)),
             "Begin Path": str((job.stem.parent / output.name).absolute()),
             "Begin File": output.name,
             "File Offset (s)": 0.0,

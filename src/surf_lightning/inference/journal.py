@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surf_lightning.audio.files import file_state
-from surf_lightning.files import replacing
+from surf_lightning.files import is_inside, replacing
 from surf_lightning.inference.workers import FOLDER, Worker, journals, parse
 
 JOURNAL = "journal.jsonl"
@@ -36,8 +36,7 @@ def checkpoint_fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for part in [*sorted(path.glob("*.safetensors")), path / "config.json"] if path.is_dir() else [path]:
         with open(part, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 
@@ -93,14 +92,9 @@ class Journal:
 
         ``recently``: and were made in this batch, not in an earlier one.
         """
-        entry = self.entries.get(stem)
-        return (
-            entry is not None
-            and entry["state"] == "done"
-            and entry["fingerprint"] == fingerprint
-            and (stem in self.recent or not recently)
-            and self._present(entry)
-        )
+        if (stem not in self.recent and recently) or (entry := self.entries.get(stem)) is None:
+            return False
+        return entry["state"] == "done" and entry["fingerprint"] == fingerprint and self._present(entry)
 
     def unfinished(self, stem: str) -> set[Path]:
         """The outputs of an interrupted run, some of which may have their names already."""
@@ -108,13 +102,10 @@ class Journal:
         return set(self._paths(entry)) if entry is not None and entry["state"] == "writing" else set()
 
     def publish(self, worker: Worker, stem: str, entry: Entry, moves: dict[Path, Path]) -> None:
-        """Give complete files their names, and remove older outputs of the same stem.
+        """Give complete files their names, and remove older outputs of the same stem, whose claim ``worker`` holds.
 
-        Args:
-            worker: who holds the claim on the stem.
-            stem: of the input.
-            entry: the fingerprint of input, checkpoint and settings, the rows of the manifest, and what else is told.
-            moves: where each file is, and its name, a path in the folder.
+        ``entry`` is the fingerprint, the rows of the manifest and what else is told; ``moves`` says where each file is,
+        and its name, a path in the folder.
         """
         old = self.entries.get(stem)
         outputs = {path.relative_to(self.folder).as_posix(): part.stat().st_size for part, path in moves.items()}
@@ -149,7 +140,7 @@ class Journal:
         rows = [row for entry in done for row in entry["rows"]]
         rows = [{"Selection": number, **row} for number, row in enumerate(rows, 1)]
         self._write_table(MANIFESTS[0], rows, ",")
-        self._write(MANIFESTS[1], rows)
+        self.write_json(MANIFESTS[1], rows)
         if sounds := [row for row in rows if row.get(BEGIN, "") != ""]:
             self._write_table(MANIFESTS[2], sounds, "\t")
         else:  # Raven knows no pictures
@@ -159,17 +150,14 @@ class Journal:
     def _write_table(self, name: str, rows: list[Entry], delimiter: str) -> None:
         columns = list(dict.fromkeys(name for row in rows for name in row)) or ["Selection"]
         path = self.folder / name
-        with replacing(path, "w", True, newline="", encoding="utf-8", errors="backslashreplace") as file:
+        with replacing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             table = csv.DictWriter(file, columns, delimiter=delimiter)
             table.writeheader()
             table.writerows(rows)
 
-    def write_summary(self, summary: Entry) -> None:
-        """Write what this run did, with failures and their reasons."""
-        self._write(SUMMARY, summary)
-
-    def _write(self, name: str, content: Any) -> None:
-        with replacing(self.folder / name, "w", True, encoding="utf-8") as file:
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a file of the output folder, such as the summary of this run."""
+        with replacing(self.folder / name, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
 
     def _paths(self, entry: Entry) -> list[Path]:
@@ -185,11 +173,7 @@ def _is_entry(line: Entry) -> bool:
     if line.get("state") == "failed":
         return {"stem", "input", "reason"} <= line.keys()
     outputs, rows = line.get("outputs"), line.get("rows")
-    return (
-        {"stem", "state", "fingerprint"} <= line.keys()
-        and isinstance(line.get("turn", 0), int)
-        and isinstance(outputs, dict)
-        and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in outputs)
-        and isinstance(rows, list)
-        and all(isinstance(row, dict) for row in rows)
-    )
+    known = {"stem", "state", "fingerprint"} <= line.keys() and isinstance(line.get("turn", 0), int)
+    if not (known and isinstance(outputs, dict) and isinstance(rows, list)):
+        return False
+    return all(map(is_inside, outputs)) and all(isinstance(row, dict) for row in rows)

@@ -77,11 +77,6 @@ def write_onnx(separator: nn.Module, signal: dict[str, Any], folder: Path) -> li
     A regression is one graph, ``separator.onnx``. A flow is two, ``prior.onnx`` and ``velocity.onnx``: the script
     takes the Euler steps. Batch and length are free; images keep the shape that they were trained on.
 
-    Args:
-        separator: on the CPU, in evaluation mode.
-        signal: what it separates, as its ``signal`` says.
-        folder: is there already.
-
     Returns:
         The names of the files.
 

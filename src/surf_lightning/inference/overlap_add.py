@@ -34,16 +34,13 @@ class Windows:
     def __post_init__(self) -> None:
         overlap = 2 * self.margin + self.crossfade
         if min(self.margin, self.crossfade) < 0 or self.length < 3 * overlap or self.length <= 0:
-            raise ValueError(
-                f"windows must be at least three times as long as their overlap, 2 margin + crossfade: {self}"
-            )
+            raise ValueError(f"windows must be three times as long as their overlap, 2 margin + crossfade: {self}")
 
     def samples(self, rate: int) -> WindowSamples:
         """In samples at ``rate`` Hz, multiples of 20 ms so that every window starts on the same grid of frames."""
         grid = max(1, rate // 50)
-        length, margin, crossfade = (
-            max(1, round(seconds * rate / grid)) * grid for seconds in (self.length, self.margin, self.crossfade)
-        )
+        seconds = (self.length, self.margin, self.crossfade)
+        length, margin, crossfade = (max(1, round(each * rate / grid)) * grid for each in seconds)
         return WindowSamples(length, margin, crossfade, grid)
 
 
@@ -61,11 +58,6 @@ class WindowSamples:
         """Of two neighbouring windows."""
         return 2 * self.margin + self.crossfade
 
-    @property
-    def hop(self) -> int:
-        """From the start of a window to the start of the next."""
-        return self.length - self.overlap
-
 
 def split_windows(blocks: Iterable[Tensor], windows: WindowSamples) -> Iterator[tuple[int, Tensor]]:
     """Windows ``(start, [C,W])`` of a stream of blocks ``[C,n]``.
@@ -78,7 +70,7 @@ def split_windows(blocks: Iterable[Tensor], windows: WindowSamples) -> Iterator[
     for block in blocks:
         held = block if held is None else torch.cat([held, block], 1)
         while held.shape[1] >= step + windows.length:
-            held, start, step = held[:, step:], start + step, windows.hop
+            held, start, step = held[:, step:], start + step, windows.length - windows.overlap
             yield start, held[:, : windows.length]
     if held is not None and held.shape[1] > (windows.length if step else 0):
         back = max(0, -(-(held.shape[1] - windows.length) // windows.grid)) * windows.grid
@@ -97,10 +89,7 @@ def align_channels(estimates: Tensor, past: Tensor) -> Tensor:
 
     The channel with the clearest past leads. The others follow their own past too; where that decides nothing (a pause,
     the first window) they follow the leader by the magnitude of correlation, as a source may have opposite phases.
-
-    Args:
-        estimates: ``[C,K,W]``, the window's.
-        past: ``[C,K,K]``, the agreement of each channel's past rows with the new ones; zeros without a past.
+    ``past [C,K,K]`` is the agreement of each channel's past rows with the window's ``estimates [C,K,W]``, or zeros.
     """
     strength = past.square().sum((1, 2))
     lead = int((strength if strength.any() else estimates.square().sum((1, 2))).argmax())

@@ -7,9 +7,10 @@ import ctypes
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -44,41 +45,32 @@ class Course:
     held: dict[int, Separated | None] = field(default_factory=dict)
     """Separated windows whose turn has not come: others of their shape were more."""
 
+    def abandon(self) -> None:
+        """Remove what has been written."""
+        if self.work is not None:
+            self.work.abandon()
 
-class Observer:
-    """What a user of ``Pipeline`` wants to know; called by the writer's thread."""
 
-    def finished(self, course: Course, done: Done) -> None:
-        """The outputs of a file are complete at their partial paths."""
+class Observer(Protocol):
+    """Is told by the writer's thread that a file is complete, cannot be separated, or so many seconds further."""
 
-    def failed(self, course: Course, error: Exception) -> None:
-        """A file cannot be separated; nothing of it is left."""
+    def finished(self, course: Course, done: Done) -> None: ...
 
-    def advanced(self, course: Course, seconds: float) -> None:
-        """So much more of a file is done."""
+    def failed(self, course: Course, error: Exception) -> None: ...
+
+    def advanced(self, course: Course, seconds: float) -> None: ...
 
 
 class Pipeline:
     """Three threads: one reads ahead, the caller's separates in batches, one joins the windows and writes.
 
-    What waits between them is bounded by two batches.
-
-    Args:
-        task: separates.
-        observer: is told.
-        batch: windows of a batch, or as many samples of shorter files; with 1 each window is alone, and its samples do
-            not depend on what comes with it. By the device's memory if None: 1 on a CPU.
-        autocast: the context in which the network is evaluated.
+    What waits between them is bounded by two batches. A ``batch`` is so many windows, or as many samples of shorter
+    files; with 1 each window is alone, and its samples do not depend on what comes with it. If None, the device's
+    memory decides: 1 on a CPU.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        observer: Observer,
-        batch: int | None = None,
-        autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> None:
-        self.task, self.observer, self.autocast = task, observer, autocast
+    def __init__(self, task: Task, observer: Observer, batch: int | None = None) -> None:
+        self.task, self.observer = task, observer
         self.device = next(task.separator.parameters(), torch.zeros(0)).device
         is_image = task.separator.signal["kind"] == "image"
         self.batch = batch or (IMAGES if is_image else 1)
@@ -191,10 +183,7 @@ class Pipeline:
     def _evaluate(self, windows: list[Window]) -> list[Tensor]:
         """Half as many at a time if the device's memory does not hold them."""
         try:
-            if not self.measures:
-                with self.autocast():
-                    return self.task.separate(windows)
-            return self._measured(windows)
+            return self._measured(windows) if self.measures else self._separated(windows)
         except torch.OutOfMemoryError:
             if len(windows) == 1:
                 raise
@@ -202,12 +191,16 @@ class Pipeline:
             self.batch = max(1, self.batch // 2)
             return self._evaluate(windows[:half]) + self._evaluate(windows[half:])
 
+    def _separated(self, windows: list[Window]) -> list[Tensor]:
+        rough = self.task.settings.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=rough):
+            return self.task.separate(windows)
+
     def _measured(self, windows: list[Window]) -> list[Tensor]:
         """The first evaluation on CUDA: its peak of memory tells how many windows a batch may have."""
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        with self.autocast():
-            separated = self.task.separate(windows)
+        separated = self._separated(windows)
         share = sum(rows.shape[0] * rows.shape[-1] for _, rows in windows) / self.task.window
         peak = (torch.cuda.max_memory_allocated(self.device) - before) / share
         self.batch = windows_that_fit(torch.cuda.mem_get_info(self.device)[0], peak)
@@ -234,11 +227,11 @@ class Pipeline:
                 open_courses.pop(id(course))
         if self._fatal is None:
             for course in open_courses.values():
-                _abandon(course)
+                course.abandon()
 
     def _fail(self, course: Course, error: Exception) -> None:
         course.failed = True
-        _abandon(course)
+        course.abandon()
         try:
             self.observer.failed(course, error)
         except BaseException as fatal:  # not even that can be recorded
@@ -257,11 +250,6 @@ class Pipeline:
             else:
                 course.complete = True
                 self.observer.finished(course, course.work.finish())
-
-
-def _abandon(course: Course) -> None:
-    if course.work is not None:
-        course.work.abandon()
 
 
 def return_large_blocks() -> None:

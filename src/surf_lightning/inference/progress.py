@@ -18,25 +18,20 @@ EVERY = 60.0  # seconds between two lines within a file
 class Progress:
     """Counts seconds of audio, or images, over all workers as far as this one knows."""
 
-    def __init__(self) -> None:
-        self.files, self.total, self.done, self.finished = 0, 0.0, 0.0, 0
+    def __init__(self, files: int, seconds: float) -> None:
+        self.files, self.total, self.done, self.finished = files, seconds, 0.0, 0
         self.within: dict[int, float] = {}
-        self.bar: tqdm[None] | None = None
-
-    def begin(self, files: int, seconds: float) -> None:
-        """So much there is to do."""
-        self.files, self.total = files, seconds
         self.start = self.said = time.perf_counter()
         unit = {"total": seconds, "unit": "s"} if seconds else {"total": files, "unit": "file"}
         form = "{desc} {percentage:.0f}%|{bar}| {remaining} left"
-        self.bar = tqdm(**unit, disable=None, leave=False, bar_format=form, file=sys.stderr)
+        self.bar: tqdm[None] = tqdm(**unit, disable=None, leave=False, bar_format=form, file=sys.stderr)
 
     def advance(self, course: Course, seconds: float) -> None:
         """So many seconds of a file are done."""
         self.done += seconds
         part = self.within[id(course)] = self.within.get(id(course), 0.0) + seconds
         share = f"{shown(course.job.path)} {min(1.0, part / course.job.seconds) if course.job.seconds else 1:.0%}"
-        if self.bar is not None and not self.bar.disable:
+        if not self.bar.disable:
             self.bar.set_description_str(share, refresh=False)
             self.bar.update(seconds)
         elif time.perf_counter() - self.said > EVERY and part < course.job.seconds:
@@ -46,8 +41,7 @@ class Progress:
         """A file has been settled: by this worker on its ``course``, or by another one."""
         rest = seconds - self.within.pop(id(course), 0.0)
         self.done, self.finished = self.done + rest, self.finished + 1
-        if self.bar is not None:
-            self.bar.update(rest if self.total else 1)
+        self.bar.update(rest if self.total else 1)
         if course is not None:
             took = time.perf_counter() - course.began
             self.say(f"[{self.finished}/{self.files}] {shown(course.job.path)}: {speed(seconds, took)}{self._left()}")
@@ -59,11 +53,6 @@ class Progress:
         self.said = time.perf_counter()
         tqdm.write(line, file=stream or sys.stdout)
         (stream or sys.stdout).flush()
-
-    def end(self) -> None:
-        """Remove the bar."""
-        if self.bar is not None:
-            self.bar.close()
 
     def _left(self) -> str:
         done, total = (self.done, self.total) if self.total else (self.finished, self.files)

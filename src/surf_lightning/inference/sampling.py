@@ -65,13 +65,8 @@ def posterior(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 def separate_windows(separator: Separator, windows: Sequence[Window], num_samples: int, seed: int) -> list[Tensor]:
     """Mean and variance ``[C,K,2,W]`` of posterior samples of each window, in one evaluation of the network a sample.
 
-    A channel of digital silence is not given to the network: its sources are silent.
-
-    Args:
-        separator: of audio.
-        windows: of one length W, of any streams.
-        num_samples: how many are drawn.
-        seed: of a flow's noise.
+    The windows, of any streams, have one length. A channel of digital silence is not given to the network: its sources
+    are silent.
     """
     mixtures = torch.cat([rows for _, rows in windows])
     starts = [start for start, rows in windows for _ in rows]
@@ -98,12 +93,9 @@ class UncertaintyCurve:
         """The next points ``[N,1+K]``: the time of their middle in seconds, then K standard deviations."""
         pooled = variances.mean(0)  # the mean variance of the channels
         held = pooled if self.held is None else torch.cat([self.held, pooled], 1)
-        parts = list(held.split(self.size, 1)) if held.shape[1] else []
-        self.held = held[:, :0]
-        if parts and parts[-1].shape[1] < self.size and not last:
-            self.held = parts.pop()
-        points = []
-        for part in parts:
+        whole = held.shape[1] if last else held.shape[1] // self.size * self.size
+        self.held, points = held[:, whole:], []
+        for part in held[:, :whole].split(self.size, 1) if whole else ():
             middle = (self.start + part.shape[1] / 2) / self.rate
             points.append(torch.cat([part.new_tensor([middle]), part.mean(1).sqrt()]))
             self.start += part.shape[1]

@@ -6,22 +6,23 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from surf_lightning.audio.streams import NAMES
 from surf_lightning.errors import UserError
 from surf_lightning.files import make_writable
-from surf_lightning.inference.crew import Crew, command_line
 from surf_lightning.inference.events import event_formats
 from surf_lightning.inference.hub import local_path
 from surf_lightning.inference.inputs import find_inputs, output_stems, shown
-from surf_lightning.inference.jobs import Container, Precision, Samples, Settings, Task
+from surf_lightning.inference.jobs import Settings, Task
 from surf_lightning.inference.journal import checkpoint_fingerprint
 from surf_lightning.inference.separation_run import SeparationRun
 from surf_lightning.inference.separator import (
@@ -31,7 +32,6 @@ from surf_lightning.inference.separator import (
     compile_networks,
     load_separator,
 )
-from surf_lightning.inference.streaming import Channels
 from surf_lightning.provenance import hardware
 
 INTERRUPTED, TERMINATED = 130, 143  # the shell's status of a command stopped by Ctrl-C, and by SIGTERM
@@ -47,16 +47,14 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: there is no such device here.
     """
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    there = [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
     if name == "auto":
-        task = int(os.environ.get("SLURM_LOCALID", "0"))
-        cuda = f"cuda:{task % max(1, torch.cuda.device_count())}"
-        name = cuda if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = there[int(os.environ.get("SLURM_LOCALID", "0")) % max(1, len(gpus))]
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without it
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        there += ["mps"] if torch.backends.mps.is_available() else []
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used ({reason}); there is: auto, {', '.join(there)}") from error
     return device
@@ -73,67 +71,52 @@ def make_task(separator: Separator, settings: Settings) -> Task:
     return AudioTask(separator, settings)
 
 
-def load(checkpoint: str, device: torch.device, num_steps: int | None, num_samples: int, trust: bool) -> Separator:
-    """The separator, as the command wants it.
-
-    Raises:
-        UserError: it cannot be had so.
-    """
+def load(checkpoint: str, device: torch.device, settings: Settings, trust: bool) -> Separator:
+    """The separator, as the command wants it; raises UserError if it cannot be had so."""
     separator = load_separator(checkpoint, device, trust)
-    if isinstance(separator, RegressionSeparator):
-        if num_samples > 1:
-            raise UserError("a regression has no posterior to sample: leave out --num_samples")
-        if num_steps:
-            raise UserError("a regression takes no steps: leave out --num_steps")
-    if num_steps:
+    if settings.num_samples > 1 and isinstance(separator, RegressionSeparator):
+        raise UserError("a regression has no posterior to sample: leave out --num_samples")
+    if settings.num_steps:
         if not isinstance(separator, FlowSeparator):
-            raise UserError("--num_steps is for flows")
-        separator.num_steps = num_steps
+            raise UserError("--num_steps is for flows, and this is none: leave it out")
+        separator.num_steps = settings.num_steps
     return separator
 
 
 def separate_inputs(
     inputs: Sequence[str],
     checkpoint: str,
-    output: str | Path,
-    channels: Channels = "each",
-    num_samples: int = 1,
-    device: str = "auto",
+    output: str,
     *,
-    num_steps: int | None = None,
-    format: Container = "same",
-    samples: Samples = "same",
-    names: str = NAMES,
-    events: str = "",
-    batch: int | None = None,
-    precision: Precision = "fp32",
-    compile: bool = False,
-    workers: int = 1,
-    overwrite: bool = False,
-    resume: bool = False,
-    trust: bool = False,
+    device: str,
+    events: str,
+    batch: int | None,
+    compile: bool,
+    workers: int,
+    overwrite: bool,
+    resume: bool,
+    trust: bool,
+    **chosen: Any,
 ) -> int:
-    """Run `surf separate`, whose help explains the arguments; returns the exit status, 1 if a file failed.
+    """Run `surf separate`, whose help explains the arguments; those ``chosen`` are of ``Settings``.
+
+    Returns:
+        The exit status, 1 if a file failed.
 
     Raises:
         UserError: something is wrong with the command as a whole; nothing has been computed.
     """
-    options = {name: value for name, value in locals().items() if name not in ("inputs", "device", "workers")}
-    if not inputs:
-        raise UserError("name the files or folders to separate")
+    options = {name: value for name, value in locals().items() if name not in ("inputs", "device", "workers", "chosen")}
     for name, number in (("batch", batch), ("workers", workers)):
         if number is not None and number < 1:
             raise UserError(f"--{name} must be at least 1")
     devices = device.split(",")
-    chosen, *_ = map(choose_device, devices)
+    own, *_ = map(choose_device, devices)
     folder = Path(output)
-    print(f"device: {chosen} ({hardware(chosen)})")
-    settings = Settings(
-        channels, num_samples, format=format, samples=samples, names=names, events=event_formats(events),
-        precision=precision, num_steps=num_steps,
-    )  # fmt: skip
+    print(f"device: {own} ({hardware(own)})")
+    settings = Settings(events=event_formats(events), **chosen)
     local = local_path(checkpoint)
-    separator = load(local, chosen, num_steps, num_samples, trust)
+    separator = load(local, own, settings, trust)
     task = make_task(separator, settings)
     stems = output_stems(find_inputs(inputs, task.extensions, folder))
     make_writable(folder)
@@ -144,35 +127,29 @@ def separate_inputs(
     try:
         run.plan(stems)
         run.check_outputs()
-    except BaseException:
+        if run.skipped:
+            print(f"{run.skipped} files are done already.")
+        for path in run.gone() if resume else ():
+            print(f"{shown(Path(path))} is not there any more; its sources are left as they are.")
+        if compile:
+            compile_networks(separator)
+        count = min(max(workers, len(devices)), len(run.jobs)) - 1
+        crew = Crew(max(0, count), devices, command_line(inputs, options | chosen))
+        status = -1
+        try:
+            with until_terminated():
+                run.run(batch)
+            status = 0
+        except KeyboardInterrupt as signalled:
+            status = TERMINATED if isinstance(signalled, Terminated) else INTERRUPTED
+            print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
+        finally:
+            crew.end(at_once=status != 0)
+        failed = run.report(checkpoint, own)
+        return status or int(failed > 0)
+    except BaseException:  # nothing has been done, or what has been done cannot be written down
         run.end()
         raise
-    if run.skipped:
-        print(f"{run.skipped} files are done already.")
-    for path in run.gone() if resume else ():
-        print(f"{shown(Path(path))} is not there any more; its sources are left as they are.")
-    if compile:
-        compile_networks(separator)
-    count = min(max(workers, len(devices)), len(run.jobs)) - 1
-    crew = Crew(max(0, count), devices, command_line(inputs, options))
-    status = 0
-    try:
-        with until_terminated():
-            run.run(batch, lambda: torch.autocast(chosen.type, torch.bfloat16, enabled=precision == "bf16"))
-    except KeyboardInterrupt as signalled:
-        status = TERMINATED if isinstance(signalled, Terminated) else INTERRUPTED
-        print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
-    except BaseException:
-        crew.end(at_once=True)
-        run.end()
-        raise
-    crew.end(at_once=status != 0)
-    try:
-        failed = run.report(checkpoint, chosen)
-    except OSError:  # a full disk
-        run.end()
-        raise
-    return status or int(failed > 0)
 
 
 @contextlib.contextmanager
@@ -190,3 +167,50 @@ def until_terminated() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class Crew:
+    """``count`` further processes with the same command, each of them a worker.
+
+    They take the ``devices`` in turn, of which the first is this process's own; ``arguments`` are the command's others.
+    """
+
+    def __init__(self, count: int, devices: Sequence[str], arguments: Sequence[str]) -> None:
+        threads = max(1, torch.get_num_threads() // (1 + count))
+        if count:
+            torch.set_num_threads(threads)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.said = [tempfile.TemporaryFile("w+") for _ in range(count)]  # noqa: SIM115  closed by end()
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "surf_lightning", "separate", *arguments, "--device", devices[i % len(devices)]],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                env=environment,
+            )
+            for i, said in enumerate(self.said, 1)
+        ]
+
+    def end(self, at_once: bool) -> None:
+        """Wait until they have ended, and say which have not done so well."""
+        for process in self.processes:
+            if at_once:
+                process.terminate()
+        for process, said in zip(self.processes, self.said, strict=True):
+            if (status := process.wait()) not in (0, 1) and not at_once:
+                said.seek(0)
+                how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+                print(f"worker {process.pid} {how}; others have done its files. {said.read().strip()}", file=sys.stderr)
+            said.close()
+
+
+def command_line(inputs: Sequence[str], options: dict[str, Any]) -> list[str]:
+    """The words of a command with these inputs and options."""
+    words = [os.fspath(name) for name in inputs]
+    for name, value in options.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value not in (None, False):
+            words += [f"--{name}", str(value)]
+    return words

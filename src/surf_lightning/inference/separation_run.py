@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,21 +19,16 @@ from surf_lightning.files import partial_path
 from surf_lightning.inference.inputs import check_length, check_regular, shown
 from surf_lightning.inference.jobs import Done, Job, Task
 from surf_lightning.inference.journal import MANIFESTS, SUMMARY, Entry, Journal, input_fingerprint
-from surf_lightning.inference.pipeline import Course, Observer, Pipeline
+from surf_lightning.inference.pipeline import Course, Pipeline
 from surf_lightning.inference.progress import Progress, speed
 from surf_lightning.inference.workers import POLL, Worker
 from surf_lightning.provenance import hardware
 
 
-class SeparationRun(Observer):
+class SeparationRun:
     """What a command has to do and has done, among other workers. The journal knows an input by its stem.
 
-    Args:
-        task: separates a file.
-        folder: of the outputs.
-        identity: what the outputs depend on besides the input: a hash of the checkpoint, and the settings.
-        resume: pass over what earlier runs have done.
-        overwrite: replace outputs that are there.
+    The outputs depend on the input and the ``identity``: a hash of the checkpoint, and the settings.
 
     Raises:
         UserError: a process with another checkpoint or other settings is at work in the folder.
@@ -46,38 +40,28 @@ class SeparationRun(Observer):
         self.prints: dict[str, Entry] = {}
         self.broken: dict[str, tuple[Path, str]] = {}
         self.skipped, self.began = 0, time.time()
-        self.progress = Progress()
         self.worker = Worker(folder, {"identity": identity, "redo": not resume, "began": self.began})
-        self.journal = Journal(folder)
-        peers = [
-            header for name in self.worker.others() if self.worker.alive(name) and (header := self.worker.read(name))
-        ]
+        others = self.worker.others()
+        peers = [header for name in others if self.worker.alive(name) and (header := self.worker.read(name))]
         if any(header.get("identity") != identity for header in peers):
             self.worker.end([])
             raise UserError(f"{folder} is being written by a process with another checkpoint or other settings")
         self.joins = bool(peers)
         self.redo = any(header["redo"] for header in peers) if peers else not resume
         self.began = min([self.began, *(header["began"] for header in peers)])
-        if not peers:
-            self._sweep()
-
-    def _sweep(self) -> None:
-        """Merge what killed workers of an earlier run have left."""
-        dead = self.worker.others()
-        if dead:
+        if others and not peers:  # merge what killed workers of an earlier run have left
             with self.worker.alone():
-                self.journal.merge()
-            self.worker.forget(dead)
-            self.journal = Journal(self.journal.folder)
+                Journal(folder).merge()
+            self.worker.forget(others)
+        self.journal = Journal(folder)
 
     def plan(self, stems: dict[str, Path]) -> None:
         """Read the headers of all inputs that are not done; one that cannot be read does not stop the others."""
         for stem, path in stems.items():
             try:
-                check_regular(path)
                 check_length(stem)
-                self.prints[stem] = {"input": input_fingerprint(path), **self.identity}
-                if self._is_done(stem):
+                self.prints[stem] = self._fingerprint(path)
+                if self.journal.is_done(stem, self.prints[stem], recently=self.redo):
                     self.skipped += 1
                 else:
                     self.jobs[stem] = self.task.plan(path, self.journal.folder / stem)
@@ -91,9 +75,6 @@ class SeparationRun(Observer):
         entries = self.journal.entries.items()
         inputs = (entry["input"] for stem, entry in entries if stem not in self.prints and "input" in entry)
         return [path for path in inputs if not os.path.exists(path)]
-
-    def _is_done(self, stem: str) -> bool:
-        return self.journal.is_done(stem, self.prints[stem], recently=self.redo)
 
     def check_outputs(self) -> None:
         """Raises UserError if a file would be overwritten, or the disk would be full."""
@@ -137,15 +118,13 @@ class SeparationRun(Observer):
 
     # -- the work --
 
-    def run(self, batch: int | None, autocast: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+    def run(self, batch: int | None) -> None:
         """Separate what is planned; whatever is wrong with one file, the others are done."""
-        for stem, (path, reason) in self.broken.items():
-            self._fail(stem, path, reason)
-        self.progress.begin(len(self.jobs), sum(job.seconds for job in self.jobs.values()))
-        try:
-            Pipeline(self.task, self, batch, autocast).run(self._claimed())
-        finally:
-            self.progress.end()
+        self.progress = Progress(len(self.jobs), sum(job.seconds for job in self.jobs.values()))
+        with self.progress.bar:
+            for stem, (path, reason) in self.broken.items():
+                self._fail(stem, path, reason)
+            Pipeline(self.task, self, batch).run(self._claimed())
 
     def _claimed(self) -> Iterator[Course | None]:
         """The files that are this worker's, as it claims them; ends when all are settled by someone."""
@@ -167,12 +146,18 @@ class SeparationRun(Observer):
 
     def _is_settled(self, stem: str) -> bool:
         self.journal.refresh()
-        return stem in self.journal.failures or self._is_done(stem)
+        done = self.journal.is_done(stem, self.prints[stem], recently=self.redo)
+        return done or stem in self.journal.failures
 
     def finished(self, course: Course, done: Done) -> None:
+        """The outputs of a file are complete at their partial paths: publish them."""
         job, stem = course.job, self._stem(course)
-        if (now := self._fingerprint(job.path)) != self.prints[stem]:
-            raise ValueError("has changed since the start" if now else "vanished, or cannot be read any more")
+        try:
+            now = self._fingerprint(job.path)
+        except (OSError, ValueError) as error:
+            raise ValueError("vanished, or cannot be read any more") from error
+        if now != self.prints[stem]:
+            raise ValueError("has changed since the start")
         job.stem.parent.mkdir(parents=True, exist_ok=True)
         moves = {partial_path(path): job.stem.parent / path.name for path in done.paths}
         entry = {"fingerprint": now, "rows": done.rows, "seconds": job.seconds, "input": os.fsdecode(job.path)}
@@ -181,19 +166,18 @@ class SeparationRun(Observer):
         self.progress.file_done(job.seconds, course, done.remarks)
 
     def failed(self, course: Course, error: Exception) -> None:
+        """A file cannot be separated; nothing of it is left."""
         shutil.rmtree(course.folder, ignore_errors=True)
         self._fail(self._stem(course), course.job.path, reason_of(error))
         self.progress.file_done(course.job.seconds)
 
     def advanced(self, course: Course, seconds: float) -> None:
+        """So many seconds more of a file are done."""
         self.progress.advance(course, seconds)
 
-    def _fingerprint(self, path: Path) -> Entry | None:
-        try:
-            check_regular(path)
-            return {"input": input_fingerprint(path), **self.identity}
-        except (OSError, ValueError):
-            return None
+    def _fingerprint(self, path: Path) -> Entry:
+        check_regular(path)
+        return {"input": input_fingerprint(path), **self.identity}
 
     def _stem(self, course: Course) -> str:
         return course.job.stem.relative_to(self.journal.folder).as_posix()
@@ -218,7 +202,7 @@ class SeparationRun(Observer):
                 self.journal.merge()
             rows = self.journal.write_manifest()
             summary = self._summary(checkpoint, device)
-            self.journal.write_summary(summary)
+            self.journal.write_json(SUMMARY, summary)
         self.worker.end(others if last else None)
         done, before, failed = summary["separated"], summary["done_before"], len(summary["failed"])
         print(f"{done} file{'' if done == 1 else 's'} separated, {before} done before, {failed} failed.")
@@ -229,17 +213,14 @@ class SeparationRun(Observer):
         print(f"{self.journal.folder / MANIFESTS[0]} lists {rows} output file{'' if rows == 1 else 's'}.")
         return failed
 
-    def _done_before(self) -> int:
-        recent = self.journal.recent
-        return sum(stem not in recent and self.journal.is_done(stem, print) for stem, print in self.prints.items())
-
     def _summary(self, checkpoint: str, device: torch.device) -> Entry:
         """Of the batch, by all its workers."""
-        done = [self.journal.entries[stem] for stem in self.journal.recent]
-        done = [entry for entry in done if entry["state"] == "done"]
+        entries = (self.journal.entries[stem] for stem in self.journal.recent)
+        done = [entry for entry in entries if entry["state"] == "done"]
         audio_seconds = sum(entry.get("seconds", 0.0) for entry in done)
         seconds = time.time() - self.began
-        failures = self.journal.failures.values()
+        failures, recent = self.journal.failures.values(), self.journal.recent
+        before = [stem for stem, made in self.prints.items() if stem not in recent and self.journal.is_done(stem, made)]
         return {
             "version": __version__,
             "checkpoint": checkpoint,
@@ -247,7 +228,7 @@ class SeparationRun(Observer):
             "settings": self.identity["settings"],
             "device": f"{device}: {hardware(device)}",
             "separated": len(done),
-            "done_before": self._done_before(),
+            "done_before": len(before),
             "failed": [{"input": entry["input"], "reason": entry["reason"]} for entry in failures],
             "seconds": seconds,
             "audio_seconds": audio_seconds,

@@ -52,8 +52,7 @@ class Separator(nn.Module, ABC):
         Raises:
             ValueError: the mixtures have another shape than those that a loaded separator was trained on.
         """
-        signal = getattr(self, "signal", None)
-        if signal is not None:
+        if (signal := getattr(self, "signal", None)) is not None:
             shape = signal["shape"] if signal["kind"] == "image" else ["T"]
             if mixtures.ndim != 1 + len(shape) or (shape != ["T"] and list(mixtures.shape[1:]) != shape):
                 expected = ", ".join(map(str, ["B", *shape]))

@@ -16,7 +16,7 @@ from surf_lightning.inference.events import EventDetector, event_paths, write_ev
 from surf_lightning.inference.jobs import Done, Job, Settings, Task, Work, manifest_rows
 from surf_lightning.inference.sampling import Window, separate_windows
 from surf_lightning.inference.separator import Separator
-from surf_lightning.inference.streaming import Chunk, FileStream, no_points, num_separated, sample_rate
+from surf_lightning.inference.streaming import Chunk, FileStream, num_separated, sample_rate
 
 
 class AudioTask(Task):
@@ -32,11 +32,8 @@ class AudioTask(Task):
         file, settings = AudioFile.open(path), self.settings
         samples = file.frames * num_separated(file, settings.channels)
         coded = file.source_format(settings.format, settings.samples)
-        names = {
-            name
-            for each in (coded, coded.as_float() if coded.step else coded)
-            for name in source_paths(stem, self.num_sources, each.for_size(samples), settings.names)
-        }
+        formats = (each.for_size(samples) for each in (coded, coded.as_float() if coded.step else coded))
+        names = {name for each in formats for name in source_paths(stem, self.num_sources, each, settings.names)}
         others = [*self.curve_paths(stem), *event_paths(stem, settings.events).values()]
         size = self.num_sources * samples * coded.bits // 8
         return Job(path, stem, (*sorted(names), *others), size, file.frames / file.rate)
@@ -56,18 +53,15 @@ class AudioWork(Work):
         self.task, self.job, self.file, self.stem = task, job, AudioFile.open(job.path), folder / job.stem.name
         self.stream = FileStream(task.separator, self.file, settings.channels, settings.windows, settings.num_samples)
         self.coded = self.file.source_format(settings.format, settings.samples)
-        samples, num_sources = self.file.frames * self.stream.num_channels, task.num_sources
-        self.products, self.points = (
-            torch.zeros(num_sources, num_sources, dtype=torch.float64),
-            [no_points(num_sources)],
-        )
-        self.events = EventDetector(self.file.rate, num_sources) if settings.events else None
-        self.writer = SourceWriter(
-            self.stem, num_sources, self.file.rate, self.stream.num_channels, samples, self.coded, settings.names
-        )
+        rate, channels, num_sources = self.file.rate, self.stream.num_channels, task.num_sources
+        self.products = torch.zeros(num_sources, num_sources, dtype=torch.float64)
+        self.points: list[Tensor] = []
+        self.events = EventDetector(rate, num_sources) if settings.events else None
+        samples = self.file.frames * channels
+        self.writer = SourceWriter(self.stem, num_sources, rate, channels, samples, self.coded, settings.names)
 
     def windows(self) -> Iterator[Window]:
-        return self.stream.windows()
+        return self.stream.read()
 
     def add(self, at: int, planes: Tensor) -> float:
         return sum(map(self._write, self.stream.add(at, planes)), 0.0)
@@ -77,9 +71,8 @@ class AudioWork(Work):
             self._write(chunk)
         self.writer.close(complete=True)
         paths = self.writer.paths
-        rows = manifest_rows(
-            self.job, paths, self.products, self.writer.written / self.file.rate, highest=self.file.rate / 2
-        )
+        rate = self.file.rate
+        rows = manifest_rows(self.job, paths, self.products, self.writer.written / rate, highest=rate / 2)
         others = self.task.write_curve(self.stem, ["time"], torch.cat(self.points))
         if self.events:
             others += write_events(self.stem, self.task.settings.events, self.events.finish(), self.job.path)

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Literal, get_args
 
 import torch
@@ -41,46 +42,6 @@ class Chunk:
     source over posterior samples. No rows if one sample is drawn."""
 
 
-class StreamJoin:
-    """Joins the separated windows of one stream to chunks in order, without gaps."""
-
-    def __init__(self, num_sources: int, rate: int, windows: Windows | None, num_samples: int) -> None:
-        if num_samples < 1:
-            raise ValueError(f"at least one posterior sample must be drawn, not {num_samples}")
-        self.sizes = (windows or Windows()).samples(rate)
-        self.overlap_add, self.start = OverlapAdd(self.sizes), 0
-        self.curve = UncertaintyCurve(rate) if num_samples > 1 else None
-        self.num_sources = num_sources
-
-    def add(self, at: int, planes: Tensor) -> list[Chunk]:
-        """What the window ``planes [C,K,2,W]``, which begins at ``at``, completes; raises ValueError if it has NaN."""
-        if not planes.isfinite().all():
-            raise ValueError("the separator gave NaN or infinite samples")
-        complete = self.overlap_add(at, planes)
-        return [self._chunk(complete, last=False)] if complete.shape[-1] else []
-
-    def finish(self) -> list[Chunk]:
-        """The rest of the stream."""
-        return [self._chunk(self.overlap_add.finish(), last=True)] if self.overlap_add.tail is not None else []
-
-    def _chunk(self, planes: Tensor, last: bool) -> Chunk:
-        points = self.curve(planes[:, :, 1], last) if self.curve else no_points(self.num_sources)
-        start, self.start = self.start, self.start + planes.shape[-1]
-        return Chunk(start, planes[:, :, 0], points)
-
-
-def in_batches(windows: Iterable[Window], size: int) -> Iterator[list[Window]]:
-    """Up to ``size`` neighbours of one length together."""
-    held: list[Window] = []
-    for window in windows:
-        if held and (len(held) == size or held[0][1].shape[-1] != window[1].shape[-1]):
-            yield held
-            held = []
-        held.append(window)
-    if held:
-        yield held
-
-
 def separate_stream(
     separator: Separator,
     blocks: Iterable[Tensor],
@@ -105,13 +66,8 @@ def separate_stream(
     Raises:
         ValueError: the separator gave NaN or is not of audio, or ``num_samples`` is not positive.
     """
-    join = StreamJoin(separator.num_sources, sample_rate(separator), windows, num_samples)
-    cut = split_windows((block.double() for block in blocks), join.sizes)
-    for group in in_batches(cut, batch):
-        separated = separate_windows(separator, group, num_samples, seed)
-        for (at, _), planes in zip(group, separated, strict=True):
-            yield from join.add(at, planes)
-    yield from join.finish()
+    stream = SeparatedStream(separator, windows, num_samples)
+    yield from stream.chunks(stream.windows(blocks), seed, batch)
 
 
 def sample_rate(separator: Separator) -> int:
@@ -121,21 +77,10 @@ def sample_rate(separator: Separator) -> int:
     return int(separator.signal["sample_rate"])
 
 
-def no_points(num_sources: int) -> Tensor:
-    """An uncertainty curve without points."""
-    return torch.zeros(0, 1 + num_sources, dtype=torch.float64)
-
-
 class RateBridge:
-    """Brings a mixture down to the separator's rate and its estimates back up to the file's, where they sum to it.
+    """Brings a mixture down to the separator's ``rate``, its estimates back up to the file's, where they sum to it.
 
     One thread may bring down while another brings up.
-
-    Args:
-        file_rate: in Hz.
-        rate: the separator's, in Hz.
-        num_channels: C.
-        num_sources: K.
     """
 
     def __init__(self, file_rate: int, rate: int, num_channels: int, num_sources: int) -> None:
@@ -176,56 +121,84 @@ def num_separated(file: AudioFile, channels: Channels) -> int:
     return file.channels if channels == "each" else 1
 
 
-def select_channels(block: Tensor, channels: Channels) -> Tensor:
-    """What is separated, ``[C,n]``, of a block of all channels of a file."""
-    if channels == "mix":
-        return block.mean(0, keepdim=True)
-    return block[:1] if channels == "first" else block
+class SeparatedStream:
+    """A stream on its way through a separator: windows go out, separated windows come in, in order, and become chunks.
 
-
-class FileStream:
-    """A file on its way through a separator: windows go out, separated windows come in, in order, and become chunks.
-
-    Its windows may be read by one thread while another adds what became of them.
-
-    Args:
-        separator: as of ``separate_file``.
-        file: the header.
-        channels: as of ``separate_file``.
-        windows: as of ``separate_file``.
-        num_samples: as of ``separate_file``.
+    Its windows may be read by one thread while another adds what became of them. Arguments as of ``separate_stream``;
+    ``bridge`` leads to the stream's own rate, where the estimates are made consistent with it once more.
     """
+
+    def __init__(
+        self, separator: Separator, windows: Windows | None, num_samples: int, bridge: RateBridge | None = None
+    ) -> None:
+        if num_samples < 1:
+            raise ValueError(f"at least one posterior sample must be drawn, not {num_samples}")
+        rate = sample_rate(separator)
+        self.separator, self.num_samples = separator, num_samples
+        self.sizes = (windows or Windows()).samples(rate)
+        self.overlap_add, self.bridge = OverlapAdd(self.sizes), bridge
+        self.curve = UncertaintyCurve(rate) if num_samples > 1 else None
+        self.start, self.points = 0, torch.zeros(0, 1 + separator.num_sources, dtype=torch.float64)
+
+    def windows(self, blocks: Iterable[Tensor]) -> Iterator[Window]:
+        """The windows of ``blocks [C,n]``."""
+        low = self.bridge.down(blocks) if self.bridge else (block.double() for block in blocks)
+        return split_windows(low, self.sizes)
+
+    def add(self, at: int, planes: Tensor) -> Iterator[Chunk]:
+        """What the window ``planes [C,K,2,W]``, which begins at ``at``, completes; raises ValueError if it has NaN."""
+        if not planes.isfinite().all():
+            raise ValueError("the separator gave NaN or infinite samples")
+        complete = self.overlap_add(at, planes)
+        if complete.shape[-1]:
+            yield from self._joined(complete, last=False)
+
+    def finish(self) -> Iterator[Chunk]:
+        """The rest of the stream."""
+        if self.overlap_add.tail is not None:
+            yield from self._joined(self.overlap_add.finish(), last=True)
+        if self.bridge:
+            yield from self._chunk(self.bridge.finish())
+
+    def _joined(self, planes: Tensor, last: bool) -> Iterator[Chunk]:
+        if self.curve:
+            self.points = torch.cat([self.points, self.curve(planes[:, :, 1], last)])
+        estimates = planes[:, :, 0]
+        return self._chunk(self.bridge.up(estimates) if self.bridge else estimates)
+
+    def _chunk(self, estimates: Tensor) -> Iterator[Chunk]:
+        if estimates.shape[-1]:
+            yield Chunk(self.start, estimates, self.points)
+            self.start, self.points = self.start + estimates.shape[-1], self.points[:0]
+
+    def chunks(self, windows: Iterable[Window], seed: int, batch: int) -> Iterator[Chunk]:
+        """All of the stream, up to ``batch`` neighbouring windows of one length at a time."""
+        for _, alike in groupby(windows, lambda window: window[1].shape[-1]):
+            while group := list(islice(alike, batch)):
+                separated = separate_windows(self.separator, group, self.num_samples, seed)
+                for (at, _), planes in zip(group, separated, strict=True):
+                    yield from self.add(at, planes)
+        yield from self.finish()
+
+
+class FileStream(SeparatedStream):
+    """An audio file as such a stream, at its own rate. Arguments as of ``separate_file``."""
 
     def __init__(
         self, separator: Separator, file: AudioFile, channels: Channels, windows: Windows | None, num_samples: int
     ) -> None:
         self.file, self.channels, self.num_channels = file, channels, num_separated(file, channels)
-        rate, num_sources = sample_rate(separator), separator.num_sources
-        self.join = StreamJoin(num_sources, rate, windows, num_samples)
-        self.bridge = RateBridge(file.rate, rate, self.num_channels, num_sources)
-        self.start, self.curve = 0, no_points(num_sources)
+        bridge = RateBridge(file.rate, sample_rate(separator), self.num_channels, separator.num_sources)
+        super().__init__(separator, windows, num_samples, bridge)
 
-    def windows(self) -> Iterator[Window]:
-        """Read the file; raises BadAudio if it cannot be decoded."""
-        blocks = self.bridge.down(select_channels(block, self.channels) for block in self.file.blocks())
-        return split_windows(blocks, self.join.sizes)
-
-    def add(self, at: int, planes: Tensor) -> Iterator[Chunk]:
-        """The chunks that a separated window completes; raises ValueError if it has NaN."""
-        for chunk in self.join.add(at, planes):
-            yield from self._chunk(self.bridge.up(chunk.estimates), chunk.curve)
-
-    def finish(self) -> Iterator[Chunk]:
-        """The rest of the file."""
-        for chunk in self.join.finish():
-            yield from self._chunk(self.bridge.up(chunk.estimates), chunk.curve)
-        yield from self._chunk(self.bridge.finish(), no_points(self.join.num_sources))
-
-    def _chunk(self, estimates: Tensor, points: Tensor) -> Iterator[Chunk]:
-        self.curve = torch.cat([self.curve, points])
-        if estimates.shape[-1]:
-            yield Chunk(self.start, estimates, self.curve)
-            self.start, self.curve = self.start + estimates.shape[-1], self.curve[:0]
+    def read(self) -> Iterator[Window]:
+        """The windows of the file; raises BadAudio if it cannot be decoded."""
+        blocks = self.file.blocks()
+        if self.channels == "mix":
+            blocks = (block.mean(0, keepdim=True) for block in blocks)
+        elif self.channels == "first":
+            blocks = (block[:1] for block in blocks)
+        return self.windows(blocks)
 
 
 def separate_file(
@@ -245,14 +218,8 @@ def separate_file(
             for source in chunk.estimates[0]:  # [K,n] at the file's own rate
                 ...
 
-    Args:
-        separator: as of ``separate_stream``.
-        audio: the file, or its path.
-        channels: what is separated of a file of several: ``"each"``, their mean (``"mix"``) or the ``"first"``.
-        windows: as of ``separate_stream``.
-        num_samples: as of ``separate_stream``.
-        seed: as of ``separate_stream``.
-        batch: as of ``separate_stream``.
+    What is separated of a file of several ``channels`` is ``"each"``, their mean (``"mix"``) or the ``"first"``; the
+    other arguments are those of ``separate_stream``.
 
     Yields:
         Chunks as of ``separate_stream``, at the file's own rate: together they have as many samples as the file, and
@@ -263,8 +230,4 @@ def separate_file(
     """
     file = audio if isinstance(audio, AudioFile) else AudioFile.open(audio)
     stream = FileStream(separator, file, channels, windows, num_samples)
-    for group in in_batches(stream.windows(), batch):
-        separated = separate_windows(separator, group, num_samples, seed)
-        for (at, _), planes in zip(group, separated, strict=True):
-            yield from stream.add(at, planes)
-    yield from stream.finish()
+    yield from stream.chunks(stream.read(), seed, batch)

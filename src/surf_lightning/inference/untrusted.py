@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -37,9 +38,8 @@ def load_tensors(path: str | PathLike[str]) -> Any:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # of any type: the unpickler stumbles over damaged bytes in every way
         if code := re.search(r"Unsupported \w+: GLOBAL ([\w.]+)", str(error)):
-            raise UserError(
-                f"{path} holds code ({code[1]}), which is not run: surf_lightning has not written it"
-            ) from error
+            said = f"{path} holds code ({code[1]}), which is not run: surf_lightning has not written it"
+            raise UserError(said) from error
         raise UserError(f"{path} is no checkpoint, or a damaged one") from error
     for value in _values(content, path):
         if isinstance(value, Tensor) and not _is_plain(value):
@@ -87,21 +87,14 @@ def building(num_tensors: int) -> Iterator[None]:
     """
     left = {"parameters": num_tensors, "modules": 2 * num_tensors + SPARE_MODULES}
 
-    def counts(kind: str) -> Any:
-        def count(owner: nn.Module, name: str, value: Any) -> None:
-            left[kind] -= value is not None
-            if left[kind] < 0:
-                raise UserError(f"the network that it describes is larger than its {num_tensors} weights")
+    def count(kind: str, owner: nn.Module, name: str, value: Any) -> None:
+        left[kind] -= value is not None
+        if left[kind] < 0:
+            raise UserError(f"the network that it describes is larger than its {num_tensors} weights")
 
-        return count
-
-    hooks = [
-        registration.register_module_parameter_registration_hook(counts("parameters")),
-        registration.register_module_module_registration_hook(counts("modules")),
-    ]
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with (
+        registration.register_module_parameter_registration_hook(partial(count, "parameters")),
+        registration.register_module_module_registration_hook(partial(count, "modules")),
+        torch.device("meta"),
+    ):
+        yield

@@ -38,11 +38,7 @@ class Worker:
 
     A worker is alive while it holds the lock of its journal; on another machine, where a lock may not be seen, while
     the journal's time of change moves. It is compared with itself over a lease by the observer's own clock: the clocks
-    of two machines may differ.
-
-    Args:
-        folder: the outputs'.
-        header: what others should know of this worker.
+    of two machines may differ. ``header`` is what others should know of it.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
@@ -136,7 +132,7 @@ class Worker:
         raise AssertionError("a million workers died of one file")
 
     def _claim(self, stem: str, number: int) -> Path:
-        return self.folder / "claims" / f"{hashlib.sha256(stem.encode(errors='surrogateescape')).hexdigest()}.{number}"
+        return self.folder / "claims" / f"{hashlib.sha256(os.fsencode(stem)).hexdigest()}.{number}"
 
     def _make(self, claim: Path, stem: str) -> None:
         content = {"worker": self.name, "host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
@@ -174,11 +170,9 @@ class Worker:
             shutil.rmtree(self.folder / "work" / name, ignore_errors=True)
 
     def end(self, merged: Iterable[str] | None) -> None:
-        """Leave. The last one takes the traces of all along.
+        """Leave; the last one takes the traces of the others along, whose work has been ``merged`` elsewhere.
 
-        Args:
-            merged: the others, whose work is recorded elsewhere. ``None``: others go on, and still need the journal and
-                the claims of this one.
+        ``None``: others go on, and still need the journal and the claims of this one.
         """
         self._ended.set()
         shutil.rmtree(self.work, ignore_errors=True)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 from torch.nn.functional import pad
 
-from surf_lightning.audio.spectrogram import DYNAMIC_RANGE, log_spectrogram
+from surf_lightning.audio.band import DYNAMIC_RANGE, log_spectrogram
 from surf_lightning.metrics.audio import align_by_si_sdr, is_active
 from surf_lightning.metrics.images import align_by_mse, to_unit_range
 from surf_lightning.reporting.parts import read_sound
