@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_each_is_small_has_a_card_and_is_in_the_wheel() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert "digits" in shipped()
+    assert {"digits", "phone"} <= set(shipped())
     for name in shipped():
         assert not (SHIPPED / name / "README.md").read_text().count("Say here")
         files = [path for path in (SHIPPED / name).rglob("*") if path.is_file()]
@@ -52,6 +53,16 @@ def test_one_command_separates_their_examples() -> None:
         half = np.array(Image.open(example), dtype=float)
         inside = [(source > 0) & (source < 255) for source in sources]
         assert np.abs(sum(sources) / 2 - half)[inside[0] & inside[1]].max() <= 1
+
+
+def test_one_command_separates_their_recordings() -> None:
+    examples = SHIPPED / "phone" / "examples"
+    assert main(["separate", str(examples), "--checkpoint", "phone", "--output", "separated"]) == 0
+    for example in examples.iterdir():
+        mixture = soundfile.read(example)[0]
+        sources = [soundfile.read(f"separated/{example.stem}_source{k}.flac")[0] for k in (1, 2)]
+        np.testing.assert_allclose(sum(sources), mixture, atol=2 * 2**-15)
+        assert min(np.std(source) for source in sources) > 0.1 * np.std(mixture)
 
 
 def test_a_path_that_exists_wins() -> None:
