@@ -49,8 +49,8 @@ from surf_lightning.networks import (
     SourceHead,
     STFTConvTasNet,
     VelocityConvTasNet,
-    VelocitySTFTConvTasNet,
     VelocityHead,
+    VelocitySTFTConvTasNet,
 )
 from tests.audio import trees
 from tests.tiny import adam, digits, regression, trainer, velocity
