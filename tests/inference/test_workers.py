@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -232,3 +233,34 @@ def test_a_line_of_a_journal_that_is_too_deep_is_no_entry() -> None:
     Path("out").mkdir()
     Path("out/journal.jsonl").write_text("[" * 100_000 + "\n")
     assert Journal(Path("out")).entries == {}
+
+
+def test_what_is_left_of_a_worker_killed_as_it_began_goes_with_the_last_one_and_of_a_living_one_stays() -> None:
+    folder = Path("out")
+    worker = Worker(folder, {})
+    for name in ("killed", "living"):
+        (folder / ".surf" / "work" / name).mkdir()
+        (folder / ".surf" / f".{name}.partial").touch()
+    with open(folder / ".surf" / ".living.partial", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        worker.end(merged=[])
+    assert sorted(path.name for path in (folder / ".surf").rglob("*")) == [".living.partial", "living", "work"]
+    Worker(folder, {}).end(merged=[])
+    assert not (folder / ".surf").exists()
+
+
+def test_a_worker_begins_though_another_takes_the_folder_at_that_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, refused = os.replace, []
+
+    def gone(source: Path, target: Path) -> None:
+        if not refused:
+            refused.append(source)
+            source.unlink()
+        replace(source, target)
+
+    monkeypatch.setattr(workers.os, "replace", gone)
+    worker = Worker(Path("out"), {})
+    assert refused
+    assert worker.alive(worker.name)
+    worker.end(merged=[])
+    assert not Path("out/.surf").exists()

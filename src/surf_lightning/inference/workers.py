@@ -49,7 +49,12 @@ class Worker:
         self._seen: dict[str, tuple[int, float]] = {}
         self._made = Path()  # the latest claim
         self._ended = threading.Event()
-        partial = self.folder / f".{self.name}.partial"
+        while not self.journal(self.name).exists():
+            with suppress(FileNotFoundError):  # one that ended just now took the folder, or the file, for what is left
+                self._begin(self.folder / f".{self.name}.partial")
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _begin(self, partial: Path) -> None:
         for path in (self.folder / "claims", self.work):
             path.mkdir(parents=True, exist_ok=True)
         self._file = open(partial, "ab")  # noqa: SIM115  held, with its lock, as long as the worker lives
@@ -57,7 +62,6 @@ class Worker:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.write(self.header)
         os.replace(partial, self.journal(self.name))  # not seen before it is locked
-        threading.Thread(target=self._beat, daemon=True).start()
 
     def journal(self, name: str) -> Path:
         """Of a worker."""
@@ -178,6 +182,12 @@ class Worker:
         shutil.rmtree(self.work, ignore_errors=True)
         if merged is not None:
             self.forget([*merged, self.name])
+            for partial in filter(Path.is_file, self.folder.glob(".*.partial")):
+                # Of one killed as it began: while it lives it holds the lock.
+                with suppress(OSError), open(partial, "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    partial.unlink()
+                    shutil.rmtree(self.folder / "work" / partial.stem[1:], ignore_errors=True)
         with suppress(OSError):  # a full disk has been told of before
             self._file.close()
         for path in (self.folder / "claims", self.folder / "work", self.folder):
