@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait must not spin: two trainings on two cores would slow each other down a hundredfold.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo digits table2-cifar test lint suite slow torture test-cluster bench docs audit lock dist clean
+.PHONY: install demo digits table2-cifar ship-digits ship-phone test lint suite slow torture test-cluster bench docs audit lock dist clean
 
 install: $(INSTALLED)
 
@@ -40,6 +40,14 @@ reproduce-%: install
 	$(SNAKEMAKE) $*
 ablation-%: install
 	$(SNAKEMAKE) $@
+
+ship-digits: install  # a separator that comes with the package, made again from its data
+	$(SNAKEMAKE) runs/digits_surf_rm/metrics.json
+	python experiments/ship.py digits runs/digits_surf_rm
+ship-phone: install
+	test -d data/phone || python experiments/phone.py data/phone
+	$(SNAKEMAKE) runs/phone_self_remixing/metrics.json runs/phone_unheard/metrics.json
+	python experiments/ship.py phone runs/phone_self_remixing runs/phone_unheard
 
 test: lint suite
 

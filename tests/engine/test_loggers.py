@@ -453,3 +453,14 @@ def test_a_table_of_an_early_version_is_read_and_continued() -> None:
     assert read_curves(Path("run/metrics.csv")) == {"loss": {0: 3.5, 1: 3.25}, "val/psnr": {1: 20.5}}
     write("run", [(1, {"loss": 3.0, "epoch": 0}), (2, {"loss": 2.0})])
     assert read_curves(Path("run/metrics.csv")) == {"loss": {0: 3.5, 1: 3.0, 2: 2.0}, "val/psnr": {1: 20.5}}
+
+
+def test_a_table_that_leads_out_of_a_strangers_run_is_not_written_to() -> None:
+    Path("mine.txt").write_text("mine")
+    Path("runs/foreign").mkdir(parents=True)
+    Path("runs/foreign/metrics.csv").symlink_to(Path("mine.txt").resolve())
+    config = [f"--config={ROOT}/configs/digits_mixit.yaml", f"--config={ROOT}/tests/tiny_images.yaml"]
+    args = ["fit", *config, "--name", "foreign", "--trainer.logger", "false", "--ckpt_path", "last"]
+    with pytest.warns(UserWarning, match=r"metrics\.csv: it is a link to a file outside .* The training goes on"):
+        assert main([*args, "--trainer.enable_progress_bar", "false"]) == 0
+    assert Path("mine.txt").read_text() == "mine"

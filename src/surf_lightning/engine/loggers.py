@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from surf_lightning.engine.signals import ending
 from surf_lightning.errors import UserError
-from surf_lightning.files import replacing
+from surf_lightning.files import own_file, replacing
 
 COLUMNS = ("step", "epoch", "name", "value")
 HPARAMS = "hparams.yaml"
@@ -111,6 +111,11 @@ class MetricsCSV(Logger):
             return
         header = (",".join(COLUMNS) + "\n").encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:  # in a run of a stranger it may lead elsewhere, or nowhere
+            if os.path.lexists(self._path):
+                own_file(self._path.parent, self._path)
+        except ValueError as error:
+            raise OSError(str(error)) from error
         with self._path.open("a+b") as file:
             file.seek(0)
             table = file.read()
