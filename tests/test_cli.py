@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -517,6 +518,7 @@ def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_sam
 
 
 def test_a_mistake_has_its_status_where_it_cannot_be_said() -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
         command = [sys.executable, *CONSOLE_SCRIPT, "report", "nothing"]
-        assert subprocess.run(command, stdout=full, stderr=full, timeout=300, check=False).returncode == 2
+        assert subprocess.run(command, stdout=full, stderr=full, env=buffered, timeout=300, check=False).returncode == 2

@@ -293,3 +293,9 @@ def entry_point() -> Any:
         sys.exit(main())
     except KeyboardInterrupt:  # before there was anything to save
         sys.exit(130)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # a full disk: Python would end with 120 in place of our status
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -23,7 +23,7 @@ OLDEST = "checkpoints_0.1.tar.xz"
 
 def unpacked(name: str, folder: Path) -> Path:
     with tarfile.open(Path(__file__).with_name(name)) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder)
     return folder
 
 
