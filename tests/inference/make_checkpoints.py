@@ -95,13 +95,15 @@ MAKERS: dict[str, Callable[[], SeparationModule]] = {
         ScoreNCSNpp(image_channels=1, **SCORE), update=SimultaneousUpdate(), **LANGEVIN, optimizer=adam
     ),
     "audio_mixit_locoformer": lambda: MixIT(RegressionLocoformer(4, 2, **LOCOFORMER), optimizer=adam),
-    "audio_mixit_stft": lambda: MixIT(STFTConvTasNet(4, 64, 32, 8, 8, repeats=1, blocks=1), optimizer=adam),
+    "audio_mixit_stft": lambda: MixIT(
+        STFTConvTasNet(4, 64, 32, bottleneck=8, hidden=8, repeats=1, blocks=1), optimizer=adam
+    ),
     "audio_mixit_tasnet": lambda: MixIT(ConvTasNet(4, 2, **TASNET), optimizer=adam),
     "audio_surf_locoformer": lambda: SURF(
         MBLocoformer(2, **LOCOFORMER), mixit_checkpoint="audio_mixit_locoformer.ckpt", optimizer=adam
     ),
     "audio_surf_stft": lambda: SURF(
-        VelocitySTFTConvTasNet(2, 64, 32, 8, 8, repeats=1, blocks=1),
+        VelocitySTFTConvTasNet(2, 64, 32, bottleneck=8, hidden=8, repeats=1, blocks=1),
         mixit_checkpoint="audio_mixit_stft.ckpt",
         initialize_from_mixit=True,
         optimizer=adam,

@@ -5,6 +5,9 @@ Axes: B batch, K sources, M outputs, T samples, N frames, J frequency bins, C ch
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,21 +49,43 @@ class SkipBlock(nn.Module):
 
 
 class SkipNetwork(nn.Module):
-    """``repeats`` times ``blocks`` blocks of dilations 1, 2, 4, ...; a map of the sum of their skips.
+    """Logits of masks: ``repeats`` times ``blocks`` blocks of dilations 1, 2, 4, ...; a map of the sum of their skips.
 
-    ``[B,J,N] -> [B,outer,N]``, J being ``bins``; a condition ``[B,C,N]`` is added before the blocks.
+    Magnitudes ``[B,J,N] -> [B,M*J,N]``; a condition ``[B,C,N]`` is added before the blocks.
+
+    Args:
+        num_outputs: M.
+        n_fft: samples of a frame, of which come J = n_fft / 2 + 1 bins.
+        bottleneck: C, channels between the blocks.
+        hidden: channels inside the blocks.
+        kernel: frames of the depthwise convolutions, odd.
+        repeats: number of times that the sequence of dilations repeats.
+        blocks: blocks of each repeat, with dilations 1, 2, 4, ..., 2^(blocks - 1).
+
+    Raises:
+        ValueError: ``kernel`` is even.
     """
 
     def __init__(
-        self, bins: int, channels: int, hidden: int, kernel: int, repeats: int, blocks: int, outer: int
+        self,
+        num_outputs: int,
+        n_fft: int,
+        bottleneck: int = 128,
+        hidden: int = 512,
+        kernel: int = 3,
+        repeats: int = 3,
+        blocks: int = 4,
     ) -> None:
         super().__init__()
-        self.first = nn.Sequential(global_norm(bins), nn.Conv1d(bins, channels, 1))
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel {kernel} must be odd")
+        bins, self.channels = n_fft // 2 + 1, bottleneck
+        self.first = nn.Sequential(global_norm(bins), nn.Conv1d(bins, bottleneck, 1))
         last = repeats * blocks - 1
         self.blocks = nn.ModuleList(
-            SkipBlock(channels, hidden, kernel, 2 ** (number % blocks), number == last) for number in range(last + 1)
+            SkipBlock(bottleneck, hidden, kernel, 2 ** (number % blocks), number == last) for number in range(last + 1)
         )
-        self.last = nn.Sequential(nn.PReLU(), nn.Conv1d(channels, outer, 1))
+        self.last = nn.Sequential(nn.PReLU(), nn.Conv1d(bottleneck, num_outputs * bins, 1))
 
     def forward(self, x: Tensor, condition: Tensor | float = 0.0) -> Tensor:
         x, skips = self.first(x) + condition, []
@@ -70,7 +95,7 @@ class SkipNetwork(nn.Module):
         return self.last(torch.stack(skips).sum(0))
 
 
-@serializable
+@functools.partial(serializable, rest=SkipNetwork)
 class STFTConvTasNet(RegressionNetwork):
     """Masks of the mixture's magnitudes that sum to one, and the mixture's phases (MixCycle paper, Fig. 1).
 
@@ -84,31 +109,17 @@ class STFTConvTasNet(RegressionNetwork):
         num_outputs: M.
         n_fft: samples of a frame, of a Hann window.
         hop: samples between frames.
-        bottleneck: C, channels between the blocks.
-        hidden: channels inside the blocks.
-        kernel: frames of the depthwise convolutions, odd.
-        repeats: number of times that the sequence of dilations repeats.
-        blocks: blocks of each repeat, with dilations 1, 2, 4, ..., 2^(blocks - 1).
+        network: the other arguments of ``SkipNetwork``.
 
     Raises:
         ValueError: ``n_fft`` is odd, ``hop`` is above half of it, or ``kernel`` is even.
     """
 
-    def __init__(
-        self,
-        num_outputs: int,
-        n_fft: int = 512,
-        hop: int = 128,
-        bottleneck: int = 128,
-        hidden: int = 512,
-        kernel: int = 3,
-        repeats: int = 3,
-        blocks: int = 4,
-    ) -> None:
+    def __init__(self, num_outputs: int, n_fft: int = 512, hop: int = 128, **network: Any) -> None:
         super().__init__()
         self.num_outputs = num_outputs
         self.stft = STFT(n_fft, hop, "hann")
-        self.masks = masks_of(n_fft, bottleneck, hidden, kernel, repeats, blocks, num_outputs)
+        self.masks = SkipNetwork(num_outputs, n_fft, **network)
 
     def forward(self, mixtures: Tensor) -> Tensor:
         """``mixtures [B,T]`` (sums), any T -> ``estimates [B,M,T]``, which sum to them."""
@@ -117,7 +128,7 @@ class STFTConvTasNet(RegressionNetwork):
         return masked(self.stft, self.masks(magnitudes.mT), spectra, mixtures.shape[-1])
 
 
-@serializable
+@functools.partial(serializable, rest=SkipNetwork)
 class VelocitySTFTConvTasNet(VelocityNetwork):
     """Predicts masks of the mixture's magnitudes, which sum to one, from the mixture, the noisy sources and t.
 
@@ -131,33 +142,19 @@ class VelocitySTFTConvTasNet(VelocityNetwork):
         num_sources: K.
         n_fft: samples of a frame, of a Hann window.
         hop: samples between frames.
-        bottleneck: C, channels between the blocks.
-        hidden: channels inside the blocks.
-        kernel: frames of the depthwise convolutions, odd.
-        repeats: number of times that the sequence of dilations repeats.
-        blocks: blocks of each repeat, with dilations 1, 2, 4, ..., 2^(blocks - 1).
+        network: the other arguments of ``SkipNetwork``.
 
     Raises:
         ValueError: ``n_fft`` is odd, ``hop`` is above half of it, or ``kernel`` is even.
     """
 
-    def __init__(
-        self,
-        num_sources: int,
-        n_fft: int = 512,
-        hop: int = 128,
-        bottleneck: int = 128,
-        hidden: int = 512,
-        kernel: int = 3,
-        repeats: int = 3,
-        blocks: int = 4,
-    ) -> None:
+    def __init__(self, num_sources: int, n_fft: int = 512, hop: int = 128, **network: Any) -> None:
         super().__init__()
         self.num_sources = num_sources
         self.stft = STFT(n_fft, hop, "hann")
-        self.masks = masks_of(n_fft, bottleneck, hidden, kernel, repeats, blocks, num_sources)
-        self.noisy = nn.Conv1d(num_sources * (n_fft // 2 + 1), bottleneck, 1, bias=False)
-        self.time = TimeEmbedding(bottleneck)
+        self.masks = SkipNetwork(num_sources, n_fft, **network)
+        self.noisy = nn.Conv1d(num_sources * (n_fft // 2 + 1), self.masks.channels, 1, bias=False)
+        self.time = TimeEmbedding(self.masks.channels)
         self.head = SourceHead()
 
     def forward(self, x_t: Tensor, t: Tensor, mixtures: Tensor) -> Tensor:
@@ -171,16 +168,6 @@ class VelocitySTFTConvTasNet(VelocityNetwork):
 
     def residual_weight(self, t: Tensor) -> Tensor:
         return self.head.residual_weight(t)
-
-
-def masks_of(
-    n_fft: int, bottleneck: int, hidden: int, kernel: int, repeats: int, blocks: int, count: int
-) -> SkipNetwork:
-    """Of magnitudes ``[B,J,N]`` the logits ``[B,count*J,N]`` of their masks."""
-    if kernel % 2 == 0:
-        raise ValueError(f"kernel {kernel} must be odd")
-    bins = n_fft // 2 + 1
-    return SkipNetwork(bins, bottleneck, hidden, kernel, repeats, blocks, count * bins)
 
 
 def masked(stft: STFT, logits: Tensor, spectra: Tensor, length: int) -> Tensor:
