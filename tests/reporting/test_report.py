@@ -20,7 +20,7 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-from surf_lightning.reporting.figures import thinned
+from surf_lightning.reporting.figures import curves, thinned
 from surf_lightning.reporting.report import html_page, make_sections, write_report
 from surf_lightning.reporting.runs import Run
 from tests.inference.test_untrusted import altered
@@ -353,6 +353,16 @@ def test_pictures_of_colour_and_of_three_sources_are_drawn() -> None:
     (png,) = page.embedded("image/png")
     red, _, blue = np.moveaxis(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")), 2, 0)
     assert (red != blue).any()
+
+
+def test_the_first_score_is_drawn_against_minutes_too_where_all_paces_are_known() -> None:
+    scores = {"val/psnr": {399: 15.0, 799: 18.0, 1199: 19.0}}
+    tested = Run(Path("runs/a"), {"metrics": results("MixIT", {}, steps=800, seconds=120.0)}, curves=scores)
+    panels = curves([tested], {}).axes
+    assert [panel.get_xlabel() for panel in panels if panel.axison] == ["step", "minute"]
+    np.testing.assert_allclose(panels[1].lines[0].get_xdata(), np.array([399, 799, 1199]) * 2 / 800)
+    panels = curves([tested, Run(Path("runs/b"), curves=scores)], {}).axes
+    assert [panel.get_xlabel() for panel in panels if panel.axison] == ["step"]
 
 
 def test_a_long_curve_is_thinned_to_means() -> None:

@@ -108,7 +108,7 @@ def draw_curve(table: Path, folder: Path) -> Path:
 def _panel() -> tuple[Figure, Axes]:
     """A picture over time; at its top is room for the page's label and buttons."""
     figure = Figure(figsize=(7, 2.2))
-    panel = figure.add_axes((0.08, 0.2, 0.9, 0.64))
+    panel = figure.add_axes((0.08, 0.2, 0.9, 0.58))
     panel.set_xlabel("s")
     return figure, panel
 

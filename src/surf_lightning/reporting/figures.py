@@ -75,10 +75,12 @@ def thinned(curve: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
 def curves(runs: Sequence[Run], repetitions: Mapping[Path, Sequence[Run]]) -> Figure | None:
     """What all runs score on held-out mixtures, and below it the loss of each; None if neither was logged.
 
-    Losses of different methods are of different kinds: each has axes of its own. ``repetitions`` are given by the
-    folder of the first of them.
+    The first score is drawn against minutes as well, where every run's pace is known. Losses of different methods are
+    of different kinds: each has axes of its own. ``repetitions`` are given by the folder of the first of them.
     """
-    watched = [name for name in WATCHED if any(name in run.curves for run in runs)][:2]
+    watched = [(name, "step") for name in WATCHED if any(name in run.curves for run in runs)][:2]
+    if watched and all(run.pace for run in runs if watched[0][0] in run.curves):
+        watched.append((watched[0][0], "minute"))
     trained = [run for run in runs if "loss" in run.curves]
     if not watched and not trained:
         return None
@@ -89,15 +91,17 @@ def curves(runs: Sequence[Run], repetitions: Mapping[Path, Sequence[Run]]) -> Fi
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, sum(heights) + 0.4), layout="constrained")
         parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.06, squeeze=False).flat)
-        for panel, name in zip(_panels(parts[0], 1, 2, len(watched)) if watched else (), watched, strict=True):
+        panels = _panels(parts[0], 1, max(2, len(watched)), len(watched)) if watched else []
+        for panel, (name, unit) in zip(panels, watched, strict=True):
             for run in runs:
+                pace = run.pace or 0.0 if unit == "minute" else 1.0
                 for again in repetitions.get(run.folder, ()):
-                    _line(panel, again, name, color=colours[run.folder], alpha=0.45, linewidth=0.8)
-                _line(panel, run, name, color=colours[run.folder], label=names[run.folder], linewidth=1.4)
+                    _line(panel, again, name, pace, color=colours[run.folder], alpha=0.45, linewidth=0.8)
+                _line(panel, run, name, pace, color=colours[run.folder], label=names[run.folder], linewidth=1.4)
             panel.set_title(f"Held-out mixtures: {WATCHED[name]}")
-            _steps(panel)
-            if name == watched[0]:
-                panel.legend(fontsize=7.5, frameon=False, ncols=2 if len(runs) > 4 else 1)
+            _along(panel, unit)
+        for panel in panels[:1]:
+            panel.legend(fontsize=7.5, frameon=False, ncols=2 if len(runs) > 4 and len(watched) < 3 else 1)
         for panel, run in zip(_panels(parts[-1], rows, PANELS, len(trained)) if trained else (), trained, strict=True):
             _loss(panel, run, colours[run.folder], names[run.folder])
     return figure
@@ -111,10 +115,11 @@ def _panels(figure: FigureBase, rows: int, columns: int, count: int, **options: 
     return panels[:count]
 
 
-def _line(panel: Axes, run: Run, name: str, **looks: Any) -> None:
+def _line(panel: Axes, run: Run, name: str, pace: float = 1.0, **looks: Any) -> None:
     if curve := run.curves.get(name):
         markers: dict[str, Any] = {"marker": "o", "markersize": 3} if len(curve) < 3 else {}  # too few for a line
-        panel.plot(*thinned(curve), **markers, **looks)
+        steps, values = thinned(curve)
+        panel.plot(pace * steps, values, **markers, **looks)
 
 
 def _loss(panel: Axes, run: Run, colour: str, name: str) -> None:
@@ -128,7 +133,7 @@ def _loss(panel: Axes, run: Run, colour: str, name: str) -> None:
     held_out = " (dashed: held out)" if "val/loss" in run.curves else ""
     panel.set_title(f"{name}: loss{held_out}", fontsize=8)
     panel.tick_params(labelsize=7)
-    _steps(panel)
+    _along(panel, "step")
 
 
 def sweep_curves(groups: dict[str, dict[str, Run]]) -> Figure | None:
@@ -146,15 +151,15 @@ def sweep_curves(groups: dict[str, dict[str, Run]]) -> Figure | None:
                 _line(panel, run, name, color=shade, linewidth=1.4, label=value)
             panel.set_title(title)
             panel.legend(fontsize=7.5, frameon=False)
-            _steps(panel)
+            _along(panel, "step")
         panels[0].set_ylabel(f"held-out {WATCHED[name]}")
     return figure
 
 
-def _steps(panel: Axes) -> None:
+def _along(panel: Axes, unit: str) -> None:
     panel.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
     panel.set_xlim(left=0)
-    panel.set_xlabel("step", fontsize=7.5)
+    panel.set_xlabel(unit, fontsize=7.5)
 
 
 # -- images --

@@ -107,6 +107,14 @@ class Run:
         return self.settings.get("seed_everything", results.get("seed"))
 
     @property
+    def pace(self) -> float | None:
+        """Minutes a step, on average over the training; None where no test has said them."""
+        for each in self.results.values():
+            if each.get("seconds") and each.get("steps"):
+                return float(each["seconds"] / each["steps"] / 60)
+        return None
+
+    @property
     def unfinished(self) -> str:
         """What to know of a SURF run whose beta has not fallen to its end, else nothing."""
         given = _part(self.settings, "model")[1].get("beta_end", 0.0)
