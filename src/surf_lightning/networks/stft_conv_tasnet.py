@@ -109,13 +109,17 @@ class STFTConvTasNet(RegressionNetwork):
         num_outputs: M.
         n_fft: samples of a frame, of a Hann window.
         hop: samples between frames.
+        sample_rate: in Hz, that ``n_fft`` and ``hop`` are meant for: the command line brings them to that of the data.
+            The network itself knows no rate.
         network: the other arguments of ``SkipNetwork``.
 
     Raises:
         ValueError: ``n_fft`` is odd, ``hop`` is above half of it, or ``kernel`` is even.
     """
 
-    def __init__(self, num_outputs: int, n_fft: int = 512, hop: int = 128, **network: Any) -> None:
+    def __init__(
+        self, num_outputs: int, n_fft: int = 512, hop: int = 128, sample_rate: int = 8000, **network: Any
+    ) -> None:
         super().__init__()
         self.num_outputs = num_outputs
         self.stft = STFT(n_fft, hop, "hann")
@@ -142,13 +146,17 @@ class VelocitySTFTConvTasNet(VelocityNetwork):
         num_sources: K.
         n_fft: samples of a frame, of a Hann window.
         hop: samples between frames.
+        sample_rate: in Hz, that ``n_fft`` and ``hop`` are meant for: the command line brings them to that of the data.
+            The network itself knows no rate.
         network: the other arguments of ``SkipNetwork``.
 
     Raises:
         ValueError: ``n_fft`` is odd, ``hop`` is above half of it, or ``kernel`` is even.
     """
 
-    def __init__(self, num_sources: int, n_fft: int = 512, hop: int = 128, **network: Any) -> None:
+    def __init__(
+        self, num_sources: int, n_fft: int = 512, hop: int = 128, sample_rate: int = 8000, **network: Any
+    ) -> None:
         super().__init__()
         self.num_sources = num_sources
         self.stft = STFT(n_fft, hop, "hann")
