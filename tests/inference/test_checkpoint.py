@@ -17,7 +17,6 @@ from surf_lightning.inference.checkpoint import (
     KEY,
     check_fits,
     describe,
-    load_separator_checkpoint,
     read_checkpoint,
     rebuild,
 )
@@ -122,13 +121,6 @@ def test_a_class_that_does_not_exist_is_named(path: str) -> None:
 
 
 # -- reading --
-
-
-def test_our_part_and_the_weights_of_the_separator_alone_are_read() -> None:
-    content = valid()
-    record, state = load_separator_checkpoint(saved(content))
-    assert record == content[KEY]
-    assert state.keys() == RegressionSeparator(regression(), 2).state_dict().keys()
 
 
 @pytest.mark.parametrize("unsafe", [None, False, True])
