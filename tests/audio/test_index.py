@@ -72,16 +72,6 @@ def test_a_file_half_silent_is_good(tmp_path: Path) -> None:
     assert set(reasons(tmp_path, ["a.flac", "b.wav"]).values()) == {""}
 
 
-def test_a_stream_of_unknown_size_is_not_truncated(tmp_path: Path) -> None:
-    """Programs that write a wav to a pipe cannot go back to fill in its size."""
-    write(tmp_path / "a.wav", noise(1.0, 0))
-    whole = bytearray((tmp_path / "a.wav").read_bytes())
-    where = whole.index(b"data") + 4
-    whole[where : where + 4] = b"\xff\xff\xff\xff"
-    (tmp_path / "a.wav").write_bytes(whole)
-    assert reasons(tmp_path, ["a.wav"]) == {"a.wav": ""}
-
-
 def test_only_what_changed_is_examined_again(tmp_path: Path, examined: list[str]) -> None:
     for number in range(4):
         write(tmp_path / f"{number}.wav", noise(1.0, number))

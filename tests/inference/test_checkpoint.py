@@ -17,7 +17,6 @@ from surf_lightning.inference.checkpoint import (
     KEY,
     check_fits,
     describe,
-    load_separator_checkpoint,
     read_checkpoint,
     rebuild,
 )
@@ -124,13 +123,6 @@ def test_a_class_that_does_not_exist_is_named(path: str) -> None:
 # -- reading --
 
 
-def test_our_part_and_the_weights_of_the_separator_alone_are_read() -> None:
-    content = valid()
-    record, state = load_separator_checkpoint(saved(content))
-    assert record == content[KEY]
-    assert state.keys() == RegressionSeparator(regression(), 2).state_dict().keys()
-
-
 @pytest.mark.parametrize("unsafe", [None, False, True])
 def test_code_in_a_checkpoint_is_not_run(unsafe: bool | None) -> None:
     path = saved(valid() | {"callbacks": Touch()})
@@ -143,11 +135,10 @@ def test_code_in_a_checkpoint_is_not_run(unsafe: bool | None) -> None:
     assert Path("executed").exists()  # it would have run
 
 
-@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
-def test_a_truncated_checkpoint_is_refused(kept: float) -> None:
+@pytest.mark.parametrize("kept", [0, 1, 100, 5000, -1])
+def test_a_truncated_checkpoint_is_refused(kept: int) -> None:
     path = saved(valid())
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"^some\.ckpt is no checkpoint, or a damaged one$"):
         read_checkpoint(path)
 
@@ -159,22 +150,6 @@ def test_a_file_of_another_kind_is_refused_in_one_sentence(content: bytes) -> No
     Path("a.ckpt").write_bytes(content)
     with pytest.raises(UserError, match=r"^a\.ckpt is no checkpoint, or a damaged one$"):
         read_checkpoint("a.ckpt")
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_arbitrary_bytes_never_end_in_another_error() -> None:
-    rng = random.Random(0)
-    base = Path(saved({"a": [1, 2.0, "x"]}, "zip.ckpt")).read_bytes()
-    torch.save({"a": [1, 2.0, "x"]}, "legacy.ckpt", _use_new_zipfile_serialization=False)
-    legacy = Path("legacy.ckpt").read_bytes()
-    path = Path("bad.ckpt")
-    for source in (base, legacy) * 100:
-        damaged = bytearray(source)
-        for _ in range(rng.choice([1, 3, 10])):
-            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-        path.write_bytes(damaged)
-        with pytest.raises(UserError):
-            read_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, [1], torch.zeros(3)])

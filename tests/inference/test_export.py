@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from surf_lightning.inference.separator import FlowSeparator, RegressionSeparato
 from surf_lightning.networks.base import ConstantNoise
 from surf_lightning.networks.conv_tasnet import ConvTasNet
 from surf_lightning.networks.locoformer import MBLocoformer
-from tests.inference.test_separate import AUDIO, save
+from tests.inference.test_separate import AUDIO, save, summary
 from tests.inference.test_streaming import Filters, sound
 
 
@@ -72,44 +72,38 @@ def test_an_exported_folder_gives_the_same_estimates_without_pickle(
     assert not torch.equal(estimates(loaded), estimates(separators()[0].train()) * 0)
 
 
-@pytest.fixture
-def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
-    """What is downloaded from the Hub: of user/name the folder ``exported``, of others nothing."""
-    asked: list[tuple[str, list[str]]] = []
-
-    def download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repository, allow_patterns))
-        if repository != "user/name":
-            raise OSError(f"401 Client Error: {repository} was not found.\nMake sure of its name.")
-        return "exported"
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    return asked
-
-
-@each
-def test_a_separator_on_the_hub_is_loaded_by_its_name(
-    exported: Separator, downloads: list[tuple[str, list[str]]], request: pytest.FixtureRequest
+def test_an_export_goes_to_the_hub_and_comes_back_also_without_network(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request.getfixturevalue("no_pickle")
-    assert torch.equal(estimates(load_separator("user/name")), estimates(exported))
-    assert downloads == [("user/name", ["model.safetensors", "config.json"])], "and no pickled weights"
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    server, (separator, _), pinned = serve(), separators(), f"hf://me/separator@{1:040d}"
+    for output in ("first", "second"):
+        torch.nn.init.normal_(separator.network.masks.weight)  # type: ignore[union-attr, arg-type]
+        save(separator, AUDIO)
+        assert main(["export", "--checkpoint", "a.ckpt", "--output", output, "--push", "me/separator"]) == 0
+        assert "hf://me/separator" in capsys.readouterr().out
+
+    def check(names: dict[str, str]) -> None:
+        for name, folder in names.items():
+            assert torch.equal(estimates(load_separator(name)), estimates(load_separator(folder)))
+
+    check({"me/separator": "second", "hf://me/separator": "second", pinned: "first"})
     soundfile.write("a.wav", sound(1.0).T.numpy(), 8000)
-    assert main(["separate", "a.wav", "--checkpoint", "user/name", "--output", "out"]) == 0
-    assert json.loads(Path("out/summary.json").read_text())["checkpoint"] == "user/name"
-
-
-def test_what_is_not_on_the_hub_is_one_message(downloads: list[tuple[str, list[str]]]) -> None:
-    with pytest.raises(UserError, match=r"no file user/other, and no such .* was not found\.$"):
-        load_separator("user/other")
+    assert main(["separate", "a.wav", "--checkpoint", "me/separator", "--output", "out"]) == 0
+    assert summary()["checkpoint"] == "me/separator"
+    server.shutdown()
+    server.server_close()
+    check({"hf://me/separator": "second", pinned: "first"})
+    with pytest.raises(UserError, match=r"no file me/nothing, and no such separator on the Hugging Face Hub: [^\n]*$"):
+        load_separator("me/nothing")
 
 
 @pytest.mark.parametrize("path", ["runs/digits", "runs/a.ckpt", "no/a.ckpt", "no/such/folder", "./digits", "/digits"])
-def test_a_path_is_not_looked_for_on_the_hub(path: str, downloads: list[tuple[str, list[str]]]) -> None:
+def test_a_path_is_not_looked_for_on_the_hub(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     Path("runs").mkdir()
     with pytest.raises(UserError, match="there is no checkpoint"):
         load_separator(path)
-    assert not downloads
 
 
 def test_the_files_have_the_rights_of_any_new_file(exported: Separator) -> None:
@@ -151,26 +145,3 @@ def test_an_export_replaces_nothing_and_is_complete_or_absent(
     assert main(["export", "--checkpoint", "a.ckpt", "--output", "new"]) == 2
     assert "No space" in capsys.readouterr().err
     assert sorted(path.name for path in Path().iterdir()) == ["a.ckpt", "exported"]
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "says"),
-    [
-        ("config.json", b"{", "damaged"),
-        ("config.json", b"{}", "does not say which separator"),
-        ("model.safetensors", b"garbage", "damaged"),
-        ("model.safetensors", None, "model.safetensors"),
-        ("config.json", None, "config.json"),
-    ],
-)
-@pytest.mark.usefixtures("exported")
-def test_a_damaged_folder_is_refused_with_a_clear_message(file: str, content: bytes | None, says: str) -> None:
-    path = Path("exported", file)
-    path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=says):
-        load_separator("exported")
-
-
-def test_there_is_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "--checkpoint", "no.ckpt", "--output", "exported"]) == 2
-    assert "no.ckpt" in capsys.readouterr().err

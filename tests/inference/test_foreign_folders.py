@@ -7,16 +7,11 @@ import json
 import os
 import shutil
 import struct
-import threading
 import time
-import types
-from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
-import huggingface_hub.file_download
 import numpy as np
 import pytest
 import torch
@@ -27,12 +22,11 @@ from surf_lightning.cli import main
 from surf_lightning.inference import hub
 from surf_lightning.inference.checkpoint import KEY, describe
 from surf_lightning.inference.separator import FlowSeparator
-from tests.inference.test_hub import Hub
+from tests.inference.conftest import CACHE, Hub
 from tests.inference.test_untrusted import NETWORK, edited, valid
 from tests.test_configs import ROOT
 from tests.tiny import velocity
 
-CACHE = "cache/of/the/hub"
 FIT = ["fit", "--config", str(ROOT / "configs/digits_surf_rm.yaml"), "--config", str(ROOT / "tests/tiny_images.yaml")]
 FIT += ["--trainer.logger", "false", "--trainer.accelerator", "cpu"]
 TEST = ["test", "--config", str(ROOT / "configs/digits_mixit.yaml"), *FIT[3:]]
@@ -101,6 +95,8 @@ ALTERED: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
     "pickle": (lambda: {**exported(), hub.WEIGHTS: b"\x80\x02cos\nsystem\n(S'touch pwned'\ntR."}, "is damaged"),
     "deep": (lambda: {**exported(), hub.CONFIG: b"[" * 900_000}, "is damaged"),
     "long": (lambda: {**exported(), hub.CONFIG: b"[" + b"[]," * 400_000 + b"0]"}, "more than 1,000,000 bytes"),
+    "no record": (lambda: {**exported(), hub.CONFIG: b"{}"}, "does not say which separator"),
+    "no weights": (lambda: {hub.CONFIG: exported()[hub.CONFIG]}, "holds no model.safetensors"),
     "nothing": (lambda: {"README.md": b""}, "config.json"),
 }
 
@@ -108,33 +104,6 @@ ALTERED: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
 @pytest.fixture(autouse=True)
 def _picture() -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("picture.png")
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Serves files as ``hf://user/name``, by a given stand-in of the Hub, from which this process loads."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(files: dict[str, bytes], kind: type[Hub] = Hub) -> None:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Mine", (kind,), {"commits": {"user/name": [files]}}))
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that has gone
-        threading.Thread(target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.02}).start()
-        servers.append(server)
-        constants, address = huggingface_hub.constants, f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", CACHE)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        for timeout in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
-            monkeypatch.setattr(constants, timeout, 0.1)
-        at_once = types.SimpleNamespace(**{**vars(time), "sleep": lambda _: None})  # between two tries
-        monkeypatch.setattr(huggingface_hub.file_download, "time", at_once)
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def there() -> set[Path]:

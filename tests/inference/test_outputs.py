@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,12 @@ import torch
 
 from surf_lightning.files import partial_path
 from surf_lightning.inference.events import Event, EventDetector, event_paths, stretches, write_events
-from tests.inference.test_separate import AUDIO, made, manifest, read, record, save, separate
-from tests.inference.test_streaming import Filters
+from tests.inference.test_separate import made, manifest, read, record, separate, table
 
 RATE = 8000
 
 
-@pytest.fixture(autouse=True)
-def toy() -> None:
-    save(Filters(), AUDIO)
+pytestmark = pytest.mark.usefixtures("toy")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +79,7 @@ def test_the_manifest_has_shares_of_the_energy_and_similarities() -> None:
     record("a.wav", 2.0, subtype="FLOAT")
     assert separate("a.wav") == 0
     one, two = (read(row["Begin Path"])[:, 0] for row in manifest())
-    energies = np.array([(one**2).sum(), (two**2).sum()])
+    energies = np.array([one @ one, two @ two])
     cosine = abs(one @ two) / np.sqrt(energies.prod())
     for row, energy in zip(manifest(), energies, strict=True):
         assert float(row["Energy Share"]) == pytest.approx(energy / energies.sum(), abs=1e-5)
@@ -149,18 +145,16 @@ def test_other_tools_read_the_events() -> None:
 
 
 def test_events_as_tables() -> None:
-    with open(written("csv"), newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = table(str(written("csv")))
     assert list(rows[0].values()) == ["field/rec.wav", "1", "0.5", "1.0", "900.0", "1100.0", "-9.0"]
-    table: Any = pytest.importorskip("pyarrow.parquet").read_table(written("parquet")).to_pylist()
-    assert [{key: str(value) for key, value in row.items()} for row in table] == rows
+    parquet: Any = pytest.importorskip("pyarrow.parquet").read_table(written("parquet")).to_pylist()
+    assert [{key: str(value) for key, value in row.items()} for row in parquet] == rows
 
 
 def test_the_command_writes_the_events_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     soundfile.write("rec.wav", tones().sum(1)[0].numpy(), RATE)
     assert separate("rec.wav", "--events", "csv, audacity") == 0
     assert {"rec_events.csv", "rec_events.audacity.txt"} <= {*made()}
-    with open("out/rec_events.csv", newline="") as file:
-        assert {row["source"] for row in csv.DictReader(file)} <= {"1", "2"}
+    assert {row["source"] for row in table("out/rec_events.csv")} <= {"1", "2"}
     assert separate("rec.wav", "--overwrite", "--events", "midi") == 2
     assert "raven, audacity, csv, parquet" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from surf_lightning.audio.streams import AudioFile
 from surf_lightning.inference.pipeline import MOST, windows_that_fit
 from surf_lightning.inference.sampling import separate_windows
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
 from surf_lightning.inference.streaming import separate_file
 from surf_lightning.networks.conv_tasnet import ConvTasNet
-from tests.inference.test_separate import AUDIO, IMAGE, Halves, image, made, read, record, save, separate
+from tests.inference.test_separate import AUDIO, IMAGE, Halves, failures, image, made, read, record, save, separate
 from tests.inference.test_streaming import Filters, LocalVelocity, joined, sound
 
+pytestmark = pytest.mark.usefixtures("toy")
 LENGTHS = [0.3, 21.0, 0.3, 12.5, 0.7, 0.3, 10.0]  # seconds; a window has 10
 
 
@@ -46,7 +45,6 @@ def test_any_batch_gives_the_same_samples(
     batch: str, recordings: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     separator = Filters()
-    save(separator, AUDIO)
     rows = counted(monkeypatch, Filters)
     assert separate("in", "--batch", batch) == 0
     assert (max(rows) > 2) == (batch != "1")
@@ -78,7 +76,6 @@ def test_images_of_a_batch_are_those_of_one_at_a_time(monkeypatch: pytest.Monkey
 
 
 def test_nan_in_one_file_of_a_batch_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    save(Filters(), AUDIO)
     for name in "abc":
         record(f"in/{name}.wav", 1.0)
     forward = Filters.forward
@@ -92,12 +89,10 @@ def test_nan_in_one_file_of_a_batch_leaves_the_others_alone(monkeypatch: pytest.
     monkeypatch.setattr(Filters, "forward", spoil)
     assert separate("in", "--batch", "4") == 1
     assert len(made()) == 4
-    (failed,) = json.loads(Path("out/summary.json").read_text())["failed"]
-    assert "NaN" in failed["reason"]
+    assert "NaN" in failures()["b.wav"]
 
 
 def test_a_batch_that_does_not_fit_is_halved(recordings: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    save(Filters(), AUDIO)
     forward = Filters.forward
 
     def small(self: Filters, mixtures: Tensor, *args: Any) -> Tensor:
@@ -137,16 +132,8 @@ def test_bfloat16_and_fewer_steps_change_the_samples_a_little() -> None:
     assert separate("in", "--overwrite", "--num_steps", "0") == 2
 
 
-def test_a_classifier_gets_chunks_without_files() -> None:
-    """What docs/archives.md shows."""
-    record("field.wav", 25.0, rate=16000)
-    loudest = 0.0
-    seconds = 0.0
-    for chunk in separate_file(Filters(), AudioFile.open("field.wav"), batch=2):
-        for source in chunk.estimates[0]:
-            loudest = max(loudest, float(source.abs().max()))
-        seconds += chunk.estimates.shape[-1] / 16000
-    assert seconds == 25.0
-    assert 0.01 < loudest < 1
-    one = joined(separate_file(Filters(), "field.wav"))
-    torch.testing.assert_close(joined(separate_file(Filters(), "field.wav", batch=2)), one, atol=1e-6, rtol=0)
+def test_a_file_in_chunks_is_the_same_in_any_batch() -> None:
+    samples = record("field.wav", 25.0, rate=16000)
+    one, two = (joined(separate_file(Filters(), "field.wav", batch=batch)) for batch in (1, 2))
+    assert one.shape == (1, 2, len(samples))
+    torch.testing.assert_close(two, one, atol=1e-6, rtol=0)

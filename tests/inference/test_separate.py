@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,11 +59,6 @@ def save(separator: Separator, signal: dict[str, Any], path: str = "a.ckpt") -> 
     return path
 
 
-@pytest.fixture
-def toy() -> str:
-    return save(Filters(), AUDIO)
-
-
 def record(path: str, seconds: float = 2.5, rate: int = 8000, channels: int = 1, subtype: str = "PCM_16") -> np.ndarray:
     """Write a recording; returns what it holds, ``[T,C]``."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +76,25 @@ def separate(*args: str, checkpoint: str = "a.ckpt") -> int:
 
 def files(folder: str = "out") -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def table(path: str, **options: str) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file, **options))
+
+
+def manifest() -> list[dict[str, str]]:
+    return table("out/manifest.csv")
+
+
+def summary(folder: str = "out") -> dict[str, Any]:
+    return json.loads(Path(folder, "summary.json").read_text())
+
+
+def failures() -> dict[str, str]:
+    """Why the inputs of these names failed."""
+    return {Path(row["input"]).name: row["reason"] for row in summary()["failed"]}
 
 
 def made(folder: str = "out") -> list[str]:
@@ -165,10 +180,9 @@ def test_posterior_samples_give_a_mean_and_an_uncertainty_curve() -> None:
     assert separate("a.wav", "--num-samples", "4") == 0
     assert made() == ["a_source1.wav", "a_source2.wav", "a_uncertainty.csv"]
     np.testing.assert_allclose(sum(read(f"out/a_source{k}.wav") for k in (1, 2)), samples, atol=1e-6)
-    with open("out/a_uncertainty.csv", newline="") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    assert [row["time"] for row in rows] == pytest.approx([*(0.05 + 0.1 * i for i in range(10)), 1.025])
-    assert all(0 < row[f"source{k}"] < 2 for row in rows for k in (1, 2))
+    rows = table("out/a_uncertainty.csv")
+    assert [float(row["time"]) for row in rows] == pytest.approx([*(0.05 + 0.1 * i for i in range(10)), 1.025])
+    assert all(0 < float(row[f"source{k}"]) < 2 for row in rows for k in (1, 2))
 
 
 # -- inputs --
@@ -191,7 +205,7 @@ def test_what_the_command_wrote_is_no_input_of_the_next(toy: str) -> None:
     for pattern in ("field", "field/*", "field/**", "fi*/**/*.wav"):
         args = ["separate", pattern, "--checkpoint", "a.ckpt", "--output", "field/out", "--trust", "--overwrite"]
         assert main(args) == 0
-        assert json.loads(Path("field/out/summary.json").read_text())["separated"] == 1
+        assert summary("field/out")["separated"] == 1
 
 
 def test_recordings_that_are_trained_on_are_separated_too(toy: str) -> None:
@@ -202,9 +216,7 @@ def test_recordings_that_are_trained_on_are_separated_too(toy: str) -> None:
     for name in ("field.opus", "disk"):
         Path("in", name).symlink_to(Path(name).absolute())
     assert separate("in") == 1
-    failed = {
-        Path(row["input"]).name: row["reason"] for row in json.loads(Path("out/summary.json").read_text())["failed"]
-    }
+    failed = failures()
     indexed = dict(zip(failed, index_audio(Path("disk/broken"), list(failed)), strict=True))
     for name in ("empty.wav", "text.wav", "no_samples.wav", "endless.flac"):
         assert failed[name] == indexed[name].reason
@@ -263,18 +275,12 @@ def test_a_mistake_is_one_message_before_anything_is_written(
     assert files(".") == before
 
 
-def test_code_from_outside_the_package_needs_trust(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
-    record("a.wav", 0.1)
-    assert main(["separate", "a.wav", "--checkpoint", toy, "--output", "out"]) == 2
-    assert "tests.inference.test_streaming.Filters" in capsys.readouterr().err
-
-
 def test_a_full_disk_is_noticed_before(
     toy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record("a.wav", 1.0)
     usage = types.SimpleNamespace(free=31_000)
-    monkeypatch.setattr("surf_lightning.inference.separation_run.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert separate("a.wav") == 2
     assert "free" in capsys.readouterr().err
     usage.free = 32_000  # two sources of 8000 samples of 2 bytes
@@ -292,12 +298,10 @@ def test_broken_inputs_are_reported_and_the_rest_is_done(toy: str, capsys: pytes
     soundfile.write("in/silent.wav", np.zeros(800), 8000)
     assert separate("in") == 1
     assert {name.split("_")[0] for name in made()} == {"a", "silent", "z"}
-    failed = {row["input"]: row["reason"] for row in json.loads(Path("out/summary.json").read_text())["failed"]}
-    assert {Path(path).stem for path in failed} == {"empty", "text", "nan", "truncated"}
-    printed = capsys.readouterr()
-    for path, reason in failed.items():
-        assert f"{path}: {reason}" in printed.out
-    assert "4 failed" in printed.out
+    assert failures().keys() == {"empty.wav", "text.wav", "nan.wav", "truncated.flac"}
+    printed = capsys.readouterr().out
+    assert all(f"in/{name}: {reason}" in printed for name, reason in failures().items())
+    assert "4 failed" in printed
 
 
 def test_an_odd_file_stops_only_itself(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,25 +309,17 @@ def test_an_odd_file_stops_only_itself(toy: str, monkeypatch: pytest.MonkeyPatch
     record(f"in/{'n' * 240}.wav", 0.5)
     os.mkfifo("in/pipe.wav")
     os.symlink("loop.wav", "in/loop.wav")
-    record("in/liar.wav", 0.5)
-    usage = types.SimpleNamespace(free=30_000)
-    monkeypatch.setattr("surf_lightning.inference.separation_run.shutil.disk_usage", lambda path: usage)
     record("in/liar.wav", 1.0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=30_000))
     assert separate("in") == 1
     assert made() == ["a_source1.wav", "a_source2.wav"]
-    failed = {row["input"]: row["reason"] for row in json.loads(Path("out/summary.json").read_text())["failed"]}
-    said = {Path(name).stem[:4]: reason for name, reason in failed.items()}
+    said = {name[:4]: reason for name, reason in failures().items()}
     assert said.keys() == {"nnnn", "pipe", "loop", "liar"}
     assert "32 kB" in said["liar"]
     assert "regular" in said["pipe"]
 
 
 # -- what was done before --
-
-
-def manifest() -> list[dict[str, str]]:
-    with open("out/manifest.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_manifest_says_what_each_output_is(toy: str) -> None:
@@ -333,25 +329,20 @@ def test_the_manifest_says_what_each_output_is(toy: str) -> None:
     rows = manifest()
     assert [row["Begin File"] for row in rows] == made()
     assert json.loads(Path("out/manifest.json").read_text())[0].keys() == rows[0].keys()
-    with open("out/manifest.raven.txt", newline="") as file:
-        assert list(csv.DictReader(file, delimiter="\t")) == rows
+    assert table("out/manifest.raven.txt", delimiter="\t") == rows
     assert list(rows[0])[:7] == [
         "Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)"
     ]  # fmt: skip
     for row in rows:
         samples = read(row["Begin Path"])
         assert float(row["Energy"]) == pytest.approx((samples**2).sum(), rel=1e-2)
-        assert (
-            float(row["Duration (s)"])
-            == float(row["End Time (s)"])
-            == len(samples) / (8000 if "a" in row["Begin File"][0] else 16000)
-        )
+        seconds = len(samples) / (8000 if row["Begin File"].startswith("a") else 16000)
+        assert float(row["Duration (s)"]) == float(row["End Time (s)"]) == seconds
         assert float(row["Offset (s)"]) == float(row["File Offset (s)"]) == 0
     assert [row["Input"] for row in rows] == ["in/a.wav"] * 2 + ["in/b.flac"] * 2
-    summary = json.loads(Path("out/summary.json").read_text())
-    assert summary["audio_seconds"] == 3.5
-    assert summary["real_time_factor"] == pytest.approx(summary["seconds"] / 3.5)
-    assert summary["separated"] == 2
+    found = summary()
+    assert (found["audio_seconds"], found["separated"]) == (3.5, 2)
+    assert found["real_time_factor"] == pytest.approx(found["seconds"] / 3.5)
     record("c.wav", 0.5)
     assert separate("c.wav") == 0
     assert len(manifest()) == 6
@@ -484,7 +475,7 @@ def test_moved_recordings_are_recognised(toy: str) -> None:
     assert separate("disk") == 0
     os.rename("disk", "other")
     assert separate("other", "--resume") == 0
-    assert json.loads(Path("out/summary.json").read_text())["done_before"] == 1
+    assert summary()["done_before"] == 1
 
 
 def test_the_journal_survives_a_line_cut_off(tmp_path: Path) -> None:
@@ -527,8 +518,7 @@ def test_a_png_is_the_average_of_the_sources() -> None:
     np.testing.assert_allclose(sources, ((expected + 1) * 127.5).clip(0, 255), atol=0.501)
     inside = ((expected >= -1) & (expected <= 1)).all(0)
     np.testing.assert_allclose(sources.mean(0)[inside], pixels[inside], atol=0.51)
-    failed = json.loads(Path("out/summary.json").read_text())["failed"]
-    assert {Path(row["input"]).stem for row in failed} == {"wrong", "gray", "text"}
+    assert failures().keys() == {"wrong.png", "gray.png", "text.png"}
     assert float(manifest()[0]["Energy"]) == pytest.approx((expected[0] ** 2).sum(), rel=1e-4)
 
 
@@ -541,15 +531,14 @@ def test_gray_images_and_images_of_several_channels(capsys: pytest.CaptureFixtur
     assert Image.open("out/a_source1.png").mode == "L"
     save(RegressionSeparator(Halves(), 2), {"kind": "image", "shape": [4, 6, 5]})
     assert separate("a.png", "--overwrite") == 1
-    assert "is L, but the separator takes arrays of 4 channels" in Path("out/summary.json").read_text()
+    assert "is L, but the separator takes arrays of 4 channels" in failures()["a.png"]
 
 
 @pytest.mark.parametrize("values", [None, [5.0, 20.0]])
 def test_an_array_is_the_sum_of_the_sources_in_its_own_values(values: list[float] | None) -> None:
     shape = [4, 6, 5] if values else [1, 6, 5]
-    save(
-        RegressionSeparator(Halves(0.5), 2), {"kind": "image", "shape": shape, **({"values": values} if values else {})}
-    )
+    scale = {"values": values} if values else {}
+    save(RegressionSeparator(Halves(0.5), 2), {"kind": "image", "shape": shape, **scale})
     array = np.random.default_rng(0).normal(5, 20, shape)
     Path("in").mkdir()
     np.save("in/a.npy", array if values else array[0])
@@ -565,8 +554,7 @@ def test_an_array_is_the_sum_of_the_sources_in_its_own_values(values: list[float
     center, half = values or (0, 2)
     left = 0.5 * 2 * (array - center) / half * (np.arange(5) < 2)
     np.testing.assert_allclose(sources[0].reshape(shape), (left * half + center) / 2, rtol=1e-5, atol=1e-4)
-    failed = json.loads(Path("out/summary.json").read_text())["failed"]
-    assert {Path(row["input"]).stem for row in failed} == {"unlike", "objects", "text"}
+    assert failures().keys() == {"unlike.npy", "objects.npy", "text.npy"}
 
 
 # -- memory --
@@ -588,8 +576,7 @@ def test_memory_does_not_grow_with_the_length_of_the_file(toy: str) -> None:
         with soundfile.SoundFile(f"{name}.wav", "w", 8000, 1, "PCM_16") as file:
             for _ in range(minutes):
                 file.write(0.1 * rng.standard_normal(60 * 8000))
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, env=environment, check=True)
     short, long = (int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("peak"))
     assert long < 1.1 * short

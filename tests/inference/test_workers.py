@@ -21,10 +21,10 @@ from surf_lightning.cli import main
 from surf_lightning.inference import separation_run, workers
 from surf_lightning.inference.journal import Journal
 from surf_lightning.inference.workers import Worker
-from tests.inference.test_separate import AUDIO, files, made, manifest, read, record, save
-from tests.inference.test_streaming import Filters
+from tests.inference.test_separate import files, made, manifest, read, record, summary
 
 LOG = Path("published.txt")
+pytestmark = pytest.mark.usefixtures("toy")
 
 
 def start(run: Callable[[], object]) -> int:
@@ -84,7 +84,6 @@ def kill_workers(number: int, count: int, kills: int, rng: random.Random, pause:
     """``number`` workers on ``count`` files, one of which is killed ``kills`` times; each is followed by a new one."""
     for i in range(count):
         record(f"in/{i}.wav", 0.1 + 0.2 * rng.random())
-    save(Filters(), AUDIO)
     running = [start(lambda: separate("--resume")) for _ in range(number)]
     for _ in range(kills):
         time.sleep(rng.random() * pause)
@@ -112,26 +111,22 @@ def test_eight_workers_400_files_and_20_kills() -> None:
 def test_workers_started_here_share_the_files_and_one_manifest_is_written() -> None:
     for i in range(4):
         record(f"in/{i}.wav", 0.2)
-    save(Filters(), AUDIO)
     assert separate("--workers", "2") == 0
-    summary = json.loads(Path("out/summary.json").read_text())
-    assert (summary["separated"], summary["failed"]) == (4, [])
+    assert (summary()["separated"], summary()["failed"]) == (4, [])
     same_as_undisturbed(4)
 
 
 def test_tasks_of_slurm_need_no_word_more(monkeypatch: pytest.MonkeyPatch) -> None:
     record("in/a.wav", 0.2)
-    save(Filters(), AUDIO)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     assert separate() == 0
     assert separate() == 0  # a task that begins when all is done
-    assert json.loads(Path("out/summary.json").read_text())["done_before"] == 1
+    assert summary()["done_before"] == 1
 
 
 def test_one_who_comes_later_joins_and_waits_for_what_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "ab":
         record(f"in/{name}.wav", 0.2)
-    save(Filters(), AUDIO)
     finished = separation_run.SeparationRun.finished
 
     def slowly(self: Any, *args: Any) -> None:
@@ -153,7 +148,6 @@ def test_one_who_comes_later_joins_and_waits_for_what_others_do(monkeypatch: pyt
 
 def test_another_checkpoint_at_work_in_the_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     record("in/a.wav", 0.2)
-    save(Filters(), AUDIO)
     at_work = Worker(Path("out"), {"identity": "another", "redo": True, "began": 0.0})
     assert separate() == 2
     assert "another checkpoint or other settings" in capsys.readouterr().err
@@ -247,6 +241,24 @@ def test_what_is_left_of_a_worker_killed_as_it_began_goes_with_the_last_one_and_
     assert sorted(path.name for path in (folder / ".surf").rglob("*")) == [".living.partial", "living", "work"]
     Worker(folder, {}).end(merged=[])
     assert not (folder / ".surf").exists()
+
+
+def test_who_is_killed_while_it_removes_the_traces_of_another_leaves_none_that_nobody_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed, worker = Worker(Path("out"), {}), Worker(Path("out"), {})
+    (killed.work / "partial").touch()
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.shutil, "rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            worker.forget([killed.name])
+    assert worker.others() == [killed.name]
+    worker.end(worker.others())
+    assert not Path("out/.surf").exists()
 
 
 def test_a_worker_begins_though_another_takes_the_folder_at_that_moment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder
 from surf_lightning.data.audio_examples import Examples
@@ -62,7 +62,7 @@ class FUSS(AudioMixtures):
         return self._usable(folder, rows, MAX_SOURCES)
 
     def metrics(self) -> Metric:
-        return AudioMetrics(MetricCollection({"fuss": FUSSMetrics()}))
+        return AudioMetrics({"fuss": FUSSMetrics()})
 
     def test_metrics(self) -> Metric:
         return self.metrics()

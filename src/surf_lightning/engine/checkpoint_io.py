@@ -12,18 +12,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from surf_lightning.engine.signals import held
 from surf_lightning.files import replacing, seal
-from surf_lightning.inference.checkpoint import KEY, PREFIX, read_checkpoint
-from surf_lightning.inference.hub import read_export
+from surf_lightning.inference.hub import read_trained
 
 SPAWNED = ".temp.ckpt"  # Lightning's name of the file in which processes that it has spawned return their weights
 OURS = re.compile(r"last|best|step_\d+")  # names of checkpoints
-
-
-def exported_checkpoint(folder: Any) -> dict[str, Any]:
-    """A folder of ``surf export`` as a checkpoint to evaluate: the separator, with no student and no optimizer."""
-    metadata, weights = read_export(folder)
-    state = {f"{PREFIX}{key}": value for key, value in weights.items()}
-    return {KEY: metadata, "state_dict": state, "pytorch-lightning_version": L.__version__}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -54,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if Path(path).name == SPAWNED:
             return super().load_checkpoint(path, map_location, weights_only=True)
         self._is_ours = Path(path).resolve().is_relative_to(self._folder.resolve())
-        return exported_checkpoint(path) if Path(path).is_dir() else read_checkpoint(path)
+        return {"pytorch-lightning_version": L.__version__, **read_trained(path)}  # an exported folder has none
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a file that a ``ModelCheckpoint`` of the user's has outdone.

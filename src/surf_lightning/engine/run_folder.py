@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from surf_lightning.errors import UserError
 from surf_lightning.files import partial_path
 from surf_lightning.inference.checkpoint import checkpoints_near, read_checkpoint
-from surf_lightning.inference.hub import SCHEME, local_path, read_export
+from surf_lightning.inference.hub import SCHEME, local_path, read_trained
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
@@ -172,7 +172,7 @@ def trained_checkpoint(folder: Path, ckpt_path: str | None) -> str:
     if ckpt_path not in (None, "last", "best"):
         given = local_path(str(ckpt_path))
         if os.path.isdir(given):
-            read_export(given)  # says what is wrong with it, which amid Lightning's restoration is not told
+            read_trained(given)  # says what is wrong with it, which amid Lightning's restoration is not told
         elif not os.path.isfile(given):
             raise UserError(f"there is no checkpoint {ckpt_path}{checkpoints_near(str(ckpt_path))}")
         return given

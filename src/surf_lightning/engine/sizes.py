@@ -10,8 +10,8 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import KEY, read_checkpoint
-from surf_lightning.inference.hub import local_path, read_export
+from surf_lightning.inference.checkpoint import KEY
+from surf_lightning.inference.hub import local_path, read_trained
 
 EARLIER = ("mixit_checkpoint", "flow_checkpoint")  # arguments of methods
 UNITS = {"num_sources": "sources", "sample_rate": "Hz"}
@@ -51,7 +51,7 @@ def fill_in_sizes(config: Namespace, checkpoint: str | None) -> None:
 
 def _sizes_in(path: str) -> dict[str, int | None]:
     """Those of a checkpoint or an exported folder."""
-    record: dict[str, Any] = read_export(path)[0] if os.path.isdir(path) else read_checkpoint(path)[KEY]
+    record: dict[str, Any] = read_trained(path)[KEY]
     separator = record["separator"]["init_args"]
     sources = separator.get("num_sources") or separator["network"]["init_args"].get("num_sources")
     return {"num_sources": sources, "sample_rate": record["signal"].get("sample_rate")}

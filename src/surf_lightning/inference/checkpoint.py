@@ -214,12 +214,6 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and 0 < value <= MAX_NUMBER
 
 
-def load_separator_checkpoint(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Our record in the checkpoint, and the weights of its separator."""
-    checkpoint = read_checkpoint(path)
-    return checkpoint[KEY], weights_of(checkpoint, PREFIX)
-
-
 def weights_of(checkpoint: dict[str, Any], prefix: str) -> dict[str, Tensor]:
     """The weights of the part whose names begin with ``prefix``, by their names in it."""
     state = checkpoint["state_dict"].items()

@@ -11,10 +11,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.inference.checkpoint import PREFIX, check_finite, check_record, weights_of
+from surf_lightning.inference.checkpoint import KEY, PREFIX, check_finite, check_record, read_checkpoint
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # named as the Hugging Face Hub has them
 METADATA = ("method", "separator", "signal", "version")  # of a checkpoint's metadata, what a separator needs
@@ -100,12 +99,16 @@ def push(folder: str | PathLike[str], repository: str) -> str:
     return str(commit.commit_url)
 
 
-def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The metadata and the separator's weights of a folder written by ``surf export``; nothing in it is unpickled.
+def read_trained(path: str | PathLike[str]) -> dict[str, Any]:
+    """A checkpoint as of ``read_checkpoint``; of a folder written by ``surf export``, the separator's part of one.
 
     Raises:
-        UserError: it is no such folder, or is damaged, or its weights are not finite.
+        UserError: it is neither, or is damaged, or its weights are not finite.
     """
+    return _read_export(path) if os.path.isdir(path) else read_checkpoint(path)
+
+
+def _read_export(folder: str | PathLike[str]) -> dict[str, Any]:
     config, weights = Path(folder, CONFIG), Path(folder, WEIGHTS)
     for path in (config, weights):
         if not path.is_file():
@@ -122,4 +125,4 @@ def read_export(folder: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, 
         raise UserError(f"{folder} cannot be read as an exported separator; it is damaged: {error}") from error
     check_record(metadata, config)
     check_finite(state, weights)
-    return metadata, weights_of({"state_dict": state}, PREFIX)
+    return {KEY: metadata, "state_dict": {key: value for key, value in state.items() if key.startswith(PREFIX)}}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,6 @@ MOST = 64  # windows of the batch that a device's memory decides
 IMAGES = 32  # of a batch on a CPU
 ROOM = 0.5  # of a device's free memory that a batch may take
 
-
 Separated = tuple[int, Tensor]
 """The first sample of a window in its stream, and its planes."""
 
@@ -37,7 +36,6 @@ class Course:
     folder: Path
     work: Work | None = None
     failed: bool = False
-    complete: bool = False
     sent: int = 0
     """Windows read."""
     written: int = 0
@@ -45,10 +43,9 @@ class Course:
     held: dict[int, Separated | None] = field(default_factory=dict)
     """Separated windows whose turn has not come: others of their shape were more."""
 
-    def abandon(self) -> None:
-        """Remove what has been written."""
-        if self.work is not None:
-            self.work.abandon()
+
+Found = tuple[Course | None, Window | Exception | None]
+"""A file with a window of it, None at its end, or what is wrong with it; no file where none comes for a while."""
 
 
 class Observer(Protocol):
@@ -75,88 +72,74 @@ class Pipeline:
         is_image = task.separator.signal["kind"] == "image"
         self.batch = batch or (IMAGES if is_image else 1)
         self.measures = batch is None and self.device.type == "cuda"
-        self._read: queue.Queue[tuple[Course | None, Window | None] | None] = queue.Queue(2 * self.batch)
-        self._write: queue.Queue[tuple[Course, int, Separated | Exception | None] | None] = queue.Queue(2 * self.batch)
         self._waiting: dict[tuple[int, ...], list[tuple[Course, int, Window]]] = {}
-        self._stop = threading.Event()
-        self._fatal: BaseException | None = None
+        self._writer = ThreadPoolExecutor(1)
+        self._writes: deque[Future[None]] = deque()
 
     def run(self, courses: Iterator[Course | None]) -> None:
         """Separate files as they come; None says that none comes for a while.
 
         An interruption lets the files that are read to their end be written. What is wrong with one file leaves the
-        others alone.
+        others alone. Of what is not finished, the folder is for the caller to remove.
         """
         return_large_blocks()
-        threads = [threading.Thread(target=self._reader, args=(courses,)), threading.Thread(target=self._writer)]
-        for thread in threads:
-            thread.start()
-        reading = True
+        reader = ThreadPoolExecutor(1)
         try:
-            while (item := self._read.get()) is not None:
-                self._take(*item)
-            reading = False
+            for course, found in self._ahead(reader, courses):
+                self._take(course, found)
             self._flush()
         finally:
-            self._stop.set()
-            while reading and self._read.get() is not None:
-                pass
-            self._write.put(None)
-            for thread in threads:
-                thread.join()
-        if self._fatal is not None:
-            raise self._fatal
+            reader.shutdown(cancel_futures=True)
+            self._writer.shutdown()
+        for write in self._writes:
+            write.result()
 
-    # -- the reader's thread --
+    def _ahead(self, reader: Executor, courses: Iterator[Course | None]) -> Iterator[Found]:
+        """What ``reader`` finds while the caller uses what it has found before."""
+        found, waiting = self._read(courses), deque[Future[Found | None]]()
+        while True:
+            while len(waiting) < 2 * self.batch:
+                waiting.append(reader.submit(next, found, None))
+            if (item := waiting.popleft().result()) is None:
+                return
+            yield item
 
-    def _reader(self, courses: Iterator[Course | None]) -> None:
-        try:
-            for course in courses:
-                if course is None:
-                    self._hand((None, None))
-                else:
-                    self._read_file(course)
-                if self._stop.is_set():
-                    break
-        except BaseException as error:
-            self._fatal = error
-            self._stop.set()
-        finally:
-            self._read.put(None)
-
-    def _read_file(self, course: Course) -> None:
-        try:
-            course.folder.mkdir(parents=True, exist_ok=True)
-            check_regular(course.job.path)
-            course.work = self.task.open(course.job, course.folder)
-            for window in course.work.windows():
-                if self._stop.is_set() or course.failed:
-                    return
-                self._hand((course, window))
-            self._hand((course, None))
-        except Exception as error:
-            self._write.put((course, course.sent, error))
-
-    def _hand(self, item: tuple[Course | None, Window | None]) -> None:
-        while not self._stop.is_set():
-            with contextlib.suppress(queue.Full):
-                return self._read.put(item, timeout=0.1)
+    def _read(self, courses: Iterator[Course | None]) -> Iterator[Found]:
+        for course in courses:
+            try:
+                if course is not None:
+                    course.folder.mkdir(parents=True, exist_ok=True)
+                    check_regular(course.job.path)
+                    course.work = self.task.open(course.job, course.folder)
+                    for window in course.work.windows():
+                        yield course, window
+                        if course.failed:
+                            break
+                yield course, None
+            except Exception as error:
+                yield course, error
 
     # -- the caller's thread --
 
-    def _take(self, course: Course | None, window: Window | None) -> None:
+    def _take(self, course: Course | None, found: Window | Exception | None) -> None:
         if course is None:  # nothing to read for a while: others may wait for what waits here
             self._flush()
-        elif window is None:
-            self._write.put((course, course.sent, None))
+        elif found is None or isinstance(found, Exception):
+            self._hand_over(course, course.sent, found)
         elif not course.failed:
-            group = self._waiting.setdefault(tuple(window[1].shape[1:]), [])
-            group.append((course, course.sent, window))
+            group = self._waiting.setdefault(tuple(found[1].shape[1:]), [])
+            group.append((course, course.sent, found))
             course.sent += 1
             if self.batch == 1 or self._size(group) >= self.batch * self.task.window:
                 self._separate(group)
             elif sum(map(self._size, self._waiting.values())) >= 2 * self.batch * self.task.window:
                 self._separate(max(self._waiting.values(), key=self._size))
+
+    def _hand_over(self, course: Course, number: int, separated: Separated | Exception | None) -> None:
+        """Hand over to the writer's thread; raises what it could not even record as a file's failure."""
+        while len(self._writes) >= 2 * self.batch:
+            self._writes.popleft().result()
+        self._writes.append(self._writer.submit(self._write, course, number, separated))
 
     @staticmethod
     def _size(group: list[tuple[Course, int, Window]]) -> int:
@@ -175,10 +158,10 @@ class Pipeline:
             separated = self._evaluate([window for _, _, window in waiting])
         except Exception as error:
             for course, number, _ in waiting:
-                self._write.put((course, number, error))
+                self._hand_over(course, number, error)
             return
         for (course, number, (at, _)), planes in zip(waiting, separated, strict=True):
-            self._write.put((course, number, (at, planes)))
+            self._hand_over(course, number, (at, planes))
 
     def _evaluate(self, windows: list[Window]) -> list[Tensor]:
         """Half as many at a time if the device's memory does not hold them."""
@@ -204,39 +187,21 @@ class Pipeline:
         share = sum(rows.shape[0] * rows.shape[-1] for _, rows in windows) / self.task.window
         peak = (torch.cuda.max_memory_allocated(self.device) - before) / share
         self.batch = windows_that_fit(torch.cuda.mem_get_info(self.device)[0], peak)
-        self._read.maxsize = self._write.maxsize = 2 * self.batch
         self.measures = False
         return separated
 
     # -- the writer's thread --
 
-    def _writer(self) -> None:
-        open_courses: dict[int, Course] = {}
-        while (item := self._write.get()) is not None:
-            course, number, separated = item
-            open_courses[id(course)] = course
-            try:
-                if not (course.failed or self._fatal):
-                    self._add(course, number, separated)
-            except Exception as error:
-                self._fail(course, error)
-            except BaseException as error:
-                self._fatal = error
-                self._stop.set()
-            if course.failed or course.complete:
-                open_courses.pop(id(course))
-        if self._fatal is None:
-            for course in open_courses.values():
-                course.abandon()
-
-    def _fail(self, course: Course, error: Exception) -> None:
-        course.failed = True
-        course.abandon()
+    def _write(self, course: Course, number: int, separated: Separated | Exception | None) -> None:
+        if course.failed:
+            return
         try:
+            self._add(course, number, separated)
+        except Exception as error:
+            course.failed = True
+            if course.work is not None:
+                course.work.abandon()
             self.observer.failed(course, error)
-        except BaseException as fatal:  # not even that can be recorded
-            self._fatal = fatal
-            self._stop.set()
 
     def _add(self, course: Course, number: int, separated: Separated | Exception | None) -> None:
         if isinstance(separated, Exception):
@@ -248,7 +213,6 @@ class Pipeline:
             if planes is not None:
                 self.observer.advanced(course, course.work.add(*planes))
             else:
-                course.complete = True
                 self.observer.finished(course, course.work.finish())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from os import PathLike
@@ -16,8 +15,8 @@ from surf_lightning import __version__
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import euler, mixture_consistent, prior_from_noise, sample_prior
 from surf_lightning.functional.selection import first_outputs, merge_outputs, most_energetic
-from surf_lightning.inference.checkpoint import build, load_separator_checkpoint
-from surf_lightning.inference.hub import local_path, read_export
+from surf_lightning.inference.checkpoint import KEY, PREFIX, build, weights_of
+from surf_lightning.inference.hub import local_path, read_trained
 from surf_lightning.networks.base import ConstantNoise, PriorNoise, RegressionNetwork, VelocityNetwork, serializable
 
 Selection = Literal["loudest", "merged", "first"]
@@ -195,10 +194,10 @@ def load_separator(
 def read_separator(checkpoint: str | PathLike[str], trust: bool = False) -> tuple[dict[str, Any], Separator]:
     """What ``load_separator`` loads, and the checkpoint's record of it."""
     checkpoint = local_path(checkpoint)
-    read = read_export if os.path.isdir(checkpoint) else load_separator_checkpoint
-    record, state = read(checkpoint)
+    content = read_trained(checkpoint)
+    record = content[KEY]
     try:
-        separator = build(record["separator"], state, trust)
+        separator = build(record["separator"], weights_of(content, PREFIX), trust)
     except UserError as error:
         version = record["version"][:20]
         other = "" if version == __version__ else f", of version {version}, does not fit this version, {__version__}"

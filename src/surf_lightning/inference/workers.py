@@ -169,9 +169,9 @@ class Worker:
             with suppress(FileNotFoundError):
                 if parse(_content(claim)).get("worker") in gone:
                     claim.unlink()
-        for name in gone:
-            self.journal(name).unlink(missing_ok=True)
+        for name in gone:  # the journal last: where a kill comes between, the next one finds what is left by it
             shutil.rmtree(self.folder / "work" / name, ignore_errors=True)
+            self.journal(name).unlink(missing_ok=True)
 
     def end(self, merged: Iterable[str] | None) -> None:
         """Leave; the last one takes the traces of the others along, whose work has been ``merged`` elsewhere.

@@ -1,4 +1,4 @@
-"""The Hub by a stand-in of its HTTP interface on this machine: upload, download, revisions, no network."""
+"""A stand-in of the Hub's HTTP interface on this machine, and a toy separator."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import base64
 import hashlib
 import json
 import re
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+import time
+import types
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import huggingface_hub.constants
+import huggingface_hub.file_download
 import pytest
-import torch
 
-from tests.inference.test_export import separators
 from tests.inference.test_separate import AUDIO, save
+from tests.inference.test_streaming import Filters
+
+CACHE = "cache/of/the/hub"
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -87,53 +90,37 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Fresh", (Hub,), {"commits": {}}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_TOKEN", "hf_none")
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    yield server
-    server.shutdown()
-    server.server_close()
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ThreadingHTTPServer]]:
+    """Starts a stand-in of the Hub, whose user/name has given files, and which this process takes for the Hub."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(files: dict[str, bytes] | None = None, kind: type[Hub] = Hub) -> ThreadingHTTPServer:
+        commits = {"user/name": [files]} if files else {}
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Mine", (kind,), {"commits": commits}))
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that has gone
+        threading.Thread(target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.02}).start()
+        servers.append(server)
+        address = f"http://127.0.0.1:{server.server_port}"
+        for name, value in {
+            "ENDPOINT": address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": CACHE,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DOWNLOAD_TIMEOUT": 0.1,
+            "HF_HUB_ETAG_TIMEOUT": 0.1,
+        }.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        at_once = types.SimpleNamespace(**{**vars(time), "sleep": lambda _: None})  # between two tries
+        monkeypatch.setattr(huggingface_hub.file_download, "time", at_once)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
-def surf(*args: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the library reads its endpoint once."""
-    return subprocess.run([sys.executable, "-m", "surf_lightning", *args], capture_output=True, text=True)
-
-
-SCRIPT = """
-import torch
-from surf_lightning import load_separator
-for name in {names}:
-    separator = load_separator(name)
-    print(sum(float(weight.abs().sum()) for weight in separator.state_dict().values()))
-"""
-
-
-def sums(*names: str) -> list[float]:
-    done = subprocess.run([sys.executable, "-c", SCRIPT.format(names=names)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [float(line) for line in done.stdout.split()]
-
-
-@pytest.mark.slow
-def test_an_export_goes_to_the_hub_and_comes_back_also_without_network(hub: ThreadingHTTPServer) -> None:
-    separator, expected = separators()[0], []
-    for output in ("first", "second"):
-        torch.nn.init.normal_(separator.network.masks.weight)  # type: ignore[union-attr, arg-type]
-        expected.append(sum(float(weight.abs().sum()) for weight in separator.state_dict().values()))
-        save(separator, AUDIO)
-        done = surf("export", "--checkpoint", "a.ckpt", "--output", output, "--push", "me/separator")
-        assert done.returncode == 0, done.stderr
-        assert "hf://me/separator" in done.stdout
-    pinned = f"hf://me/separator@{1:040d}"
-    assert sums("me/separator", "hf://me/separator", pinned) == pytest.approx([expected[1], expected[1], expected[0]])
-    hub.shutdown()
-    hub.server_close()
-    assert sums("hf://me/separator", pinned) == pytest.approx(expected[::-1])
-    done = surf("separate", "x.wav", "--checkpoint", "hf://me/nothing", "--output", "out")
-    assert done.returncode == 2
-    assert "no such separator on the Hugging Face Hub" in done.stderr
+@pytest.fixture
+def toy() -> str:
+    """The checkpoint of a toy separator of sounds."""
+    return save(Filters(), AUDIO)
