@@ -17,10 +17,12 @@ from surf_lightning.networks.base import EnvelopeNoise
 from surf_lightning.networks.conv_tasnet import ConvTasNet, VelocityConvTasNet
 from surf_lightning.networks.locoformer import MBLocoformer
 from surf_lightning.networks.stft import STFT
+from surf_lightning.networks.stft_conv_tasnet import STFTConvTasNet, VelocitySTFTConvTasNet
 from tests.inference.test_separate import AUDIO, save
 from tests.tiny import perturbed, regression, velocity
 
 SMALL: dict[str, Any] = {"filters": 8, "frame": 8, "hop": 4, "bottleneck": 4, "hidden": 8, "repeats": 1, "blocks": 1}
+SPECTRAL: dict[str, Any] = {"bottleneck": 4, "hidden": 8, "repeats": 1, "blocks": 1}
 IMAGES = {"kind": "image", "shape": [1, 8, 8]}
 
 
@@ -58,10 +60,12 @@ def test_a_flow_on_audio_of_any_length() -> None:
     [
         (RegressionSeparator(perturbed(ConvTasNet(4, 2, **SMALL)), 2), AUDIO, [(1, 801), (3, 1200)]),
         (RegressionSeparator(perturbed(ConvTasNet(4, 2, **SMALL)), 2, "merged"), AUDIO, [(1, 801), (3, 1200)]),
+        (RegressionSeparator(perturbed(STFTConvTasNet(2, 64, 16, **SPECTRAL)), 2), AUDIO, [(1, 801), (3, 1200)]),
+        (FlowSeparator(perturbed(VelocitySTFTConvTasNet(2, 64, 16, **SPECTRAL)), 2), AUDIO, [(1, 801), (3, 1200)]),
         (RegressionSeparator(regression(4), 2), IMAGES, [(1, 1, 8, 8), (5, 1, 8, 8)]),
         (FlowSeparator(velocity(), 3), IMAGES, [(1, 1, 8, 8), (5, 1, 8, 8)]),
     ],
-    ids=["loudest", "merged", "images", "a flow of images"],
+    ids=["loudest", "merged", "spectra", "a flow of spectra", "images", "a flow of images"],
 )
 def test_each_kind(separator: Separator, signal: dict[str, Any], shapes: list[tuple[int, ...]], tmp_path: Path) -> None:
     write_onnx(separator.eval(), signal, tmp_path)

@@ -29,8 +29,8 @@ IMAGE: dict[str, Any] = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "att
 FORMATS = [
     (lambda: ConvTasNet(3, 2, **AUDIO), "42a2654844ee"),
     (lambda: VelocityConvTasNet(2, **AUDIO), "8b6540acaade"),
-    (lambda: STFTConvTasNet(4, **SPECTRAL), "4a81c204d2d2"),
-    (lambda: VelocitySTFTConvTasNet(2, **SPECTRAL), "355045d87b3c"),
+    (lambda: STFTConvTasNet(4, **SPECTRAL), "c88aa3e184e1"),
+    (lambda: VelocitySTFTConvTasNet(2, **SPECTRAL), "fb2c352b5d34"),
     (lambda: MBLocoformer(2, **MEL), "dbdf6242c7dd"),
     (lambda: RegressionLocoformer(3, 2, **MEL), "18db90070513"),
     (lambda: SharedNCSNpp(2, 1, 8, **IMAGE), "5eb98ae45c79"),
