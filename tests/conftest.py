@@ -44,7 +44,8 @@ def audio_sets(tmp_path: Path) -> Path:
         audio_trees.fuss(root / "FUSS" / "ssdata", split, 4)
     audio_trees.audioset(root / "AudioSet", [f"Y{number:010d}" for number in range(6)])
     audio_trees.speech_commands(root / "SpeechCommands")
-    audio_trees.with_truth(root / "phone", 4)
+    for place, part in enumerate(("train", "validation", "test")):
+        audio_trees.with_truth(root / "phone" / part, 4, seed=100 * place)
     for number in range(6):
         audio_trees.write(root / "recordings" / f"{number}.wav", audio_trees.noise(1.0, number))
     return root

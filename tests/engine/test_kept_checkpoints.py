@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from surf_lightning.engine import run_folder
 from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.inference.checkpoint import KEY
+from tests.tiny import full_disk
 
 NAN, MISSING = float("nan"), float("-inf")
 
@@ -236,13 +236,8 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyP
 def test_a_disk_that_is_full_is_named_and_keeps_the_old_checkpoint() -> None:
     io, path = AtomicCheckpointIO(Path()), Path("last.ckpt")
     io.save_checkpoint({KEY: {}, "global_step": 1}, path)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"File too large: 'last\.ckpt'"):
-            io.save_checkpoint({KEY: {}, "x": torch.zeros(100_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(20_000), pytest.raises(OSError, match=r"File too large: 'last\.ckpt'"):
+        io.save_checkpoint({KEY: {}, "x": torch.zeros(100_000)}, path)
     assert torch.load(path, weights_only=True)["global_step"] == 1
     assert list(Path().iterdir()) == [path]  # no part of the new one takes up room
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
+import copy
 import logging
-import resource
 import socket
 import sys
 import threading
@@ -33,7 +32,6 @@ from surf_lightning.engine.loggers import (
 )
 from surf_lightning.engine.tracking import start_loggers
 from surf_lightning.errors import UserError
-from surf_lightning.methods import MixIT
 from surf_lightning.reporting.runs import read_curves
 from tests import tiny
 from tests.test_configs import ROOT
@@ -72,12 +70,6 @@ def write(folder: str, rows: list[tuple[int, dict[str, float]]]) -> list[str]:
 def test_every_number_is_a_line_with_its_step_epoch_and_name() -> None:
     rows = [(0, {"loss": 3.0, "epoch": 0}), (1, {"loss": 2.0, "val/psnr": 20.5, "epoch": 1})]
     assert write("run", rows) == ["step,epoch,name,value", "0,0,loss,3.0", "1,1,loss,2.0", "1,1,val/psnr,20.5"]
-
-
-def test_a_resumed_run_keeps_the_lines_of_its_first_part() -> None:
-    first = write("run", [(0, {"loss": 3.0}), (1, {"loss": 2.0})])
-    assert write("run", [(2, {"loss": 1.5, "lr": 0.1})]) == [*first, "2,,loss,1.5", "2,,lr,0.1"]
-    assert [path.name for path in Path("run").iterdir()] == ["metrics.csv"]
 
 
 def test_lines_are_written_as_they_come() -> None:
@@ -279,15 +271,24 @@ def test_a_resumed_run_is_the_same_run_of_wandb(monkeypatch: pytest.MonkeyPatch)
     assert complete([wandb(name="named")])[0].init_args.name == "named"
 
 
-@pytest.mark.parametrize("logger", [None, True, [], False])
-def test_a_table_is_always_written(logger: Any) -> None:
-    (table,) = complete(logger)
-    assert (table.class_path, table.init_args.save_dir) == (CSV, "runs/a")
+TABLE = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
 
 
-@pytest.mark.parametrize("subcommand", ["validate", "test"])
-def test_no_logger_is_no_logger(subcommand: str) -> None:
-    assert complete(False, subcommand=subcommand) is False
+@pytest.mark.parametrize(
+    ("subcommand", "given", "kept"),
+    [
+        *(("fit", given, [CSV]) for given in (None, True, [], False)),
+        *((subcommand, False, False) for subcommand in ("validate", "test")),
+        ("validate", [wandb(), TABLE], False),  # its numbers are no part of the run's course
+        ("test", [wandb(offline=True), TABLE], [WANDB]),  # the table is of the training
+        ("test", None, []),
+    ],
+)
+def test_a_table_is_written_of_each_training_and_of_nothing_else(subcommand: str, given: Any, kept: Any) -> None:
+    found = complete(given, subcommand=subcommand)
+    assert (found and [logger.class_path for logger in found]) == kept
+    if subcommand == "fit":
+        assert found[0].init_args.save_dir == "runs/a"
     assert not Path("runs").exists()
 
 
@@ -295,15 +296,7 @@ def test_a_refused_fit_advertises_nothing_and_leaves_nothing(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    fit = [
-        "fit",
-        "--config",
-        "digits_mixit",
-        "--trainer.logger",
-        "WandbLogger",
-        "--trainer.enable_progress_bar",
-        "false",
-    ]
+    fit = ["fit", "--config", "digits_mixit", "--trainer.logger=WandbLogger", "--trainer.enable_progress_bar=false"]
     for wrong in (["--data", "Folder", "--data.root", "nowhere"], ["--data.batch_size", "1"]):
         assert main([*fit, *wrong]) == 2
         assert "W&B" not in caplog.text
@@ -335,20 +328,8 @@ def test_other_loggers_write_into_the_run_unless_told_otherwise() -> None:
     assert completed(save_dir="mine").save_dir == "mine"
     assert "save_dir" not in completed(project="p")  # a service that has no such argument
     assert complete(Namespace(class_path="some.Logger"))[0] == Namespace(class_path="some.Logger")
-    own = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
-    (table,) = complete(own)
+    (table,) = complete(copy.deepcopy(TABLE))
     assert table.init_args.save_dir == "runs/a"
-
-
-def test_what_is_no_part_of_a_runs_course_is_not_logged() -> None:
-    table = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
-    assert complete([wandb(), table], subcommand="validate") is False
-
-
-def test_a_test_leaves_the_table_of_the_training_alone() -> None:
-    table = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
-    assert [logger.class_path for logger in complete([wandb(offline=True), table], subcommand="test")] == [WANDB]
-    assert complete(None, subcommand="test") == []
 
 
 def test_tips_are_not_shown_and_all_else_is(caplog: pytest.LogCaptureFixture) -> None:
@@ -377,20 +358,9 @@ def test_wandb_is_not_given_what_it_warns_of(
 # -- trackers that fail --
 
 
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Files end at 400 bytes. (Not as a fixture: pytest writes files as well.)"""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_on_a_full_disk_lines_wait_for_room() -> None:
     logger = MetricsCSV("run")
-    with warnings.catch_warnings(record=True) as told, full_disk():
+    with warnings.catch_warnings(record=True) as told, tiny.full_disk(400):
         warnings.simplefilter("always")
         for step in range(60):
             logger.log_metrics({"loss": step / 7}, step)
@@ -431,7 +401,7 @@ def test_a_tracker_that_fails_in_mid_run_stops_no_training() -> None:
     table = MetricsCSV("run")
     fitted = tiny.trainer(Path("run"), logger=[Failing(), table], max_steps=4, log_every_n_steps=1)
     with pytest.warns(UserWarning, match=r"Failing has failed \(.*Broken pipe\)\. The training goes on") as told:
-        fitted.fit(MixIT(tiny.regression(4), optimizer=tiny.adam), tiny.digits())
+        fitted.fit(tiny.mixit(), tiny.digits())
     assert sum("has failed" in str(warning.message) for warning in told) == 1
     assert fitted.global_step == 4
     assert list(read_curves(Path("run/metrics.csv"))["loss"]) == [0, 1, 2, 3]
