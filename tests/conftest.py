@@ -54,10 +54,9 @@ def audio_sets(tmp_path: Path) -> Path:
 @pytest.fixture
 def image_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with small sets of random pixels in MNIST's and CIFAR-10's own layouts, 10 of each held out."""
-    from surf_lightning.data import cifar, mnist
+    from surf_lightning.data import CIFAR10, image_sets
 
-    monkeypatch.setattr(mnist, "NUM_VALIDATION", 10)
-    monkeypatch.setattr(cifar, "NUM_VALIDATION", 10)
+    monkeypatch.setattr(image_sets, "NUM_VALIDATION", 10)
     rng = np.random.default_rng(0)
     root = tmp_path / "sets"
     raw = root / "MNIST" / "raw"
@@ -67,12 +66,12 @@ def image_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
         labels = rng.integers(0, 10, count, dtype=np.uint8)
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
-    folder = root / cifar.FOLDER
+    folder = root / CIFAR10.folder
     folder.mkdir()
     checksums = {}
-    for name in cifar.MD5:
+    for name in CIFAR10.checksums:
         records = rng.integers(0, 256, (10, 3073), dtype=np.uint8).tobytes()
         (folder / name).write_bytes(records)
         checksums[name] = hashlib.md5(records).hexdigest()
-    monkeypatch.setattr(cifar, "MD5", checksums)
+    monkeypatch.setattr(CIFAR10, "checksums", checksums)
     return root

@@ -435,7 +435,8 @@ def test_a_folder_that_cannot_be_written_is_named(capfd: pytest.CaptureFixture[s
 def test_weights_and_biases_works_offline_without_an_account_and_resumes_the_same_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("WANDB_SILENT")
+    for name in ("WANDB_SILENT", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
     args = ["fit", "--config", str(ROOT / "configs" / "digits_mixit.yaml")]
     args += ["--config", str(ROOT / "tests" / "tiny_images.yaml"), "--trainer.enable_progress_bar", "false"]
     first = surf(*args)

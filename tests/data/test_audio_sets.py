@@ -23,7 +23,7 @@ from surf_lightning.data import FUSS, AudioSet, Folder, FolderWithTruth, Libri2M
 from surf_lightning.data.audio import AudioMetrics, AudioMixtures, si_sdr_columns
 from surf_lightning.data.audioset import youtube_id
 from surf_lightning.data.base import SeparationData
-from surf_lightning.data.librispeech_fuss import at_snr
+from surf_lightning.data.fuss import at_snr
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
 from surf_lightning.metrics.audio import SISDR, pairwise_si_sdr

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from surf_lightning import __version__
 from surf_lightning.cli import main
-from surf_lightning.engine.fit import TRAINER_DEFAULTS, check, fit, progress_bar
+from surf_lightning.engine.fit import TRAINER_DEFAULTS, check, fit, make_trainer
 from surf_lightning.engine.progress import Progress
 from surf_lightning.errors import UserError
 from surf_lightning.methods import SURF
@@ -85,9 +85,9 @@ def test_options_of_the_trainer_replace_the_defaults() -> None:
 def test_nothing_is_advertised_or_warned_of(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fit(tiny.mixit(), tiny.digits(), "run", 1, **QUIET)
-        rank_zero_info("a fact")
-    assert "Tip" not in caplog.text
-    assert "a fact" in caplog.text
+        rank_zero_info("TPU available: True, using: 8 TPU cores")
+    for said, is_shown in (("Tip", False), ("TPU available: F", False), ("TPU available: T", True), ("GPU a", True)):
+        assert (said in caplog.text) == is_shown, said
     warned = [str(warning.message) for warning in recwarn]
     assert [message for message in warned if "`srun` command" not in message] == []  # on a cluster
 
@@ -119,5 +119,10 @@ def test_a_logger_gets_the_whole_configuration_of_the_command_line() -> None:
 
 
 def test_a_bar_of_the_users_is_the_only_one() -> None:
-    assert [type(bar) for bar in progress_bar(None, [])] == [Progress]
-    assert progress_bar(False, []) == progress_bar(True, [TQDMProgressBar()]) == []
+    for wanted, mine, expected in (
+        (None, [], [Progress]),
+        (False, [], []),
+        (True, [TQDMProgressBar()], [TQDMProgressBar]),
+    ):
+        made: Any = make_trainer(Path("run"), "fit", False, mine, enable_progress_bar=wanted)
+        assert [type(each) for each in made.callbacks if isinstance(each, ProgressBar)] == expected

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import copy
-import logging
 import socket
 import sys
 import threading
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import wandb as service
 from jsonargparse import Namespace
@@ -24,7 +22,6 @@ from surf_lightning.cli import main
 from surf_lightning.engine import loggers
 from surf_lightning.engine.loggers import (
     MetricsCSV,
-    filter_lightning_tips,
     go_on_without,
     is_wandb_error,
     resolve_loggers,
@@ -330,17 +327,6 @@ def test_other_loggers_write_into_the_run_unless_told_otherwise() -> None:
     assert complete(Namespace(class_path="some.Logger"))[0] == Namespace(class_path="some.Logger")
     (table,) = complete(copy.deepcopy(TABLE))
     assert table.init_args.save_dir == "runs/a"
-
-
-def test_tips_are_not_shown_and_all_else_is(caplog: pytest.LogCaptureFixture) -> None:
-    filter_lightning_tips()
-    with caplog.at_level("INFO"):
-        L.Trainer(logger=False, accelerator="cpu")
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").warning("TPU available: True, using: 8 TPU cores")
-    assert "GPU available" in caplog.text
-    assert "TPU available: False" not in caplog.text
-    assert "TPU available: True" in caplog.text
-    assert "litlogger" not in caplog.text
 
 
 def test_wandb_is_not_given_what_it_warns_of(

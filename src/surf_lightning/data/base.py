@@ -163,6 +163,10 @@ class SeparationData(L.LightningDataModule, ABC):
         sampler = TrainingBatches(self.trainer, self.batches_per_epoch)
         return self._loader(self.training_batches(self._ranks()), sampler, self.num_workers)
 
+    def held_out_batch_size(self, count: int) -> int:
+        """Of ``count`` mixtures: a batch for each rank at least, for one without any would leave the others waiting."""
+        return max(1, min(self.batch_size, count // self._ranks().world_size))
+
     def _held_out(self, batches: Batches) -> DataLoader[dict[str, Tensor]]:
         ranks, count = self._ranks(), len(batches)  # type: ignore[arg-type]
         if count < ranks.world_size:  # said by all ranks: one alone would leave the others waiting for it

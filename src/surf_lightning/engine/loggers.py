@@ -6,7 +6,6 @@ import csv
 import functools
 import importlib.util
 import io
-import logging
 import os
 import secrets
 import sys
@@ -31,7 +30,6 @@ WANDB_ID = "wandb_id"
 WANDB_SECONDS = "10"  # that a run waits for W&B's server before it goes on offline; WANDB_INIT_TIMEOUT changes it
 WANDB_LAST_SECONDS = "60"  # that it waits at its end for the last uploads; WANDB_FINISH_TIMEOUT changes it
 INSTALL_WANDB = "pip install 'surf-lightning[wandb]'"
-LIGHTNING_TIPS = ("\N{ELECTRIC LIGHT BULB} Tip: ", "TPU available: False")
 
 
 class MetricsCSV(Logger):
@@ -280,12 +278,3 @@ def first_line(error: Exception) -> str:
 def is_wandb_error(error: Exception) -> bool:
     """Whether W&B raised ``error``, asked without importing it."""
     return type(error).__module__.partition(".")[0] == "wandb"
-
-
-def filter_lightning_tips() -> None:
-    """Drop Lightning's tips about its services, and its notes on accelerators that are not there."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
-
-
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(LIGHTNING_TIPS)
