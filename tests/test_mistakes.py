@@ -67,6 +67,8 @@ def mistake(args: list[str]) -> int:
             "fit --config digits_mixit --trainer.val_check_interval 100 --data.batches_per_epoch 10",
             "trainer.val_check_interval is 100",
         ),
+        ("fit --config digits_mixit --checkpoints.every_minutes 0", "must be positive, keep (1) at least 1"),
+        ("fit --config digits_mixit --checkpoints.keep 0", "must be positive, keep (0) at least 1"),
         ("fit --config digits_mixit --trainer.devices abc", "`devices`"),
         ("fit --config digits_mixit --trainer.accelerator tpu", "torch_xla"),
         ("fit --config digits_mixit --model.network.blocks -1", "blocks (-1)"),

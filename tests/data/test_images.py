@@ -130,14 +130,6 @@ def test_a_loader_begins_where_the_run_stands(workers: int) -> None:
         assert torch.equal(batch["sources"], whole[number]["sources"])
 
 
-def test_ranks_train_on_their_rows_of_one_batch() -> None:
-    (alone,) = attach(digits(batch_size=6, batches_per_epoch=1)).train_dataloader()
-    parts = [
-        next(iter(attach(digits(batch_size=2, batches_per_epoch=1), rank, 3).train_dataloader())) for rank in range(3)
-    ]
-    assert torch.equal(torch.cat([part["sources"] for part in parts]), alone["sources"])
-
-
 @pytest.mark.parametrize("world_size", [2, 3, 5, 11])
 def test_every_held_out_mixture_is_seen_by_one_rank_and_every_rank_sees_some(world_size: int) -> None:
     data = digits(batch_size=4, num_validation=11, num_test=12)

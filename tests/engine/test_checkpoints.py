@@ -140,14 +140,6 @@ def test_ranks_agree_seldom_where_steps_are_fast_and_always_where_they_are_slow(
     assert sorted(set(steps)) == asked
 
 
-@pytest.mark.parametrize("option", [["every_minutes", "0"], ["keep", "0"]])
-def test_what_cannot_be_is_refused(option: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    args = [*arguments("digits_mixit", Path()), f"--checkpoints.{option[0]}", option[1]]
-    assert main(args) == 2
-    assert "must be positive" in capfd.readouterr().err
-    assert not Path("runs").exists()
-
-
 def test_ctrl_c_ends_with_a_checkpoint_says_how_to_go_on_and_means_afterwards_what_it_did(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -129,17 +129,10 @@ def test_what_is_uncertain_is_smoothed_before_the_best_is_chosen() -> None:
     assert [each["best.ckpt"] for each in unknown[1:]] == [2, 4], "the newest"
 
 
-def test_a_used_folder_holds_no_second_last_or_best() -> None:
-    fit([5, 6])
-    assert fit([1]).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 2}
-
-
-def test_the_end_of_a_fit_within_an_epoch_is_saved_too() -> None:
-    assert fit([1, 2], max_steps=3).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 3}
-
-
-def test_a_trial_run_saves_nothing() -> None:
+def test_a_trial_run_saves_nothing_the_end_of_a_fit_is_saved_and_a_used_folder_has_no_second_last_or_best() -> None:
     assert fit([1], fast_dev_run=True).steps_saved[-1] == {}
+    assert fit([5, 6], max_steps=3).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 3}
+    assert fit([1]).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 2}
 
 
 # -- a stranger's checkpoint --

@@ -105,28 +105,38 @@ def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- W&B --
 
 
-def home(netrc: str | None = None, settings: str | None = None) -> None:
-    """What ``wandb login`` and ``wandb offline`` leave."""
-    if netrc is not None:
-        Path("~/.netrc").expanduser().write_text(netrc + "\n")
-    if settings is not None:
-        path = Path("~/.config/wandb/settings").expanduser()
-        path.parent.mkdir(parents=True)
-        path.write_text(f"[default]\n{settings}\n")
-
-
 KEY = "k" * 40
-
-
 NOBODY = "127.0.0.1:9"  # no server listens there: to ask it would be an error, after a while
+NO_ACCOUNT, CHOSEN = "no account is logged in", "offline mode is chosen"
 
 
-def test_a_login_at_a_host_of_ones_own_is_found() -> None:
-    home(f"machine {NOBODY} login user password {KEY}", f"base_url = http://{NOBODY}")
-    assert why_offline() is None
-    service.teardown()
-    home(f"machine example.org login user password {KEY}")
-    assert why_offline() == "no account is logged in"
+@pytest.mark.parametrize(
+    ("environment", "netrc", "settings", "reason"),
+    [
+        ({}, "", "", NO_ACCOUNT),
+        ({}, "machine api.wandb.ai login user", "", NO_ACCOUNT),
+        ({}, "machine without sense", "", NO_ACCOUNT),
+        ({}, f"machine example.org login user password {KEY}", f"base_url = http://{NOBODY}", NO_ACCOUNT),
+        ({}, f"machine {NOBODY} login user password {KEY}", f"base_url = http://{NOBODY}", None),
+        ({"WANDB_API_KEY": "abc"}, "", "", "has 3"),
+        *(({}, "", f"mode = {mode}", CHOSEN) for mode in ("offline", "dryrun")),
+        *(({"WANDB_MODE": mode}, "", "", CHOSEN) for mode in ("offline", "dryrun")),
+        *(({"WANDB_MODE": mode}, "", "", None) for mode in ("online", "disabled")),  # left to W&B
+    ],
+)
+def test_without_an_account_or_where_it_is_chosen_a_run_is_offline_and_nobody_is_asked(
+    environment: dict[str, str], netrc: str, settings: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for path, left in (("~/.netrc", netrc), ("~/.config/wandb/settings", settings and f"[default]\n{settings}")):
+        if left:  # by `wandb login` and `wandb offline`
+            file = Path(path).expanduser()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{left}\n")
+    found = why_offline()
+    assert found is None if reason is None else reason in str(found)
+    assert service.run is None
 
 
 def test_an_account_is_known_where_the_environment_names_it_and_no_server_is_asked(
@@ -135,34 +145,11 @@ def test_an_account_is_known_where_the_environment_names_it_and_no_server_is_ask
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.01)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert why_offline() == "no account is logged in"
+        assert why_offline() == NO_ACCOUNT
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         assert why_offline() is None
         with pytest.raises(TimeoutError):  # nobody has called
             server.accept()
-
-
-@pytest.mark.parametrize("netrc", [None, "machine api.wandb.ai login user", "machine without sense"])
-def test_without_an_account_nobody_is_asked(netrc: str | None) -> None:
-    home(netrc)
-    assert why_offline() == "no account is logged in"
-    assert service.run is None
-
-
-@pytest.mark.parametrize("mode", ["offline", "dryrun"])
-def test_offline_mode_may_be_chosen_by_the_environment_or_by_a_file(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    home(settings=f"mode = {mode}")
-    assert why_offline() == "offline mode is chosen"
-    home(settings=None)
-    Path("~/.config/wandb/settings").expanduser().unlink()
-    monkeypatch.setenv("WANDB_MODE", mode)
-    assert why_offline() == "offline mode is chosen"
-
-
-@pytest.mark.parametrize("mode", ["online", "disabled"])
-def test_another_mode_asked_for_by_name_is_left_to_wandb(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", mode)
-    assert why_offline() is None
 
 
 def tracked(**options: Any) -> WandbLogger:
@@ -200,11 +187,6 @@ def test_a_server_that_is_asked_for_by_name_must_answer(monkeypatch: pytest.Monk
     with pytest.raises(service.errors.CommError) as raised:
         tracked()
     assert is_wandb_error(raised.value)
-
-
-def test_a_key_that_cannot_be_one_is_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "abc")
-    assert "has 3" in str(why_offline())
 
 
 def test_a_mode_that_does_not_exist_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,15 +87,14 @@ class MetricsCSV(Logger):
         if not self._waiting:  # a fit that is refused leaves no table
             return
         try:
-            self._begin()
-            self._append(self._waiting)
-        except OSError as error:
+            self._append()
+        except (OSError, ValueError) as error:
             if not self._told:
-                reason = error.strerror or error
+                reason = getattr(error, "strerror", None) or error
                 rank_zero_warn(f"{self._path}: {reason}. The training goes on, its metrics are kept and tried again.")
             self._told = True
         else:
-            self._waiting, self._told = "", False
+            self._waiting, self._told, self._begun = "", False, True
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -103,30 +102,23 @@ class MetricsCSV(Logger):
         if self._waiting:
             rank_zero_warn(f"{self._path}: the last {self._waiting.count(chr(10))} lines could not be written.")
 
-    def _begin(self) -> None:
-        """Write the header; cut off what a kill has left of the last line of an old table."""
-        if self._begun:
-            return
-        header = (",".join(COLUMNS) + "\n").encode()
+    def _append(self) -> None:
+        """Append the lines, all or none; the first time, after the header and without what a kill left of a line."""
+        lines, header = self._waiting.encode(), (",".join(COLUMNS) + "\n").encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:  # in a run of a stranger it may lead elsewhere, or nowhere
+        if not self._begun:
             if os.path.lexists(self._path):
-                own_file(self._path.parent, self._path)
-        except ValueError as error:
-            raise OSError(str(error)) from error
-        with self._path.open("a+b") as file:
-            file.seek(0)
-            table = file.read()
-            file.truncate(table.rfind(b"\n") + 1)
-        if not table.startswith(header):  # it is new, or of an early version, which had a column for each name
-            self._append(header.decode())
-        self._begun = True
-
-    def _append(self, text: str) -> None:
+                own_file(self._path.parent, self._path)  # in a run of a stranger it may lead elsewhere, or nowhere
+            with self._path.open("a+b") as file:
+                file.seek(0)
+                table = file.read()
+                file.truncate(table.rfind(b"\n") + 1)
+            if not table.startswith(header):  # it is new, or of an early version, which had a column for each name
+                lines = header + lines
         size = self._path.stat().st_size
         try:
             with self._path.open("ab") as file:
-                file.write(text.encode())
+                file.write(lines)
         except OSError:
             os.truncate(self._path, size)
             raise
