@@ -19,8 +19,7 @@ from surf_lightning.cli import main
 from surf_lightning.data import MNIST, Digits, Folder, Libri2Mix
 from surf_lightning.data.base import SeparationData
 from surf_lightning.engine.fit import fit
-from surf_lightning.engine.tracking import StartLoggers
-from surf_lightning.methods import MixIT
+from surf_lightning.engine.loggers import StartLoggers
 from tests import tiny
 from tests.test_configs import ROOT
 
@@ -74,7 +73,7 @@ def _at(nested: Any, path: str) -> Any:
 
 
 def test_a_fit_from_python_is_told_of_as_well() -> None:
-    fit(MixIT(tiny.regression(4), optimizer=tiny.adam), tiny.digits(), "run", max_steps=2, accelerator="cpu")
+    fit(tiny.mixit(), tiny.digits(), "run", max_steps=2, accelerator="cpu")
     assert yaml.safe_load(Path("run/hparams.yaml").read_text())["dataset"] == DATASET
 
 

@@ -20,14 +20,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from surf_lightning.cli import main
 from surf_lightning.engine import loggers
-from surf_lightning.engine.loggers import (
-    MetricsCSV,
-    go_on_without,
-    is_wandb_error,
-    resolve_loggers,
-    why_offline,
-)
-from surf_lightning.engine.tracking import start_loggers
+from surf_lightning.engine.loggers import MetricsCSV, go_on_without, resolve_loggers, start_loggers
+from surf_lightning.engine.weights_and_biases import is_wandb_error, why_offline
 from surf_lightning.errors import UserError
 from surf_lightning.reporting.runs import read_curves
 from tests import tiny

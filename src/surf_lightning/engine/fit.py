@@ -24,11 +24,11 @@ from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import run_folder
 from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.loggers import MetricsCSV, finish_wandb, go_on_without
+from surf_lightning.engine.loggers import MetricsCSV, StartLoggers, go_on_without
 from surf_lightning.engine.progress import Progress, tell_network
 from surf_lightning.engine.ranks import RANKS_WAIT, LostProcesses
 from surf_lightning.engine.signals import StopAtSignal
-from surf_lightning.engine.tracking import StartLoggers
+from surf_lightning.engine.weights_and_biases import finish_wandb
 from surf_lightning.errors import UserError
 from surf_lightning.files import replacing
 from surf_lightning.inference.checkpoint import describe

@@ -31,14 +31,15 @@ import surf_lightning.methods
 import surf_lightning.metrics
 import surf_lightning.networks
 from surf_lightning.data.base import SeparationData, undeclared
-from surf_lightning.engine import loggers, run_folder
+from surf_lightning.engine import run_folder
 from surf_lightning.engine.arguments import near_option, readable
 from surf_lightning.engine.checkpoints import LastCheckpoint
 from surf_lightning.engine.configs import own_modules, with_config_paths
 from surf_lightning.engine.fit import TRAINER_DEFAULTS, filter_warnings, make_trainer, train
+from surf_lightning.engine.loggers import resolve_loggers, start_loggers
 from surf_lightning.engine.progress import tell_end
 from surf_lightning.engine.sizes import fill_in_sizes
-from surf_lightning.engine.tracking import start_loggers
+from surf_lightning.engine.weights_and_biases import has_wandb, is_wandb_error
 from surf_lightning.errors import UserError
 from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
@@ -105,7 +106,7 @@ class SurfCLI(LightningCLI):
         if TorchElasticEnvironment.detect():
             _follow_torchrun(config.trainer)
         config.ckpt_path = checkpoint
-        self.notes = loggers.resolve_loggers(config.trainer, self.folder, subcommand, self.is_new)
+        self.notes = resolve_loggers(config.trainer, self.folder, subcommand, self.is_new)
 
     def instantiate_classes(self) -> None:
         try:
@@ -236,7 +237,7 @@ def run_lightning(*args: str) -> None:
             seed_everything_default=0,
             save_config_callback=None,  # fit.train writes config.yaml
             parser_kwargs={**strict, **{name: dict(strict) for name in SurfCLI.subcommands()}},
-            trainer_defaults={**TRAINER_DEFAULTS, "logger": TRACKER if loggers.has_wandb() else None},
+            trainer_defaults={**TRAINER_DEFAULTS, "logger": TRACKER if has_wandb() else None},
         )
     except KeyboardInterrupt:  # while there was nothing to save yet
         raise SystemExit(128 + signal.SIGINT) from None
@@ -247,7 +248,7 @@ def run_lightning(*args: str) -> None:
     except UserError:
         raise
     except Exception as error:
-        if loggers.is_wandb_error(error):
+        if is_wandb_error(error):
             raise UserError(f"W&B: {error}") from error
         if _while_restoring(error):
             said = f"{type(error).__name__}: {error}".partition("\n")[0]

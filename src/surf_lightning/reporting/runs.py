@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from surf_lightning import methods
 from surf_lightning.engine.loggers import COLUMNS
-from surf_lightning.errors import UserError
+from surf_lightning.errors import UserError, first_line
 from surf_lightning.files import own_file, read_yaml
 from surf_lightning.metrics.tables import Results, cost
 from surf_lightning.reporting.parts import read_config, read_examples, read_results
@@ -60,7 +60,7 @@ class Run:
             try:
                 return how(own_file(folder, path))
             except Exception as error:  # of any type: the file may be anything
-                missing.append(f"{name} cannot be read: {str(error).partition(chr(10))[0]}")
+                missing.append(f"{name} cannot be read: {first_line(error)}")
                 return nothing
 
         config = read("config.yaml", read_config, "", ": surf fit writes it")
