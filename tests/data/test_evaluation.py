@@ -56,15 +56,8 @@ def test_an_evaluation_gets_the_whole_training_set_and_the_folder_of_weights(ima
 
 def test_the_protocol_names_set_split_pairing_alignment_and_measures() -> None:
     text = Digits(num_test=1234, num_sources=3, evaluation=Recording()).protocol()
-    for part in (
-        "1,234 mixtures",
-        "3 images",
-        "300 test images of Digits",
-        "permutations",
-        "least squared error",
-        "By me.",
-    ):
-        assert part in text
+    said = ("1,234 mixtures", "3 images", "300 test images of Digits", "permutations", "least squared error", "By me.")
+    assert all(part in text for part in said)
 
 
 class Fixed(ImageMixtures):

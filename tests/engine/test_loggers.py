@@ -146,6 +146,12 @@ def test_an_account_is_known_where_the_environment_names_it_and_no_server_is_ask
             server.accept()
 
 
+def account_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a server that does not answer."""
+    for name, value in (("INIT_TIMEOUT", "1"), ("BASE_URL", f"http://{NOBODY}"), ("API_KEY", KEY)):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+
+
 def tracked(**options: Any) -> WandbLogger:
     logger = WandbLogger(save_dir="runs/a", id="abc123", **options)
     start_loggers([logger], Path("runs/a"))
@@ -155,9 +161,7 @@ def tracked(**options: Any) -> WandbLogger:
 def test_a_server_that_does_not_answer_leaves_the_run_offline(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://{NOBODY}")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    account_elsewhere(monkeypatch)
     with caplog.at_level("INFO"):
         logger = tracked()
     logger.log_metrics({"loss": 1.0}, 0)
@@ -176,8 +180,8 @@ def test_the_configuration_reaches_wandb() -> None:
 
 
 def test_a_server_that_is_asked_for_by_name_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("INIT_TIMEOUT", "1"), ("BASE_URL", f"http://{NOBODY}"), ("API_KEY", KEY), ("MODE", "online")):
-        monkeypatch.setenv(f"WANDB_{name}", value)
+    account_elsewhere(monkeypatch)
+    monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(service.errors.CommError) as raised:
         tracked()
     assert is_wandb_error(raised.value)
@@ -226,8 +230,7 @@ def test_who_has_chosen_offline_is_told_of_no_account(monkeypatch: pytest.Monkey
 
 
 def test_who_can_be_tracked_online_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://{NOBODY}")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    account_elsewhere(monkeypatch)
     assert complete([wandb()])[0].init_args.offline is False
 
 

@@ -142,7 +142,7 @@ class Arrays(SeparationData):
     The other arguments are those of ``SeparationData``.
     """
 
-    monitor, monitor_mode = "val/momi", "max"
+    monitor = "val/momi"
 
     def __init__(
         self,

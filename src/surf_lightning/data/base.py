@@ -79,7 +79,8 @@ class SeparationData(L.LightningDataModule, ABC):
     """
 
     monitor: str
-    monitor_mode: str
+    monitor_mode = "max"
+    """``min`` where less of ``monitor`` is better."""
     evaluation: ImageEvaluation | None = None
     """What the final evaluation measures, where there is a choice."""
 

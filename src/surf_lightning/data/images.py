@@ -46,7 +46,6 @@ class ImageMixtures(SeparationData):
     """
 
     monitor = "val/psnr"
-    monitor_mode = "max"
     usual_evaluation: type[ImageEvaluation] = PerceptualMetrics
 
     def __init__(

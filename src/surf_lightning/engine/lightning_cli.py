@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import os
+import pkgutil
 import re
 import signal
 import sys
@@ -13,7 +13,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch.optim  # noqa: F401  jsonargparse finds classes by their names once they are imported
@@ -94,7 +93,7 @@ class SurfCLI(LightningCLI):
         self.folder = Path(given) if given else run_folder.default_folder(config.name, _first_config(config))
         self.is_new = subcommand == "fit" and config.ckpt_path is None
         find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
-        is_oracle = _named(config.model.class_path).is_oracle
+        is_oracle = pkgutil.resolve_name(config.model.class_path).is_oracle
         checkpoint = None if is_oracle else find(self.folder, config.ckpt_path)
         fill_in_sizes(config, checkpoint)
         # What config.yaml holds: given to surf again, it means this run, but neither its checkpoint nor its W&B run.
@@ -158,16 +157,10 @@ def _arguments(described: type) -> list[str]:
     return [name for names in (*inherited, getattr(described, "arguments", ())) for name in names]
 
 
-def _named(path: str, package: ModuleType = losses) -> Any:
-    """What the import path ``path`` names, in ``package`` where it is a name alone."""
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module or package.__name__), name)
-
-
 def _loss(name: str) -> Callable[..., Any]:
     """A loss of ``functional`` by its name, or any function by its import path."""
-    loss: Callable[..., Any] = _named(name, signal_losses if hasattr(signal_losses, name) else losses)
-    return loss
+    ours = signal_losses if hasattr(signal_losses, name) else losses
+    return pkgutil.resolve_name(name if "." in name else f"{ours.__name__}.{name}")
 
 
 def _loss_name(loss: Callable[..., Any]) -> str:
@@ -223,7 +216,9 @@ def run_lightning(*args: str) -> None:
     if args[0] != "fit":
         warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # they are those of fit
     for loss in (losses.EnergyLoss, losses.Reduction, signal_losses.SignalLoss):
-        register_type(loss, _loss_name, _loss, (ImportError, AttributeError), lambda value, _: callable(value))
+        register_type(
+            loss, _loss_name, _loss, (ImportError, AttributeError, ValueError), lambda value, _: callable(value)
+        )
     argv, sys.argv = sys.argv, [sys.argv[0], *with_config_paths(args)]  # DDP starts the other processes by sys.argv
     strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
