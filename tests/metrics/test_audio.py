@@ -127,11 +127,8 @@ def test_refuses_what_cannot_be_compared() -> None:
 
 
 def test_is_active() -> None:
-    assert is_active(torch.stack([torch.zeros(9), torch.full((9,), 0.9e-8), torch.full((9,), 1.1e-8)])).tolist() == [
-        False,
-        False,
-        True,
-    ]
+    signals = torch.stack([torch.zeros(9), torch.full((9,), 0.9e-8), torch.full((9,), 1.1e-8)])
+    assert is_active(signals).tolist() == [False, False, True]
 
 
 def test_si_sdr_by_hand() -> None:

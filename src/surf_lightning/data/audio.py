@@ -96,7 +96,6 @@ class AudioMixtures(SeparationData):
     """
 
     monitor = "val/si_sdri"
-    monitor_mode = "max"
     single_source_share = 0.0
     crops: type[RandomCrops] = RandomCrops
     num_sources: int | None

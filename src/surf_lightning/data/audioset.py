@@ -17,8 +17,7 @@ from surf_lightning.data.audio import AudioMixtures, Part
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.data.base import Batches
 from surf_lightning.data.folder import Folder
-from surf_lightning.data.fuss import FUSS
-from surf_lightning.data.librispeech_fuss import LibriSpeechFUSS
+from surf_lightning.data.fuss import FUSS, LibriSpeechFUSS
 from surf_lightning.errors import UserError
 from surf_lightning.files import read_list
 from surf_lightning.metrics.base import SeparationMetrics
