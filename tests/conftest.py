@@ -44,7 +44,8 @@ def audio_sets(tmp_path: Path) -> Path:
         audio_trees.fuss(root / "FUSS" / "ssdata", split, 4)
     audio_trees.audioset(root / "AudioSet", [f"Y{number:010d}" for number in range(6)])
     audio_trees.speech_commands(root / "SpeechCommands")
-    audio_trees.with_truth(root / "phone", 4)
+    for place, part in enumerate(("train", "validation", "test")):
+        audio_trees.with_truth(root / "phone" / part, 4, seed=100 * place)
     for number in range(6):
         audio_trees.write(root / "recordings" / f"{number}.wav", audio_trees.noise(1.0, number))
     return root
@@ -53,10 +54,9 @@ def audio_sets(tmp_path: Path) -> Path:
 @pytest.fixture
 def image_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with small sets of random pixels in MNIST's and CIFAR-10's own layouts, 10 of each held out."""
-    from surf_lightning.data import cifar, mnist
+    from surf_lightning.data import CIFAR10, image_sets
 
-    monkeypatch.setattr(mnist, "NUM_VALIDATION", 10)
-    monkeypatch.setattr(cifar, "NUM_VALIDATION", 10)
+    monkeypatch.setattr(image_sets, "NUM_VALIDATION", 10)
     rng = np.random.default_rng(0)
     root = tmp_path / "sets"
     raw = root / "MNIST" / "raw"
@@ -66,12 +66,12 @@ def image_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
         labels = rng.integers(0, 10, count, dtype=np.uint8)
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
-    folder = root / cifar.FOLDER
+    folder = root / CIFAR10.folder
     folder.mkdir()
     checksums = {}
-    for name in cifar.MD5:
+    for name in CIFAR10.checksums:
         records = rng.integers(0, 256, (10, 3073), dtype=np.uint8).tobytes()
         (folder / name).write_bytes(records)
         checksums[name] = hashlib.md5(records).hexdigest()
-    monkeypatch.setattr(cifar, "MD5", checksums)
+    monkeypatch.setattr(CIFAR10, "checksums", checksums)
     return root

@@ -21,20 +21,21 @@ from surf_lightning.functional.randomness import BatchRandomness, Ranks
 from surf_lightning.methods.base import SeparationModule
 from tests.test_configs import arguments
 
-COMMAND = [sys.executable, "-m", "surf_lightning"]
+SURF = [sys.executable, "-m", "surf_lightning"]
 
 
-def fit(name: str, folder: str, processes: int, *more: str) -> dict[str, Any]:
-    args = [*arguments(name, Path()), "--trainer.default_root_dir", folder, "--data.batch_size", str(8 // processes)]
+def processes(args: list[str], start: list[str] = SURF, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}  # more threads would spin against each other
+    return subprocess.run([*start, *args], env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def fit(name: str, folder: str, ranks: int, *more: str) -> dict[str, Any]:
+    args = [*arguments(name, Path()), "--trainer.default_root_dir", folder, "--data.batch_size", str(8 // ranks)]
     args += ["--data.num_validation", "8", "--model.network.init_args.dropout", "0.0", *more]
-    if processes == 1:
+    if ranks == 1:
         assert main(args) == 0
     else:
-        args += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # more threads on two cores would spin against each other
-        done = subprocess.run(
-            [*COMMAND, *args], env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
+        done = processes([*args, "--trainer.devices", str(ranks), "--trainer.strategy", "ddp"])
         assert done.returncode == 0, done.stderr
     return torch.load(Path(folder, "checkpoints", "last.ckpt"), weights_only=True)
 
@@ -124,23 +125,17 @@ JOB |= {"NODEID": "0", "NODELIST": "localhost", "NTASKS_PER_NODE": "1"}
 @pytest.mark.parametrize("job", [{}, {f"SLURM_{name}": value for name, value in JOB.items()}])
 def test_torchrun_says_how_many_processes_there_are(job: dict[str, str]) -> None:
     """Its numbers need not be repeated, within SLURM neither; the run is that of Lightning's own processes."""
-    launched = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
-    launched += ["-m", "surf_lightning"]
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    start = [torchrun, "--standalone", "--nproc-per-node", "2", "-m", "surf_lightning"]
     args = [*arguments("digits_mixit", Path()), "--data.batch_size", "4", "--data.num_validation", "8"]
     args += ["--model.network.init_args.dropout", "0.0"]
-
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **job, "OMP_NUM_THREADS": "1"}
-        command = [*launched, *args, *more]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-    done = run("--trainer.default_root_dir", "torchrun")
+    done = processes([*args, "--trainer.default_root_dir", "torchrun"], start, **job)
     assert done.returncode == 0, done.stderr
     found = torch.load("torchrun/checkpoints/last.ckpt", weights_only=True)
     expected = fit("digits_mixit", "own", 2)
     for name, value in expected["state_dict"].items():
         torch.testing.assert_close(found["state_dict"][name], value, rtol=1e-5, atol=1e-7, msg=name)
-    refused = run("--trainer.devices", "1")
+    refused = processes([*args, "--trainer.devices", "1"], start, **job)
     assert refused.returncode != 0
     assert "torchrun started 2 processes on each of 1 nodes, but devices is 1" in refused.stderr
 
@@ -148,17 +143,7 @@ def test_torchrun_says_how_many_processes_there_are(job: dict[str, str]) -> None
 @pytest.mark.slow
 def test_all_processes_find_the_configuration_of_the_run_that_they_displace() -> None:
     fit("digits_mixit", "runs/mine", 1)
-    command = [
-        *COMMAND,
-        "fit",
-        "--config",
-        "runs/mine/config.yaml",
-        "--trainer.devices",
-        "2",
-        "--trainer.strategy",
-        "ddp",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    args = ["--config=runs/mine/config.yaml", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = processes(["fit", *args])
     assert done.returncode == 0, done.stderr
     assert all(Path(run, "checkpoints", "last.ckpt").is_file() for run in ("runs/mine", "runs/mine.1"))

@@ -31,11 +31,8 @@ def package(files: dict[str, np.ndarray]) -> bytes:
             archive.addfile(member, sound)
     made = b"!<arch>\n"
     for name, data in (("control.tar.xz", b"odd"), ("data.tar.xz", content.getvalue())):
-        made += (
-            f"{name:<16}{'0':<12}{'0':<6}{'0':<6}{'100644':<8}{len(data):<10}`\n".encode()
-            + data
-            + b"\n" * (len(data) % 2)
-        )
+        head = f"{name:<16}{'0':<12}{'0':<6}{'0':<6}{'100644':<8}{len(data):<10}`\n"
+        made += head.encode() + data + b"\n" * (len(data) % 2)
     return made
 
 
@@ -43,9 +40,8 @@ def package(files: dict[str, np.ndarray]) -> bytes:
 def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """Packages by address: two voices and two tracks, of which one each is unheard in training."""
     voices = {
-        f"{SOUNDS}/{voice}/{number}.wav": np.tile(
-            noise(0.15, 100 * place + number, phone.RATE), 10
-        )  # which is packed fast
+        # Repeated noise is packed fast.
+        f"{SOUNDS}/{voice}/{number}.wav": np.tile(noise(0.15, 100 * place + number, phone.RATE), 10)
         for place, voice in enumerate(("one", phone.UNHEARD_VOICE))
         for number in range(40)
     }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -45,6 +48,10 @@ def velocity(num_sources: int = 2, **options: Any) -> SharedNCSNpp:
         return perturbed(SharedNCSNpp(num_sources, 1, 8, **arguments), seed=2)
 
 
+def mixit(**options: Any) -> MixIT:
+    return MixIT(regression(4), optimizer=adam, **options)
+
+
 def digits(**options: Any) -> Digits:
     return Digits(**{"batch_size": 4, "batches_per_epoch": 2, "num_validation": 4, "num_test": 4, **options})
 
@@ -72,8 +79,19 @@ def attach(
 
 def mixit_checkpoint(folder: Path, **options: Any) -> str:
     """The last checkpoint of a MixIT run of two steps in ``folder``."""
-    trainer(folder, limit_val_batches=0).fit(MixIT(regression(4), optimizer=adam, **options), digits())
+    trainer(folder, limit_val_batches=0).fit(mixit(**options), digits())
     return str(folder / "checkpoints" / "last.ckpt")
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Files end at ``size`` bytes. (Not as a fixture: pytest writes files as well.)"""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # -- a step of a method --

@@ -1,4 +1,4 @@
-"""The one exception that the command line shows without a traceback, and guesses at what was meant."""
+"""The one exception that the command line shows without a traceback, and what is said of others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ class UserError(ValueError):
     def __init__(self, message: str) -> None:
         # A DataLoader rebuilds its worker's error from the text of the whole traceback, which ends in our message.
         super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip())
+
+
+def first_line(error: BaseException) -> str:
+    """Of what ``error`` says, without a full stop; its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

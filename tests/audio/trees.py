@@ -61,13 +61,12 @@ def fuss(root: Path, split: str, count: int, seconds: float = 1.0) -> None:
     (root / f"{split}_example_list.txt").write_text("\n".join(lines) + "\n")
 
 
-def with_truth(root: Path, count: int) -> None:
-    """Mixtures of two in train/, validation/ and test/, each beside its sources."""
-    for place, part in enumerate(("train", "validation", "test")):
-        for number in range(count):
-            s1, s2 = (noise(1.0, 100 * place + 10 * number + k) for k in (1, 2))
-            for kind, signal in (("mix", s1 + s2), ("s1", s1), ("s2", s2)):
-                write(root / part / kind / f"{number}.wav", signal)
+def with_truth(root: Path, count: int, sources: int = 2, seed: int = 0) -> None:
+    """Mixtures in mix/ and, by the same names, their sources in s1/, s2/, ..."""
+    for number in range(count):
+        parts = [noise(1.0, seed + 10 * number + k) / sources for k in range(sources)]
+        for name, signal in zip(("mix", *(f"s{k + 1}" for k in range(sources))), (sum(parts), *parts), strict=True):
+            write(root / name / f"{number}.wav", signal)
 
 
 def speech_commands(root: Path, speakers: int = 6) -> None:

@@ -19,8 +19,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
 from surf_lightning.inference.array_files import read_array
 from surf_lightning.inference.separator import load_separator
-from surf_lightning.methods import MixIT
-from tests.tiny import adam, regression, trainer
+from tests.tiny import mixit, trainer
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "arrays.md"
 SMALL: dict[str, Any] = {"batch_size": 4, "batches_per_epoch": 2}
@@ -146,7 +145,7 @@ def test_bad_files_are_named_and_skipped_and_many_are_an_error() -> None:
 def test_a_run_with_truth_is_validated_tested_and_separates_in_its_values(scaling: Any) -> None:
     write_arrays(Path("sky"))
     data = Arrays("sky", ["source1", "source2"], scaling=scaling, **SMALL)
-    fitted, module = trainer(Path("run")), MixIT(regression(4), optimizer=adam)
+    fitted, module = trainer(Path("run")), mixit()
     fitted.fit(module, data)
     (measured,) = fitted.test(module, data, verbose=False)
     assert ("test/psnr" if scaling == "range" else "test/si_sdri") in measured

@@ -155,11 +155,6 @@ def test_crops_are_a_function_of_seed_and_position(noises: Examples) -> None:
     assert torch.equal(crops[10**9]["mixtures"], RandomCrops(noises, CROP, 4, seed=3)[10**9]["mixtures"])
 
 
-def test_a_resumed_run_draws_what_it_would_have_drawn(noises: Examples) -> None:
-    expected = drawn(RandomCrops(noises, CROP, 4), range(5, 9))
-    assert torch.equal(drawn(RandomCrops(noises, CROP, 4), range(9))[20:], expected)
-
-
 def test_ranks_share_the_batch_of_one_process(noises: Examples) -> None:
     whole = RandomCrops(noises, CROP, 6, seed=1)
     parts = [RandomCrops(noises, CROP, 2, seed=1, ranks=Ranks(rank, 3)) for rank in range(3)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surf_lightning.data import CIFAR10, MNIST, Digits, cifar
+from surf_lightning.data import CIFAR10, MNIST, Digits
 from surf_lightning.data.base import SeparationData, TrainingBatches
 from surf_lightning.errors import UserError
 from tests.tiny import attach, digits
@@ -72,7 +72,9 @@ def test_a_damaged_cifar_file_is_named_with_its_md5(image_sets: Path) -> None:
     damaged = bytearray(path.read_bytes())
     damaged[5000] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(UserError, match=rf"data_batch_3\.bin is damaged \(its md5 is not {cifar.MD5[path.name]}"):
+    with pytest.raises(
+        UserError, match=rf"data_batch_3\.bin is damaged \(its md5 is not {CIFAR10.checksums[path.name]}"
+    ):
         CIFAR10(root=str(image_sets)).prepare_data()
 
 
@@ -80,7 +82,7 @@ def test_cifar_is_downloaded_with_its_published_checksum(image_sets: Path, monke
     def download(url: str, root: str, md5: str) -> None:
         assert url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
         assert md5 == "c32a1d4ab5d03f1284b67883e8d87530"
-        (image_sets / cifar.FOLDER).rename(Path(root, cifar.FOLDER))
+        (image_sets / CIFAR10.folder).rename(Path(root, CIFAR10.folder))
 
     monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", download)
     Path("elsewhere").mkdir()
@@ -126,14 +128,6 @@ def test_a_loader_begins_where_the_run_stands(workers: int) -> None:
     whole = data.training_batches(data._ranks())
     for number, batch in zip((6, 7), loaded, strict=True):
         assert torch.equal(batch["sources"], whole[number]["sources"])
-
-
-def test_ranks_train_on_their_rows_of_one_batch() -> None:
-    (alone,) = attach(digits(batch_size=6, batches_per_epoch=1)).train_dataloader()
-    parts = [
-        next(iter(attach(digits(batch_size=2, batches_per_epoch=1), rank, 3).train_dataloader())) for rank in range(3)
-    ]
-    assert torch.equal(torch.cat([part["sources"] for part in parts]), alone["sources"])
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5, 11])

@@ -61,7 +61,9 @@ def test_a_list_that_is_not_utf_8_is_named(read: Any, encoding: str) -> None:
         read(READERS[read].encode() + b"\0")
 
 
-def test_a_field_that_no_spreadsheet_has_is_named() -> None:
+def test_a_list_or_a_field_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(UserError, match=r"^no\.csv cannot be read: No such file"):
+        listed_ids(Path("no.csv"))
     with pytest.raises(UserError, match=r"^metadata\.csv: field larger than field limit"):
         libri2mix(f"{HEAD}\n{'x' * 200_000}\n".encode())
 

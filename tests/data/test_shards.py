@@ -29,6 +29,7 @@ from surf_lightning.data.shards import Pieces, WindowedCrops
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
 from tests.audio.trees import RATE, broken, noise, write
+from tests.test_configs import arguments
 
 SECONDS = 0.25  # of a crop
 
@@ -96,9 +97,7 @@ def test_the_same_files_are_held_out_as_in_the_folder(recordings: Path, tmp_path
     pieces = shards(tmp_path / "shards").examples("validation")
     expected = {folder.read(number)[0, :1000].numpy().tobytes() for number in range(len(folder))}
     found = {pieces.read(number)[0, :1000].numpy().tobytes() for number in range(len(pieces))}
-    assert (
-        len(expected & found) >= len(expected) - 1
-    )  # of the long one, resampled, the first samples may round otherwise
+    assert len(expected - found) <= 1  # of the long one, resampled, the first samples may round otherwise
 
 
 def test_bad_files_are_named_and_left_out(recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,30 +214,11 @@ def test_a_damaged_piece_is_named_skipped_and_counted(recordings: Path) -> None:
     assert after.square().mean(1).min() > 0
 
 
-def trained(root: str, steps: int, *more: str) -> dict[str, Tensor]:
-    """The weights after a fit of a small network on the shards at ``root``."""
-    small = ["--model.network.init_args.repeats", "1", "--model.network.init_args.blocks", "1"]
-    args = [
-        "fit",
-        "--config",
-        "folder_mixit",
-        "--data",
-        "Shards",
-        "--data.root",
-        root,
-        "--trainer.max_steps",
-        str(steps),
-    ]
-    args += ["--data.crop_seconds", "0.25", "--data.batch_size", "2", "--data.num_validation", "2", *small]
-    args += ["--trainer.logger", "false", "--trainer.accelerator", "cpu", "--data.num_workers", "0"]
-    assert main([*args, "--trainer.enable_progress_bar", "false", *more]) == 0
-    weights: dict[str, Tensor] = torch.load("runs/folder_mixit/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    return weights
-
-
 def test_fit_trains_on_them(recordings: Path) -> None:
     pack(recordings, "shards")
-    assert trained("shards", 2, "--data.window", "2")
+    args = [*arguments("folder_mixit", recordings.parent), "--data", "Shards", "--data.root", "shards"]
+    assert main([*args, "--data.window", "2"]) == 0
+    assert Path("runs/folder_mixit/checkpoints/last.ckpt").is_file()
 
 
 # -- S3 --
@@ -261,17 +241,14 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.behind = free.getsockname()[1]
-        self.start()
+        command = [sys.executable, "-m", "moto.server", "-p", str(self.behind)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.door = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.door.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def start(self) -> None:
-        command = [sys.executable, "-m", "moto.server", "-p", str(self.behind)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def fill(self, prefix: str = "", folder: str = "") -> None:
-        """Wait for the server and make the bucket, with the files of ``folder`` in it."""
+    def make_bucket(self) -> None:
+        """Wait for the server first."""
         import boto3
 
         for _ in range(600):
@@ -280,10 +257,7 @@ class Server:
                 break
             except OSError:
                 time.sleep(0.1)
-        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.behind}")
-        client.create_bucket(Bucket="sounds")
-        for path in Path(folder).iterdir() if folder else ():
-            client.upload_file(str(path), "sounds", f"{prefix}/{path.name}")
+        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.behind}").create_bucket(Bucket="sounds")
 
     def _serve(self) -> None:
         while True:
@@ -333,7 +307,7 @@ def server() -> Iterator[Server]:
             patch.setenv(name, "test")
         patch.setenv("AWS_ENDPOINT_URL", started.url)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        started.fill()
+        started.make_bucket()
         yield started
     started.close()
 
@@ -387,32 +361,6 @@ def test_a_server_that_is_slow_and_dies_amid_an_answer_changes_no_batch(stored: 
     threading.Thread(target=restart).start()
     assert torch.equal(drawn(shards(stored), range(60)), expected)
     assert server.open
-
-
-@pytest.mark.slow
-@needs_server
-def test_a_server_that_is_killed_and_restarted_amid_a_training_changes_no_weight(stored: str, server: Server) -> None:
-    """The new server holds the same files; the training goes on by itself."""
-    cache = ["--data.window", "1", "--data.cache_gb", "0.0004"]  # of three chunks, so that each round fetches all
-    expected = trained("shards", 80, *cache)
-    begun, old = server.sent, server.process
-
-    def restart() -> None:
-        while server.sent < begun + 400_000:
-            time.sleep(0.01)
-        server.die()
-        old.kill()
-        old.wait()
-        server.start()
-        server.fill(stored.rpartition("/")[2], "shards")
-        server.open = True
-
-    thread = threading.Thread(target=restart)
-    thread.start()
-    found = trained(stored, 80, *cache)
-    thread.join()
-    assert server.process is not old
-    assert [name for name, value in expected.items() if not torch.equal(found[name], value)] == []
 
 
 @needs_server

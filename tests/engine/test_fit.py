@@ -5,28 +5,22 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from surf_lightning import __version__
-from surf_lightning.callbacks.media import Media
-from surf_lightning.callbacks.results import PrintedResult
 from surf_lightning.cli import main
-from surf_lightning.engine import fit as engine
-from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.fit import TRAINER_DEFAULTS, check, fit, progress_bar, standard_callbacks, train
+from surf_lightning.engine.fit import TRAINER_DEFAULTS, check, fit, make_trainer
 from surf_lightning.engine.progress import Progress
-from surf_lightning.engine.ranks import LostProcesses
-from surf_lightning.engine.signals import StopAtSignal
 from surf_lightning.errors import UserError
-from surf_lightning.methods import SURF, MixIT
+from surf_lightning.methods import SURF
 from surf_lightning.provenance import hardware
 from surf_lightning.reporting.runs import read_curves
 from tests import tiny
@@ -34,10 +28,6 @@ from tests.test_configs import arguments
 
 ROOT = Path(__file__).parents[2]
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-
-
-def mixit() -> MixIT:
-    return MixIT(tiny.regression(4), optimizer=tiny.adam)
 
 
 def files(folder: Path) -> set[str]:
@@ -51,13 +41,13 @@ def step_of(folder: Path) -> int:
 def test_only_one_device_and_ddp_are_supported() -> None:
     trainer: Any = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
     with pytest.raises(UserError, match="FSDPStrategy is not supported"):
-        check(trainer, mixit(), tiny.digits(), None)
+        check(trainer, tiny.mixit(), tiny.digits(), None)
 
 
 def test_a_run_holds_what_that_of_the_command_line_does() -> None:
     paths = (ROOT / "configs" / "digits_mixit.yaml", ROOT / "tests" / "tiny_images.yaml")
     assert main(["fit", *(f"--config={path}" for path in paths), "--name", "command", "--trainer.logger", "true"]) == 0
-    trainer = fit(mixit(), tiny.digits(), "runs/python", 2, **QUIET)
+    trainer = fit(tiny.mixit(), tiny.digits(), "runs/python", 2, **QUIET)
     assert trainer.global_step == 2
     assert files(Path("runs/python")) == files(Path("runs/command")) - {"config.yaml"}  # there is none
     curves = [read_curves(Path("runs", name, "metrics.csv")) for name in ("python", "command")]
@@ -65,28 +55,28 @@ def test_a_run_holds_what_that_of_the_command_line_does() -> None:
 
 
 def test_an_earlier_run_is_moved_aside_or_continued() -> None:
-    fit(mixit(), tiny.digits(), "run", 2, **QUIET)
-    fit(mixit(), tiny.digits(), "run", 3, ckpt_path="last", **QUIET)
+    fit(tiny.mixit(), tiny.digits(), "run", 2, **QUIET)
+    fit(tiny.mixit(), tiny.digits(), "run", 3, ckpt_path="last", **QUIET)
     assert step_of(Path("run")) == 3
     assert not Path("run.1").exists()
-    fit(mixit(), tiny.digits(), "run", 2, **QUIET)
+    fit(tiny.mixit(), tiny.digits(), "run", 2, **QUIET)
     assert (step_of(Path("run")), step_of(Path("run.1"))) == (2, 3)
 
 
 def test_a_stage_without_its_earlier_one_leaves_the_folder_alone() -> None:
-    fit(mixit(), tiny.digits(), "run", 2, **QUIET)
+    fit(tiny.mixit(), tiny.digits(), "run", 2, **QUIET)
     surf = SURF(tiny.velocity(), objective="remixit", mixit_checkpoint="nowhere.ckpt", optimizer=tiny.adam)
     with pytest.raises(UserError, match=r"nowhere\.ckpt of the earlier stage"):
         fit(surf, tiny.digits(), "run", 2, **QUIET)
     with pytest.raises(UserError, match="have 3 sources"):
-        fit(mixit(), tiny.digits(num_sources=3), "run", 2, **QUIET)
+        fit(tiny.mixit(), tiny.digits(num_sources=3), "run", 2, **QUIET)
     assert step_of(Path("run")) == 2
     with pytest.raises(UserError, match="there is no checkpoint"):
-        fit(mixit(), tiny.digits(), "run", 2, ckpt_path="nowhere.ckpt", **QUIET)
+        fit(tiny.mixit(), tiny.digits(), "run", 2, ckpt_path="nowhere.ckpt", **QUIET)
 
 
 def test_options_of_the_trainer_replace_the_defaults() -> None:
-    trainer = fit(mixit(), tiny.digits(), "run", 2, logger=False, log_every_n_steps=7, **QUIET)
+    trainer = fit(tiny.mixit(), tiny.digits(), "run", 2, logger=False, log_every_n_steps=7, **QUIET)
     assert (trainer.loggers, trainer.log_every_n_steps) == ([], 7)
     assert not Path("run", "metrics.csv").exists()
     assert trainer.max_epochs == TRAINER_DEFAULTS["max_epochs"]
@@ -94,68 +84,45 @@ def test_options_of_the_trainer_replace_the_defaults() -> None:
 
 def test_nothing_is_advertised_or_warned_of(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
-        fit(mixit(), tiny.digits(), "run", 1, **QUIET)
-        rank_zero_info("a fact")
-    assert "Tip" not in caplog.text
-    assert "a fact" in caplog.text
+        fit(tiny.mixit(), tiny.digits(), "run", 1, **QUIET)
+        rank_zero_info("TPU available: True, using: 8 TPU cores")
+    for said, is_shown in (("Tip", False), ("TPU available: F", False), ("TPU available: T", True), ("GPU a", True)):
+        assert (said in caplog.text) == is_shown, said
     warned = [str(warning.message) for warning in recwarn]
     assert [message for message in warned if "`srun` command" not in message] == []  # on a cluster
-
-
-def test_each_command_has_its_callbacks() -> None:
-    def types(subcommand: str, has_loggers: bool) -> list[type]:
-        return [type(callback) for callback in standard_callbacks(Path("run"), subcommand, has_loggers)]
-
-    assert types("fit", True) == [LearningRateMonitor, Media, BestCheckpoint, LastCheckpoint, LostProcesses]
-    assert types("fit", False) == [Media, BestCheckpoint, LastCheckpoint, LostProcesses]
-    assert types("test", True) == [StopAtSignal, engine.TestResults, PrintedResult]
-    assert types("validate", True) == [StopAtSignal, PrintedResult]
 
 
 class Remembering(Logger):
     """A logger of the user's."""
 
     name, version = "remembering", 0
+    seen: ClassVar[list[Any]] = []
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hyperparams: list[Any] = []
-
-    @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        self.hyperparams.append(params)
+        self.seen.append(params)
 
-    @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         pass
 
 
-def test_the_configuration_is_written_and_reaches_every_logger() -> None:
-    loggers = [Remembering(), Remembering()]
-    for steps in (1, 2):
-        trainer = tiny.trainer(Path("run"), max_steps=steps, logger=loggers)
-        train(trainer, mixit(), tiny.digits(), None, fresh=False, config=f"steps: {steps}\nnothing: null\n")
-    lines = Path("run/config.yaml").read_text().splitlines()
-    assert [line for line in lines if not line.startswith("#")] == ["steps: 2", "nothing: null"]
-    assert lines[0] == f"# version: {__version__}"
-    assert f"# hardware: {hardware(torch.device('cpu'))}" in lines
-    for logger in loggers:  # the run's facts beside it: test_hyperparameters
-        assert [set(params) for params in logger.hyperparams] == 2 * [{"steps", "nothing", "provenance", "dataset"}]
-        assert [(params["steps"], params["nothing"]) for params in logger.hyperparams] == [(1, None), (2, None)]
-
-
-def test_a_logger_gets_the_whole_configuration_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(Remembering, "log_hyperparams", lambda self, params: seen.append(params))
+def test_a_logger_gets_the_whole_configuration_of_the_command_line() -> None:
     mine = ["--trainer.logger", "tests.engine.test_fit.Remembering"]
     assert main([*arguments("digits_mixit", Path()), *mine]) == 0
     assert main([*arguments("digits_mixit", Path(), "test"), *mine]) == 0
-    (params,) = seen
-    config = yaml.safe_load(Path("runs/digits_mixit/config.yaml").read_text())
+    (params,) = Remembering.seen
+    text = Path("runs/digits_mixit/config.yaml").read_text()
+    assert text.startswith(f"# version: {__version__}\n")
+    assert f"\n# hardware: {hardware(torch.device('cpu'))}\n" in text
+    config = yaml.safe_load(text)
     assert params == config | {name: params[name] for name in ("provenance", "dataset")}
     assert params["model"]["init_args"]["network"]["init_args"]["channels"] == 4
 
 
 def test_a_bar_of_the_users_is_the_only_one() -> None:
-    assert [type(bar) for bar in progress_bar(None, [])] == [Progress]
-    assert progress_bar(False, []) == progress_bar(True, [TQDMProgressBar()]) == []
+    for wanted, mine, expected in (
+        (None, [], [Progress]),
+        (False, [], []),
+        (True, [TQDMProgressBar()], [TQDMProgressBar]),
+    ):
+        made: Any = make_trainer(Path("run"), "fit", False, mine, enable_progress_bar=wanted)
+        assert [type(each) for each in made.callbacks if isinstance(each, ProgressBar)] == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from surf_lightning.engine import run_folder
 from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
 from surf_lightning.inference.checkpoint import KEY
+from tests.tiny import full_disk
 
 NAN, MISSING = float("nan"), float("-inf")
 
@@ -129,17 +129,10 @@ def test_what_is_uncertain_is_smoothed_before_the_best_is_chosen() -> None:
     assert [each["best.ckpt"] for each in unknown[1:]] == [2, 4], "the newest"
 
 
-def test_a_used_folder_holds_no_second_last_or_best() -> None:
-    fit([5, 6])
-    assert fit([1]).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 2}
-
-
-def test_the_end_of_a_fit_within_an_epoch_is_saved_too() -> None:
-    assert fit([1, 2], max_steps=3).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 3}
-
-
-def test_a_trial_run_saves_nothing() -> None:
+def test_a_trial_run_saves_nothing_the_end_of_a_fit_is_saved_and_a_used_folder_has_no_second_last_or_best() -> None:
     assert fit([1], fast_dev_run=True).steps_saved[-1] == {}
+    assert fit([5, 6], max_steps=3).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 3}
+    assert fit([1]).steps_saved[-1] == {"best.ckpt": 2, "last.ckpt": 2}
 
 
 # -- a stranger's checkpoint --
@@ -236,13 +229,8 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyP
 def test_a_disk_that_is_full_is_named_and_keeps_the_old_checkpoint() -> None:
     io, path = AtomicCheckpointIO(Path()), Path("last.ckpt")
     io.save_checkpoint({KEY: {}, "global_step": 1}, path)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"File too large: 'last\.ckpt'"):
-            io.save_checkpoint({KEY: {}, "x": torch.zeros(100_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(20_000), pytest.raises(OSError, match=r"File too large: 'last\.ckpt'"):
+        io.save_checkpoint({KEY: {}, "x": torch.zeros(100_000)}, path)
     assert torch.load(path, weights_only=True)["global_step"] == 1
     assert list(Path().iterdir()) == [path]  # no part of the new one takes up room
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
-import logging
-import resource
+import copy
 import socket
 import sys
 import threading
@@ -14,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import wandb as service
 from jsonargparse import Namespace
@@ -23,17 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from surf_lightning.cli import main
 from surf_lightning.engine import loggers
-from surf_lightning.engine.loggers import (
-    MetricsCSV,
-    filter_lightning_tips,
-    go_on_without,
-    is_wandb_error,
-    resolve_loggers,
-    why_offline,
-)
-from surf_lightning.engine.tracking import start_loggers
+from surf_lightning.engine.loggers import MetricsCSV, go_on_without, resolve_loggers, start_loggers
+from surf_lightning.engine.weights_and_biases import is_wandb_error, why_offline
 from surf_lightning.errors import UserError
-from surf_lightning.methods import MixIT
 from surf_lightning.reporting.runs import read_curves
 from tests import tiny
 from tests.test_configs import ROOT
@@ -74,12 +63,6 @@ def test_every_number_is_a_line_with_its_step_epoch_and_name() -> None:
     assert write("run", rows) == ["step,epoch,name,value", "0,0,loss,3.0", "1,1,loss,2.0", "1,1,val/psnr,20.5"]
 
 
-def test_a_resumed_run_keeps_the_lines_of_its_first_part() -> None:
-    first = write("run", [(0, {"loss": 3.0}), (1, {"loss": 2.0})])
-    assert write("run", [(2, {"loss": 1.5, "lr": 0.1})]) == [*first, "2,,loss,1.5", "2,,lr,0.1"]
-    assert [path.name for path in Path("run").iterdir()] == ["metrics.csv"]
-
-
 def test_lines_are_written_as_they_come() -> None:
     logger = MetricsCSV("run")
     for step in range(3):
@@ -116,28 +99,38 @@ def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- W&B --
 
 
-def home(netrc: str | None = None, settings: str | None = None) -> None:
-    """What ``wandb login`` and ``wandb offline`` leave."""
-    if netrc is not None:
-        Path("~/.netrc").expanduser().write_text(netrc + "\n")
-    if settings is not None:
-        path = Path("~/.config/wandb/settings").expanduser()
-        path.parent.mkdir(parents=True)
-        path.write_text(f"[default]\n{settings}\n")
-
-
 KEY = "k" * 40
-
-
 NOBODY = "127.0.0.1:9"  # no server listens there: to ask it would be an error, after a while
+NO_ACCOUNT, CHOSEN = "no account is logged in", "offline mode is chosen"
 
 
-def test_a_login_at_a_host_of_ones_own_is_found() -> None:
-    home(f"machine {NOBODY} login user password {KEY}", f"base_url = http://{NOBODY}")
-    assert why_offline() is None
-    service.teardown()
-    home(f"machine example.org login user password {KEY}")
-    assert why_offline() == "no account is logged in"
+@pytest.mark.parametrize(
+    ("environment", "netrc", "settings", "reason"),
+    [
+        ({}, "", "", NO_ACCOUNT),
+        ({}, "machine api.wandb.ai login user", "", NO_ACCOUNT),
+        ({}, "machine without sense", "", NO_ACCOUNT),
+        ({}, f"machine example.org login user password {KEY}", f"base_url = http://{NOBODY}", NO_ACCOUNT),
+        ({}, f"machine {NOBODY} login user password {KEY}", f"base_url = http://{NOBODY}", None),
+        ({"WANDB_API_KEY": "abc"}, "", "", "has 3"),
+        *(({}, "", f"mode = {mode}", CHOSEN) for mode in ("offline", "dryrun")),
+        *(({"WANDB_MODE": mode}, "", "", CHOSEN) for mode in ("offline", "dryrun")),
+        *(({"WANDB_MODE": mode}, "", "", None) for mode in ("online", "disabled")),  # left to W&B
+    ],
+)
+def test_without_an_account_or_where_it_is_chosen_a_run_is_offline_and_nobody_is_asked(
+    environment: dict[str, str], netrc: str, settings: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for path, left in (("~/.netrc", netrc), ("~/.config/wandb/settings", settings and f"[default]\n{settings}")):
+        if left:  # by `wandb login` and `wandb offline`
+            file = Path(path).expanduser()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{left}\n")
+    found = why_offline()
+    assert found is None if reason is None else reason in str(found)
+    assert service.run is None
 
 
 def test_an_account_is_known_where_the_environment_names_it_and_no_server_is_asked(
@@ -146,34 +139,17 @@ def test_an_account_is_known_where_the_environment_names_it_and_no_server_is_ask
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.01)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert why_offline() == "no account is logged in"
+        assert why_offline() == NO_ACCOUNT
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         assert why_offline() is None
         with pytest.raises(TimeoutError):  # nobody has called
             server.accept()
 
 
-@pytest.mark.parametrize("netrc", [None, "machine api.wandb.ai login user", "machine without sense"])
-def test_without_an_account_nobody_is_asked(netrc: str | None) -> None:
-    home(netrc)
-    assert why_offline() == "no account is logged in"
-    assert service.run is None
-
-
-@pytest.mark.parametrize("mode", ["offline", "dryrun"])
-def test_offline_mode_may_be_chosen_by_the_environment_or_by_a_file(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    home(settings=f"mode = {mode}")
-    assert why_offline() == "offline mode is chosen"
-    home(settings=None)
-    Path("~/.config/wandb/settings").expanduser().unlink()
-    monkeypatch.setenv("WANDB_MODE", mode)
-    assert why_offline() == "offline mode is chosen"
-
-
-@pytest.mark.parametrize("mode", ["online", "disabled"])
-def test_another_mode_asked_for_by_name_is_left_to_wandb(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", mode)
-    assert why_offline() is None
+def account_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a server that does not answer."""
+    for name, value in (("INIT_TIMEOUT", "1"), ("BASE_URL", f"http://{NOBODY}"), ("API_KEY", KEY)):
+        monkeypatch.setenv(f"WANDB_{name}", value)
 
 
 def tracked(**options: Any) -> WandbLogger:
@@ -185,9 +161,7 @@ def tracked(**options: Any) -> WandbLogger:
 def test_a_server_that_does_not_answer_leaves_the_run_offline(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://{NOBODY}")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    account_elsewhere(monkeypatch)
     with caplog.at_level("INFO"):
         logger = tracked()
     logger.log_metrics({"loss": 1.0}, 0)
@@ -206,16 +180,11 @@ def test_the_configuration_reaches_wandb() -> None:
 
 
 def test_a_server_that_is_asked_for_by_name_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("INIT_TIMEOUT", "1"), ("BASE_URL", f"http://{NOBODY}"), ("API_KEY", KEY), ("MODE", "online")):
-        monkeypatch.setenv(f"WANDB_{name}", value)
+    account_elsewhere(monkeypatch)
+    monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(service.errors.CommError) as raised:
         tracked()
     assert is_wandb_error(raised.value)
-
-
-def test_a_key_that_cannot_be_one_is_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "abc")
-    assert "has 3" in str(why_offline())
 
 
 def test_a_mode_that_does_not_exist_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +230,7 @@ def test_who_has_chosen_offline_is_told_of_no_account(monkeypatch: pytest.Monkey
 
 
 def test_who_can_be_tracked_online_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://{NOBODY}")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    account_elsewhere(monkeypatch)
     assert complete([wandb()])[0].init_args.offline is False
 
 
@@ -279,15 +247,24 @@ def test_a_resumed_run_is_the_same_run_of_wandb(monkeypatch: pytest.MonkeyPatch)
     assert complete([wandb(name="named")])[0].init_args.name == "named"
 
 
-@pytest.mark.parametrize("logger", [None, True, [], False])
-def test_a_table_is_always_written(logger: Any) -> None:
-    (table,) = complete(logger)
-    assert (table.class_path, table.init_args.save_dir) == (CSV, "runs/a")
+TABLE = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
 
 
-@pytest.mark.parametrize("subcommand", ["validate", "test"])
-def test_no_logger_is_no_logger(subcommand: str) -> None:
-    assert complete(False, subcommand=subcommand) is False
+@pytest.mark.parametrize(
+    ("subcommand", "given", "kept"),
+    [
+        *(("fit", given, [CSV]) for given in (None, True, [], False)),
+        *((subcommand, False, False) for subcommand in ("validate", "test")),
+        ("validate", [wandb(), TABLE], False),  # its numbers are no part of the run's course
+        ("test", [wandb(offline=True), TABLE], [WANDB]),  # the table is of the training
+        ("test", None, []),
+    ],
+)
+def test_a_table_is_written_of_each_training_and_of_nothing_else(subcommand: str, given: Any, kept: Any) -> None:
+    found = complete(given, subcommand=subcommand)
+    assert (found and [logger.class_path for logger in found]) == kept
+    if subcommand == "fit":
+        assert found[0].init_args.save_dir == "runs/a"
     assert not Path("runs").exists()
 
 
@@ -295,15 +272,7 @@ def test_a_refused_fit_advertises_nothing_and_leaves_nothing(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    fit = [
-        "fit",
-        "--config",
-        "digits_mixit",
-        "--trainer.logger",
-        "WandbLogger",
-        "--trainer.enable_progress_bar",
-        "false",
-    ]
+    fit = ["fit", "--config", "digits_mixit", "--trainer.logger=WandbLogger", "--trainer.enable_progress_bar=false"]
     for wrong in (["--data", "Folder", "--data.root", "nowhere"], ["--data.batch_size", "1"]):
         assert main([*fit, *wrong]) == 2
         assert "W&B" not in caplog.text
@@ -335,31 +304,8 @@ def test_other_loggers_write_into_the_run_unless_told_otherwise() -> None:
     assert completed(save_dir="mine").save_dir == "mine"
     assert "save_dir" not in completed(project="p")  # a service that has no such argument
     assert complete(Namespace(class_path="some.Logger"))[0] == Namespace(class_path="some.Logger")
-    own = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
-    (table,) = complete(own)
+    (table,) = complete(copy.deepcopy(TABLE))
     assert table.init_args.save_dir == "runs/a"
-
-
-def test_what_is_no_part_of_a_runs_course_is_not_logged() -> None:
-    table = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
-    assert complete([wandb(), table], subcommand="validate") is False
-
-
-def test_a_test_leaves_the_table_of_the_training_alone() -> None:
-    table = Namespace(class_path=CSV, init_args=Namespace(save_dir="."))
-    assert [logger.class_path for logger in complete([wandb(offline=True), table], subcommand="test")] == [WANDB]
-    assert complete(None, subcommand="test") == []
-
-
-def test_tips_are_not_shown_and_all_else_is(caplog: pytest.LogCaptureFixture) -> None:
-    filter_lightning_tips()
-    with caplog.at_level("INFO"):
-        L.Trainer(logger=False, accelerator="cpu")
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").warning("TPU available: True, using: 8 TPU cores")
-    assert "GPU available" in caplog.text
-    assert "TPU available: False" not in caplog.text
-    assert "TPU available: True" in caplog.text
-    assert "litlogger" not in caplog.text
 
 
 def test_wandb_is_not_given_what_it_warns_of(
@@ -377,20 +323,9 @@ def test_wandb_is_not_given_what_it_warns_of(
 # -- trackers that fail --
 
 
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Files end at 400 bytes. (Not as a fixture: pytest writes files as well.)"""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_on_a_full_disk_lines_wait_for_room() -> None:
     logger = MetricsCSV("run")
-    with warnings.catch_warnings(record=True) as told, full_disk():
+    with warnings.catch_warnings(record=True) as told, tiny.full_disk(400):
         warnings.simplefilter("always")
         for step in range(60):
             logger.log_metrics({"loss": step / 7}, step)
@@ -431,7 +366,7 @@ def test_a_tracker_that_fails_in_mid_run_stops_no_training() -> None:
     table = MetricsCSV("run")
     fitted = tiny.trainer(Path("run"), logger=[Failing(), table], max_steps=4, log_every_n_steps=1)
     with pytest.warns(UserWarning, match=r"Failing has failed \(.*Broken pipe\)\. The training goes on") as told:
-        fitted.fit(MixIT(tiny.regression(4), optimizer=tiny.adam), tiny.digits())
+        fitted.fit(tiny.mixit(), tiny.digits())
     assert sum("has failed" in str(warning.message) for warning in told) == 1
     assert fitted.global_step == 4
     assert list(read_curves(Path("run/metrics.csv"))["loss"]) == [0, 1, 2, 3]

@@ -10,13 +10,12 @@ import pytest
 
 from surf_lightning.engine import progress
 from surf_lightning.engine.progress import Progress, duration
-from surf_lightning.methods import MixIT
-from tests.tiny import adam, digits, regression, trainer
+from tests.tiny import digits, mixit, trainer
 
 
 def fit(steps: int, **options: Any) -> Progress:
     fitter = trainer(Path("run"), max_steps=steps, enable_progress_bar=True, limit_val_batches=0)
-    fitter.fit(MixIT(regression(4), optimizer=adam), digits(batches_per_epoch=4), **options)
+    fitter.fit(mixit(), digits(batches_per_epoch=4), **options)
     return next(each for each in fitter.callbacks if isinstance(each, Progress))  # type: ignore[attr-defined]
 
 
@@ -75,6 +74,6 @@ def test_a_log_on_a_full_disk_ends_no_training(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr("sys.stdout", full)
         monkeypatch.setattr(progress, "LINE_EVERY", 0)
         run = trainer(Path("run"), enable_progress_bar=True, max_steps=4)
-        run.fit(MixIT(regression(4), optimizer=adam), digits())
+        run.fit(mixit(), digits())
         assert run.global_step == 4
         full.flush()  # nothing is left that could not be written

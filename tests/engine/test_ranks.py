@@ -18,14 +18,9 @@ from surf_lightning.engine import ranks
 from surf_lightning.engine.fit import fit
 from surf_lightning.engine.ranks import RANKS_WAIT, LostProcesses
 from surf_lightning.errors import UserError
-from surf_lightning.methods import MixIT
 from tests import tiny
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-
-
-def mixit() -> MixIT:
-    return MixIT(tiny.regression(4), optimizer=tiny.adam)
 
 
 def test_a_data_worker_that_is_killed_is_named_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,8 +34,8 @@ def test_a_data_worker_that_is_killed_is_named_and_the_run_goes_on(monkeypatch: 
         with pytest.raises(
             UserError, match=r"data worker 1 \(process \d+\) was killed by SIGKILL, often .*--ckpt_path"
         ):
-            fit(mixit(), tiny.digits(num_workers=2), "run", 100, **QUIET)
-    done = fit(mixit(), tiny.digits(num_workers=2), "run", 6, ckpt_path="last", **QUIET)
+            fit(tiny.mixit(), tiny.digits(num_workers=2), "run", 100, **QUIET)
+    done = fit(tiny.mixit(), tiny.digits(num_workers=2), "run", 6, ckpt_path="last", **QUIET)
     assert done.global_step == 6
 
 

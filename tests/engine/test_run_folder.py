@@ -52,9 +52,6 @@ FORK = multiprocessing.get_context("fork")  # a process that has imported everyt
 )
 def test_a_run_is_named_after_its_first_config(name: str | None, config: str | None, folder: str) -> None:
     assert default_folder(name, config) == Path(folder)
-
-
-def test_a_run_without_config_and_name_is_refused() -> None:
     with pytest.raises(UserError, match=r"--config digits_mixit.*--name"):
         default_folder(None, None)
 

@@ -102,7 +102,7 @@ def test_a_class_from_outside_is_imported_only_when_trusted(monkeypatch: pytest.
     ("path", "arguments"),
     [
         ("surf_lightning.engine.run_folder.move_aside", {"folder": "runs"}),
-        ("surf_lightning.engine.tracking.start_loggers", {"loggers": [], "folder": Path("executed")}),
+        ("surf_lightning.engine.loggers.start_loggers", {"loggers": [], "folder": Path("executed")}),
         ("surf_lightning.cli.main", {"args": ["report", "runs", "--output", "executed"]}),
         ("surf_lightning.files.Path", {}),
         ("surf_lightning.data.Digits", {}),

@@ -127,11 +127,8 @@ def test_refuses_what_cannot_be_compared() -> None:
 
 
 def test_is_active() -> None:
-    assert is_active(torch.stack([torch.zeros(9), torch.full((9,), 0.9e-8), torch.full((9,), 1.1e-8)])).tolist() == [
-        False,
-        False,
-        True,
-    ]
+    signals = torch.stack([torch.zeros(9), torch.full((9,), 0.9e-8), torch.full((9,), 1.1e-8)])
+    assert is_active(signals).tolist() == [False, False, True]
 
 
 def test_si_sdr_by_hand() -> None:
@@ -141,7 +138,7 @@ def test_si_sdr_by_hand() -> None:
     metric.update(estimates, references)
     assert metric.compute().item() == pytest.approx(10, abs=1e-4)
     metric.update(torch.stack([E[0] + 10**-0.5 * E[3], E[1]])[None], torch.stack([E[0], 0 * E[0]])[None])
-    assert metric.pairs == 3  # the silent reference is none
+    assert metric.count == 3  # the silent reference is none
     assert metric.compute().item() == pytest.approx((20 + 0 + 10) / 3, abs=1e-4)
     metric.update(torch.zeros(1, 1, 8), E[None, :1])
     assert metric.compute().item() == pytest.approx((20 + 0 + 10 - 80) / 4, abs=1e-4)
@@ -182,7 +179,7 @@ def test_momi_by_hand() -> None:
     assert metric.compute().item() == pytest.approx((first + second) / 2, abs=1e-4)
     # With a silent mixture the mixture of mixtures is the other one: nothing to improve, nothing counted.
     metric.update(estimates, torch.stack([E[0] + E[1], 0 * E[0]])[None])
-    assert metric.pairs == 2
+    assert metric.count == 2
 
 
 def test_momi_is_that_of_the_best_assignment() -> None:
@@ -221,7 +218,7 @@ def test_instances_merge_into_one(kind: type[Metric]) -> None:
     whole, part, rest = feed(kind(), range(5)), feed(kind(), range(4)), feed(kind(), range(4, 5))
     part.merge_state(rest)
     assert part.compute().item() == pytest.approx(whole.compute().item(), rel=1e-12)
-    assert part.pairs == whole.pairs == 25
+    assert part.count == whole.count == 25
 
 
 def _rank(rank: int, folder: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from surf_lightning.metrics.fuss import FUSSMetrics
+from tests.metrics.test_audio import fuss_form
 
 E = torch.eye(16)
 NOISE = E[15]
@@ -111,20 +112,13 @@ def test_refuses_more_than_four_sources() -> None:
 # -- against a second implementation, one example and one source at a time --
 
 
-def si_snr(estimate: np.ndarray, reference: np.ndarray) -> float:
-    unit = [x / np.sqrt(max((x**2).sum(), 1e-16)) for x in (estimate, reference)]
-    rho = unit[0] @ unit[1]
-    noise = 1 - rho**2 if 1 - rho**2 >= 0.01 else ((unit[0] - rho * unit[1]) ** 2).sum()
-    return 10 * np.log10((rho**2 + 1e-8) / (noise + 1e-8))
-
-
 def independent(estimates: np.ndarray, references: np.ndarray) -> dict[str, float]:
     pooled: dict[int, list[float]] = {1: [], 2: [], 3: [], 4: []}
     surplus = []
     for outputs, sources in zip(estimates, references, strict=True):
         order = max(
             itertools.permutations(range(len(outputs))),
-            key=lambda order: sum(si_snr(outputs[m], source) for m, source in zip(order, sources, strict=True)),
+            key=lambda order: sum(fuss_form(outputs[m], source) for m, source in zip(order, sources, strict=True)),
         )
         outputs = outputs[list(order)]
         audible = np.sqrt((sources**2).mean(-1)) > 1e-8
@@ -133,8 +127,8 @@ def independent(estimates: np.ndarray, references: np.ndarray) -> dict[str, floa
         gate = (outputs**2).mean(-1) > 0.01 * (sources**2).mean(-1)[audible].min()
         surplus.append(int(gate.sum() - audible.sum()))
         for m in np.flatnonzero(gate & audible):
-            baseline = 0 if audible.sum() == 1 else si_snr(sources.sum(0), sources[m])
-            pooled[int(audible.sum())].append(si_snr(outputs[m], sources[m]) - baseline)
+            baseline = 0 if audible.sum() == 1 else fuss_form(sources.sum(0), sources[m])
+            pooled[int(audible.sum())].append(fuss_form(outputs[m], sources[m]) - baseline)
     sign = np.sign(surplus)
     return {
         "1S": np.mean(pooled[1]),

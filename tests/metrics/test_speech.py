@@ -151,7 +151,7 @@ def test_silent_references_are_left_out(kind: type[SpeechMetric]) -> None:
     expected = value(kind(), estimates[:, :1], references[:, :1])
     metric = kind()
     assert value(metric, estimates, references * torch.tensor([1.0, 0.0]).view(1, 2, 1)) == expected
-    assert metric.pairs == 1
+    assert metric.count == 1
     assert math.isnan(value(metric, estimates, 0 * references))
 
 
@@ -177,7 +177,7 @@ def test_pairs_that_are_too_short_are_left_out(kind: type[SpeechMetric], samples
     expected = metric.compute().item()
     with pytest.warns(UserWarning, match=f"{kind.__name__} left out 2 of 2 pairs"):
         metric.update(estimates[..., :samples], references[..., :samples])
-    assert metric.pairs == 2
+    assert metric.count == 2
     assert metric.compute().item() == expected
 
 
@@ -211,7 +211,7 @@ def test_instances_merge_into_one_and_can_be_copied(kind: type[SpeechMetric]) ->
     rest.update(estimates[:, 1:], references[:, 1:])
     part.merge_state(pickle.loads(pickle.dumps(rest)))
     assert part.compute().item() == pytest.approx(value(kind(), estimates, references), rel=1e-12)
-    assert part.pairs == 2
+    assert part.count == 2
 
 
 def test_a_missing_package_leaves_out_its_column_only(monkeypatch: pytest.MonkeyPatch) -> None:

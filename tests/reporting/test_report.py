@@ -206,23 +206,19 @@ def test_a_run_with_missing_pieces_still_reports_the_rest() -> None:
     assert [row[0] for row in page.tables[1][1:]] == ["runs/bare", "runs/trained"]
 
 
-def test_an_untested_run_shows_the_pictures_of_its_latest_validation() -> None:
+def test_an_untested_run_shows_the_pictures_or_sounds_of_its_latest_validation() -> None:
     folder = write("trained", None, None)
-    Path(folder, "media").mkdir()
-    Image.new("L", (4, 3), 128).save(Path(folder, "media", "step_0000100.png"))
+    media = Path(folder, "media")
+    media.mkdir()
+    Image.new("L", (4, 3), 128).save(media / "step_0000100_1.png")
     page, _ = report(folder)
     assert "trained: its latest validation" in page.headings
     (picture,) = page.embedded("image/png")
     assert Image.open(io.BytesIO(picture)).size == (4, 3)
 
-
-def test_an_untested_run_shows_the_sounds_of_its_latest_validation() -> None:
-    folder = write("trained", None, None)
-    Path(folder, "media").mkdir()
-    Image.new("L", (4, 3), 128).save(Path(folder, "media", "step_0000100_1.png"))
     signals = {"mixture": [2.0, -1.0, 0.5], "estimate1": [1.0, 0.0, 0.0], "estimate2": [1.0, -1.0, 0.5]}
     for name, signal in signals.items():
-        path = Path(folder, "media", f"step_0000100_1_{name}.wav")
+        path = media / f"step_0000100_1_{name}.wav"
         soundfile.write(path, np.pad(signal, (0, 1000)), 8000, subtype="FLOAT")
     page, _ = report(folder)
     assert "trained: its latest validation" in page.headings

@@ -221,14 +221,6 @@ def test_a_sweep_with_missing_pieces_reports_the_rest() -> None:
     assert "### SURF (ReMixIT) with one setting changed\n" in text
 
 
-def test_a_value_that_a_run_lacks_is_not_available() -> None:
-    with_fid, no_fid = (results(RM, {"psnr": 18.0, **more}) for more in ({"fid": 9.0}, {}))
-    folders = [write("a", no_fid, None, config("a")), write("b", with_fid, None, config("b", batch_size=4))]
-    (section,) = make_sections(read(*folders))
-    cells = {row.label: [text for text, _ in row.cells] for row in section.sweeps[0].tables[0].rows}
-    assert cells == {"batch size B": ["", ""], "4": ["18.00", "9.00"], "256 (unchanged)": ["18.00", "n/a"]}
-
-
 def test_table_9_is_whole_and_agrees_with_table_1() -> None:
     """All but the LPIPS of one cell: 0.036 at B = 256, 0.037 in the other places and in Table 1."""
     (cifar,) = (table for table in paper_tables() if table["facts"] == CIFAR)

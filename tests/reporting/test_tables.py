@@ -85,15 +85,6 @@ def test_columns_are_the_papers_in_its_order_and_unknown_ones_come_last_unranked
     assert table[2] == "| MixIT | **30.00** | **0.200** | **0.100** | **12.00** | **2.50** | 1.000 | 4,000 | 1.5 |"
 
 
-def test_runs_of_one_method_are_told_apart_by_their_folders() -> None:
-    table = rows(mixit(18.0, "alpha_0.9"), mixit(19.0, "alpha_0.99"), surf())
-    assert [row.split(" | ")[0] for row in table[3:]] == [
-        "| MixIT, alpha_0.9",
-        "| MixIT, alpha_0.99",
-        "| SURF (ReMixIT)",
-    ]
-
-
 # -- the paper's rows --
 
 

@@ -2,15 +2,11 @@
 
 from surf_lightning.data.arrays import Arrays
 from surf_lightning.data.audioset import AudioSet
-from surf_lightning.data.cifar import CIFAR10
-from surf_lightning.data.digits import Digits
 from surf_lightning.data.enhancement import Enhancement
-from surf_lightning.data.folder import Folder
-from surf_lightning.data.folder_with_truth import FolderWithTruth
-from surf_lightning.data.fuss import FUSS
+from surf_lightning.data.folder import Folder, FolderWithTruth
+from surf_lightning.data.fuss import FUSS, LibriSpeechFUSS
+from surf_lightning.data.image_sets import CIFAR10, MNIST, Digits
 from surf_lightning.data.libri2mix import Libri2Mix
-from surf_lightning.data.librispeech_fuss import LibriSpeechFUSS
-from surf_lightning.data.mnist import MNIST
 from surf_lightning.data.sc09mix import SC09Mix
 from surf_lightning.data.shards import Shards
 

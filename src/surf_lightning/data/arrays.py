@@ -142,7 +142,7 @@ class Arrays(SeparationData):
     The other arguments are those of ``SeparationData``.
     """
 
-    monitor, monitor_mode = "val/momi", "max"
+    monitor = "val/momi"
 
     def __init__(
         self,
@@ -241,10 +241,10 @@ class Arrays(SeparationData):
         return self._batches(ArrayBatches, "train", self.batch_size, ranks)
 
     def validation_batches(self) -> Batches:
-        count, ranks = min(self.num_validation, len(self.parts["validation"])), self._ranks()
-        size = max(1, min(self.batch_size, count // ranks.world_size))
+        count = min(self.num_validation, len(self.parts["validation"]))
+        size = self.held_out_batch_size(count)
         full = count // size * size  # all batches are, see MixIT
-        return self._batches(FixedArrays, "validation", size, ranks, full)
+        return self._batches(FixedArrays, "validation", size, Ranks(), full)
 
     def test_batches(self) -> Batches:
         if not self.source_roots:
@@ -252,9 +252,7 @@ class Arrays(SeparationData):
                 f"{self.root} has no true sources to test against (data.source_roots): look at its held-out loss by "
                 "surf validate, or at what surf separate makes of it"
             )
-        ranks = self._ranks()
-        size = max(1, min(self.batch_size, len(self.parts["test"]) // ranks.world_size))
-        return self._batches(FixedArrays, "test", size, ranks)
+        return self._batches(FixedArrays, "test", self.held_out_batch_size(len(self.parts["test"])), Ranks())
 
     def metrics(self) -> Metric:
         return ImageMetrics() if self.scaling == "range" else ArrayMetrics(si_sdr_columns())

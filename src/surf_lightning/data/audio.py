@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
 from surf_lightning.metrics.audio import SISDR, SISDRi, align_by_si_sdr
+from surf_lightning.metrics.base import SeparationMetrics
 from surf_lightning.metrics.evaluation import speech_metrics
 
 Part = Literal["train", "validation", "test"]
@@ -30,17 +31,15 @@ Part = Literal["train", "validation", "test"]
 HELD_OUT_BATCH = 8  # at most: a large training batch goes through its network in micro-batches, this one does not
 
 
-class AudioMetrics(Metric):
+class AudioMetrics(SeparationMetrics):
     """Metrics whose updates name their arguments estimates, references, mixtures: each takes what it needs.
 
     Only the first ``num_scored`` sources are scored, by the estimates that serve them when all sources are served.
     """
 
-    full_state_update = False
-
-    def __init__(self, columns: MetricCollection, num_scored: int | None = None) -> None:
-        super().__init__()
-        self.columns, self.num_scored = columns, num_scored
+    def __init__(self, columns: Mapping[str, Metric] | MetricCollection, num_scored: int | None = None) -> None:
+        super().__init__(columns)
+        self.num_scored = num_scored
 
     def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
         """Count ``estimates [B,M,T]``, in any order, against ``sources [B,K,T]`` and ``mixtures [B,T]``."""
@@ -49,17 +48,10 @@ class AudioMetrics(Metric):
             sources = sources[:, : self.num_scored]
         self.columns.update(estimates=estimates, references=sources, mixtures=mixtures)
 
-    def compute(self) -> dict[str, Tensor]:
-        return self.columns.compute()
 
-    def reset(self) -> None:
-        super().reset()
-        self.columns.reset()
-
-
-def si_sdr_columns() -> MetricCollection:
+def si_sdr_columns() -> dict[str, Metric]:
     """``si_sdr`` and ``si_sdri``: cheap enough to be looked at during fit."""
-    return MetricCollection({"si_sdr": SISDR(), "si_sdri": SISDRi()}, compute_groups=False)
+    return {"si_sdr": SISDR(), "si_sdri": SISDRi()}
 
 
 def find_folder(root: str, places: Sequence[str], contents: str, what: str, option: str = "--data.root FOLDER") -> Path:
@@ -104,7 +96,6 @@ class AudioMixtures(SeparationData):
     """
 
     monitor = "val/si_sdri"
-    monitor_mode = "max"
     single_source_share = 0.0
     crops: type[RandomCrops] = RandomCrops
     num_sources: int | None

@@ -59,6 +59,13 @@ class Readable(ABC):
             BadAudio: they cannot be read; names the file.
         """
 
+    def read_for_evaluation(self, example: int, start: int = 0, count: int | None = None) -> Tensor:
+        """As ``read``; raises UserError, for an evaluation leaves no example out."""
+        try:
+            return self.read(example, start, count)
+        except BadAudio as error:
+            raise UserError(f"an evaluation leaves no example out, but {error}") from error
+
 
 @dataclass(frozen=True)
 class Examples(Readable):
@@ -254,7 +261,4 @@ class WholeExamples(Dataset[dict[str, Tensor]]):
         return len(self.examples)
 
     def __getitem__(self, example: int) -> dict[str, Tensor]:
-        try:
-            return as_batch(self.examples.read(example).unsqueeze(0))
-        except BadAudio as error:
-            raise UserError(f"an evaluation leaves no example out, but {error}") from error
+        return as_batch(self.examples.read_for_evaluation(example).unsqueeze(0))

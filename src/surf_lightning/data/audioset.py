@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import ConcatDataset
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
@@ -17,10 +17,10 @@ from surf_lightning.data.audio import AudioMixtures, Part
 from surf_lightning.data.audio_examples import Examples
 from surf_lightning.data.base import Batches
 from surf_lightning.data.folder import Folder
-from surf_lightning.data.fuss import FUSS
-from surf_lightning.data.librispeech_fuss import LibriSpeechFUSS
+from surf_lightning.data.fuss import FUSS, LibriSpeechFUSS
 from surf_lightning.errors import UserError
 from surf_lightning.files import read_list
+from surf_lightning.metrics.base import SeparationMetrics
 
 SMALLEST_PART = 15_000  # clips: AudioSet's balanced part, less the videos that are gone
 CLIP = re.compile(r"Y?([A-Za-z0-9_-]{11})(_\d+(\.\d+)?){0,2}")  # <YTID>, Y<YTID>, <YTID>_<start>, <YTID>_<start>_<end>
@@ -118,23 +118,12 @@ class AudioSet(Folder):
         return len(self.found()) >= SMALLEST_PART and all(test.genuine() for test in self.tests)
 
 
-class MetricsByNumberOfSources(Metric):
+class MetricsByNumberOfSources(SeparationMetrics):
     """The metrics of several sets; the number of rows of a batch's sources says which set it is from."""
 
-    full_state_update = False
-
     def __init__(self, sets: list[AudioMixtures]) -> None:
-        super().__init__()
-        self.sets: Any = nn.ModuleDict({str(each.num_sources): each.test_metrics() for each in sets})
+        super().__init__({str(each.num_sources): each.test_metrics() for each in sets})
 
     def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
         """Count ``estimates [B,M,T]`` against ``sources [B,K,T]`` by the metrics of the set of K rows."""
-        self.sets[str(sources.shape[1])].update(estimates, sources, mixtures)
-
-    def compute(self) -> dict[str, Tensor]:
-        return {name: value for each in self.sets.values() for name, value in each.compute().items()}
-
-    def reset(self) -> None:
-        super().reset()
-        for each in self.sets.values():
-            each.reset()
+        self.columns[str(sources.shape[1])].update(estimates, sources, mixtures)

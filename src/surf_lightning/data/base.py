@@ -79,7 +79,8 @@ class SeparationData(L.LightningDataModule, ABC):
     """
 
     monitor: str
-    monitor_mode: str
+    monitor_mode = "max"
+    """``min`` where less of ``monitor`` is better."""
     evaluation: ImageEvaluation | None = None
     """What the final evaluation measures, where there is a choice."""
 
@@ -162,6 +163,10 @@ class SeparationData(L.LightningDataModule, ABC):
         assert self.trainer is not None
         sampler = TrainingBatches(self.trainer, self.batches_per_epoch)
         return self._loader(self.training_batches(self._ranks()), sampler, self.num_workers)
+
+    def held_out_batch_size(self, count: int) -> int:
+        """Of ``count`` mixtures: a batch for each rank at least, for one without any would leave the others waiting."""
+        return max(1, min(self.batch_size, count // self._ranks().world_size))
 
     def _held_out(self, batches: Batches) -> DataLoader[dict[str, Tensor]]:
         ranks, count = self._ranks(), len(batches)  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
-"""Any folder of recordings."""
+"""Any folder of recordings, and any of mixtures whose true sources lie beside them: mix/, s1/, s2/, ..."""
 
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections import Counter
 from functools import cached_property
@@ -23,6 +24,8 @@ from surf_lightning.files import files_under
 
 SHARE, LARGEST_SHARE = 0.1, 0.25  # of the files, that are held out by default: the larger one in small folders,
 HELD_OUT_SECONDS = 300.0  # until what is held out lasts so long
+MIXTURES = "mix"
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
 class Folder(AudioMixtures):
@@ -156,3 +159,74 @@ def are_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
     """Which of two or more files are validated on, by their ``hashes [N]``: some, but not all."""
     held_out = hashes < share
     return held_out if 0 < held_out.sum() < len(held_out) else hashes == hashes.min()
+
+
+class FolderWithTruth(Folder):
+    """Mixtures in ``mix/`` and, by the same names, their true sources in ``s1/``, ``s2/``, ...
+
+    These folders lie in ``train/``, ``validation/`` and ``test/`` of ``root``, of which each command needs its own: a
+    ``test/`` is enough to score a separator. Where they lie in ``root`` itself, a tenth of the mixtures is held out to
+    validate and another tenth to test on, chosen by a hash of their names.
+
+    Args:
+        root: the folder.
+        num_sources: sources in a mixture (K); by default as many as there are folders of sources.
+        with_sources: training batches hold the sources, cropped alike: for supervised methods.
+        options: the arguments of ``Folder``; ``validation_share`` has no effect.
+    """
+
+    monitor = "val/si_sdri"
+
+    def __init__(
+        self,
+        root: str = "data/mixtures",
+        num_sources: int | None = None,
+        with_sources: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(root=root, **options)
+        self.with_sources = with_sources
+        found = max((len(sources_in(folder)) for folder in self._folders()), default=0)
+        self.num_sources = num_sources or found or None
+
+    def _folders(self) -> list[Path]:
+        """Those that hold ``mix/``."""
+        folders = [self._folder, *(self._folder / part for part in PARTS)]
+        return [folder for folder in folders if (folder / MIXTURES).is_dir()]
+
+    def mixtures(self) -> list[str]:
+        found = []
+        for folder in self._folders():
+            inside = (folder / MIXTURES).relative_to(self._folder)
+            found += [os.path.join(inside, name) for name in files_under(self._folder / inside, EXTENSIONS)]
+        return found
+
+    def load(self, part: Part) -> Examples:
+        folder = self._folder / part if (self._folder / part / MIXTURES).is_dir() else self._folder
+        names = files_under(folder / MIXTURES, EXTENSIONS)
+        sources = sources_in(folder)
+        if not names or not sources:
+            raise UserError(
+                f"there are no mixtures with their sources in {self._folder / part}: put them into mix/ and, by the "
+                f"same names, into s1/, s2/, ... there, or in {self._folder} (--data.root FOLDER)"
+            )
+        if folder == self._folder:
+            names = _share(names, part, self._folder)
+        kinds = [MIXTURES, *(sources if part != "train" or self.with_sources else [])]
+        return self._usable(folder, [[os.path.join(kind, name) for kind in kinds] for name in names], len(kinds) - 1)
+
+
+def sources_in(folder: Path) -> list[str]:
+    """The names of its folders of sources, in order."""
+    names = [path.name for path in folder.glob("s*") if re.fullmatch(r"s\d+", path.name) and path.is_dir()]
+    return sorted(names, key=lambda name: int(name[1:]))
+
+
+def _share(names: list[str], part: Part, folder: Path) -> list[str]:
+    """The mixtures of ``part``: a tenth to validate, the next to test, the others to train, in the order of hashes."""
+    count = max(1, round(SHARE * len(names)))
+    if len(names) < 3:
+        raise UserError(f"{folder} holds {len(names)} mixtures: to train, validate and test on them takes 3 at least")
+    order = np.argsort([zlib.crc32(os.fsencode(name)) for name in names], kind="stable").tolist()
+    chosen = {"validation": order[:count], "test": order[count : 2 * count], "train": order[2 * count :]}[part]
+    return [names[number] for number in sorted(chosen)]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +16,6 @@ from surf_lightning.data.mixing import FixedMixtures, RandomMixtures
 from surf_lightning.functional.randomness import Ranks
 from surf_lightning.metrics.evaluation import ImageEvaluation, PerceptualMetrics
 from surf_lightning.metrics.images import ImageMetrics
-
-
-def md5(path: Path) -> str:
-    """The checksum of a file, by which the genuine sets are known."""
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,6 @@ class ImageMixtures(SeparationData):
     """
 
     monitor = "val/psnr"
-    monitor_mode = "max"
     usual_evaluation: type[ImageEvaluation] = PerceptualMetrics
 
     def __init__(
@@ -98,9 +90,7 @@ class ImageMixtures(SeparationData):
         return self._fixed(self.splits.test, self.num_test)
 
     def _fixed(self, images: Tensor, count: int) -> Batches:
-        # A batch for each rank at least: one without any would leave the others waiting for it.
-        share = max(1, count // self._ranks().world_size)
-        size = min(self.batch_size, share)
+        size = self.held_out_batch_size(count)
         return FixedMixtures(images, self.num_sources, count, size, fewest_sources=self.fewest_sources)
 
     def metrics(self) -> Metric:

@@ -24,7 +24,7 @@ from surf_lightning.audio.index import most_skipped
 from surf_lightning.audio.storage import BadChunk, Chunks, storage
 from surf_lightning.data.audio import AudioMixtures, Part
 from surf_lightning.data.audio_examples import RandomCrops, Readable
-from surf_lightning.errors import UserError
+from surf_lightning.errors import UserError, first_line
 from surf_lightning.functional.randomness import mix_seed
 
 INDEX = "index.npz"
@@ -188,8 +188,8 @@ class Shards(AudioMixtures):
             try:
                 index = read_index(Path(folder, INDEX))
             except Exception as error:  # of any type: the file may be anything
-                reason = str(error).partition("\n")[0] or type(error).__name__
-                raise UserError(f"{self.root}/{INDEX} is damaged, or no index of shards ({reason})") from error
+                said = f"{self.root}/{INDEX} is damaged, or no index of shards ({first_line(error)})"
+                raise UserError(said) from error
         if index["version"] != VERSION:
             raise UserError(f"{self.root} was written by another version of surf shard: make the shards again")
         if (rate := int(index["sample_rate"])) != self.sample_rate:

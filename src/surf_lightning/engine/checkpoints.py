@@ -31,9 +31,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from surf_lightning.data.base import undeclared
-from surf_lightning.engine.loggers import close_wandb
 from surf_lightning.engine.run_folder import CHECKPOINTS
 from surf_lightning.engine.signals import SIGNALS, ending, requeue, status
+from surf_lightning.engine.weights_and_biases import close_wandb
 from surf_lightning.files import replacing
 
 SYNC_EVERY = 20  # optimizer steps between two questions of the ranks to each other, each of which waits for the device

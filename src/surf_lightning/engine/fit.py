@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from surf_lightning.data.base import SeparationData, undeclared
 from surf_lightning.engine import run_folder
 from surf_lightning.engine.checkpoint_io import AtomicCheckpointIO
 from surf_lightning.engine.checkpoints import BestCheckpoint, LastCheckpoint
-from surf_lightning.engine.loggers import MetricsCSV, filter_lightning_tips, finish_wandb, go_on_without
+from surf_lightning.engine.loggers import MetricsCSV, StartLoggers, go_on_without
 from surf_lightning.engine.progress import Progress, tell_network
 from surf_lightning.engine.ranks import RANKS_WAIT, LostProcesses
 from surf_lightning.engine.signals import StopAtSignal
-from surf_lightning.engine.tracking import StartLoggers
+from surf_lightning.engine.weights_and_biases import finish_wandb
 from surf_lightning.errors import UserError
 from surf_lightning.files import replacing
 from surf_lightning.inference.checkpoint import describe
@@ -47,11 +48,12 @@ AT_LEAST = {  # of arguments of the trainer, which itself takes less in silence,
     "gradient_clip_val": 0,
     "val_check_interval": 1e-9,
 }
+LIGHTNING_TIPS = ("\N{ELECTRIC LIGHT BULB} Tip: ", "TPU available: False")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 def filter_warnings() -> None:
-    """Drop warnings of what is meant to be so, and Lightning's tips."""
+    """Drop warnings of what is meant to be so, Lightning's tips, and its notes on accelerators that are not there."""
     for expected in (
         ".*does not have many workers.*",  # batches are drawn in microseconds
         r".*module\(s\) in eval mode.*",  # the teacher and the frozen teacher, as they must be
@@ -61,14 +63,11 @@ def filter_warnings() -> None:
         ".*`srun` command is available.*",  # a laptop may have SLURM
     ):
         warnings.filterwarnings("ignore", expected)
-    filter_lightning_tips()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
 
 
-def progress_bar(wanted: bool | None, callbacks: Iterable[L.Callback]) -> list[L.Callback]:
-    """Ours, unless none is wanted or ``callbacks`` have one already: two would be an error."""
-    if wanted is False or any(isinstance(callback, ProgressBar) for callback in callbacks):
-        return []
-    return [Progress()]
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(LIGHTNING_TIPS)
 
 
 def standard_callbacks(
@@ -102,7 +101,8 @@ def make_trainer(
         if isinstance(given := options.get(name), int | float) and not given >= least:
             raise UserError(f"trainer.{name} is {given}, but must be {'positive' if least else 'at least 0'}")
     standard = standard_callbacks(folder, subcommand, bool(logger), num_samples, **(checkpoints or {}))
-    standard += progress_bar(options.get("enable_progress_bar"), callbacks)
+    if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+        standard.append(Progress())  # a second bar beside one of the user's would be an error
     # LastCheckpoint requeues, after writing between two steps. Within SLURM, torchrun knows better of processes.
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]

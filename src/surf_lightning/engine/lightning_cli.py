@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import os
+import pkgutil
 import re
 import signal
 import sys
@@ -13,7 +13,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch.optim  # noqa: F401  jsonargparse finds classes by their names once they are imported
@@ -31,14 +30,15 @@ import surf_lightning.methods
 import surf_lightning.metrics
 import surf_lightning.networks
 from surf_lightning.data.base import SeparationData, undeclared
-from surf_lightning.engine import loggers, run_folder
+from surf_lightning.engine import run_folder
 from surf_lightning.engine.arguments import near_option, readable
 from surf_lightning.engine.checkpoints import LastCheckpoint
 from surf_lightning.engine.configs import own_modules, with_config_paths
 from surf_lightning.engine.fit import TRAINER_DEFAULTS, filter_warnings, make_trainer, train
+from surf_lightning.engine.loggers import resolve_loggers, start_loggers
 from surf_lightning.engine.progress import tell_end
 from surf_lightning.engine.sizes import fill_in_sizes
-from surf_lightning.engine.tracking import start_loggers
+from surf_lightning.engine.weights_and_biases import has_wandb, is_wandb_error
 from surf_lightning.errors import UserError
 from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
@@ -93,7 +93,7 @@ class SurfCLI(LightningCLI):
         self.folder = Path(given) if given else run_folder.default_folder(config.name, _first_config(config))
         self.is_new = subcommand == "fit" and config.ckpt_path is None
         find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
-        is_oracle = _named(config.model.class_path).is_oracle
+        is_oracle = pkgutil.resolve_name(config.model.class_path).is_oracle
         checkpoint = None if is_oracle else find(self.folder, config.ckpt_path)
         fill_in_sizes(config, checkpoint)
         # What config.yaml holds: given to surf again, it means this run, but neither its checkpoint nor its W&B run.
@@ -105,7 +105,7 @@ class SurfCLI(LightningCLI):
         if TorchElasticEnvironment.detect():
             _follow_torchrun(config.trainer)
         config.ckpt_path = checkpoint
-        self.notes = loggers.resolve_loggers(config.trainer, self.folder, subcommand, self.is_new)
+        self.notes = resolve_loggers(config.trainer, self.folder, subcommand, self.is_new)
 
     def instantiate_classes(self) -> None:
         try:
@@ -157,16 +157,10 @@ def _arguments(described: type) -> list[str]:
     return [name for names in (*inherited, getattr(described, "arguments", ())) for name in names]
 
 
-def _named(path: str, package: ModuleType = losses) -> Any:
-    """What the import path ``path`` names, in ``package`` where it is a name alone."""
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module or package.__name__), name)
-
-
 def _loss(name: str) -> Callable[..., Any]:
     """A loss of ``functional`` by its name, or any function by its import path."""
-    loss: Callable[..., Any] = _named(name, signal_losses if hasattr(signal_losses, name) else losses)
-    return loss
+    ours = signal_losses if hasattr(signal_losses, name) else losses
+    return pkgutil.resolve_name(name if "." in name else f"{ours.__name__}.{name}")
 
 
 def _loss_name(loss: Callable[..., Any]) -> str:
@@ -222,7 +216,9 @@ def run_lightning(*args: str) -> None:
     if args[0] != "fit":
         warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # they are those of fit
     for loss in (losses.EnergyLoss, losses.Reduction, signal_losses.SignalLoss):
-        register_type(loss, _loss_name, _loss, (ImportError, AttributeError), lambda value, _: callable(value))
+        register_type(
+            loss, _loss_name, _loss, (ImportError, AttributeError, ValueError), lambda value, _: callable(value)
+        )
     argv, sys.argv = sys.argv, [sys.argv[0], *with_config_paths(args)]  # DDP starts the other processes by sys.argv
     strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
@@ -236,7 +232,7 @@ def run_lightning(*args: str) -> None:
             seed_everything_default=0,
             save_config_callback=None,  # fit.train writes config.yaml
             parser_kwargs={**strict, **{name: dict(strict) for name in SurfCLI.subcommands()}},
-            trainer_defaults={**TRAINER_DEFAULTS, "logger": TRACKER if loggers.has_wandb() else None},
+            trainer_defaults={**TRAINER_DEFAULTS, "logger": TRACKER if has_wandb() else None},
         )
     except KeyboardInterrupt:  # while there was nothing to save yet
         raise SystemExit(128 + signal.SIGINT) from None
@@ -247,7 +243,7 @@ def run_lightning(*args: str) -> None:
     except UserError:
         raise
     except Exception as error:
-        if loggers.is_wandb_error(error):
+        if is_wandb_error(error):
             raise UserError(f"W&B: {error}") from error
         if _while_restoring(error):
             said = f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -1,37 +1,30 @@
-"""Where a run is tracked: a CSV file for all of a run, and Weights & Biases, offline where it cannot be reached."""
+"""Where a run is tracked: metrics.csv, and what every logger is told of the run, and may fail at."""
 
 from __future__ import annotations
 
 import csv
 import functools
-import importlib.util
 import io
-import logging
 import os
-import secrets
-import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from surf_lightning.data.base import undeclared
 from surf_lightning.engine.signals import ending
-from surf_lightning.errors import UserError
+from surf_lightning.engine.weights_and_biases import INSTALL_WANDB, has_wandb, resolve_wandb, start_wandb
+from surf_lightning.errors import first_line
 from surf_lightning.files import own_file, replacing
+from surf_lightning.provenance import provenance
 
 COLUMNS = ("step", "epoch", "name", "value")
 HPARAMS = "hparams.yaml"
-WANDB_ID = "wandb_id"
-WANDB_SECONDS = "10"  # that a run waits for W&B's server before it goes on offline; WANDB_INIT_TIMEOUT changes it
-WANDB_LAST_SECONDS = "60"  # that it waits at its end for the last uploads; WANDB_FINISH_TIMEOUT changes it
-INSTALL_WANDB = "pip install 'surf-lightning[wandb]'"
-LIGHTNING_TIPS = ("\N{ELECTRIC LIGHT BULB} Tip: ", "TPU available: False")
 
 
 class MetricsCSV(Logger):
@@ -89,15 +82,14 @@ class MetricsCSV(Logger):
         if not self._waiting:  # a fit that is refused leaves no table
             return
         try:
-            self._begin()
-            self._append(self._waiting)
-        except OSError as error:
+            self._append()
+        except (OSError, ValueError) as error:
             if not self._told:
-                reason = error.strerror or error
+                reason = getattr(error, "strerror", None) or error
                 rank_zero_warn(f"{self._path}: {reason}. The training goes on, its metrics are kept and tried again.")
             self._told = True
         else:
-            self._waiting, self._told = "", False
+            self._waiting, self._told, self._begun = "", False, True
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -105,30 +97,23 @@ class MetricsCSV(Logger):
         if self._waiting:
             rank_zero_warn(f"{self._path}: the last {self._waiting.count(chr(10))} lines could not be written.")
 
-    def _begin(self) -> None:
-        """Write the header; cut off what a kill has left of the last line of an old table."""
-        if self._begun:
-            return
-        header = (",".join(COLUMNS) + "\n").encode()
+    def _append(self) -> None:
+        """Append the lines, all or none; the first time, after the header and without what a kill left of a line."""
+        lines, header = self._waiting.encode(), (",".join(COLUMNS) + "\n").encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:  # in a run of a stranger it may lead elsewhere, or nowhere
+        if not self._begun:
             if os.path.lexists(self._path):
-                own_file(self._path.parent, self._path)
-        except ValueError as error:
-            raise OSError(str(error)) from error
-        with self._path.open("a+b") as file:
-            file.seek(0)
-            table = file.read()
-            file.truncate(table.rfind(b"\n") + 1)
-        if not table.startswith(header):  # it is new, or of an early version, which had a column for each name
-            self._append(header.decode())
-        self._begun = True
-
-    def _append(self, text: str) -> None:
+                own_file(self._path.parent, self._path)  # in a run of a stranger it may lead elsewhere, or nowhere
+            with self._path.open("a+b") as file:
+                file.seek(0)
+                table = file.read()
+                file.truncate(table.rfind(b"\n") + 1)
+            if not table.startswith(header):  # it is new, or of an early version, which had a column for each name
+                lines = header + lines
         size = self._path.stat().st_size
         try:
             with self._path.open("ab") as file:
-                file.write(text.encode())
+                file.write(lines)
         except OSError:
             os.truncate(self._path, size)
             raise
@@ -158,85 +143,12 @@ def resolve_loggers(trainer: Namespace, folder: Path, subcommand: str, is_new: b
         trainer.logger = [logger for logger in trainer.logger if logger.class_path != csv_path]
     for logger in trainer.logger:
         if logger.class_path.rpartition(".")[2] == "WandbLogger":
-            notes += _resolve_wandb(logger.init_args, folder, is_new)
+            notes += resolve_wandb(logger.init_args, folder, is_new)
         elif "save_dir" in (given := logger.get("init_args") or {}) and given["save_dir"] in (None, "."):
             given["save_dir"] = str(folder)
     if subcommand == "fit" and not any(logger.class_path == csv_path for logger in trainer.logger):
         trainer.logger.append(Namespace(class_path=csv_path, init_args=Namespace(save_dir=str(folder))))
     return notes
-
-
-def _resolve_wandb(arguments: Namespace, folder: Path, is_new: bool) -> list[str]:
-    """One W&B run for a folder, however often it is resumed; offline where W&B would ask for an account."""
-    if not has_wandb():
-        raise UserError(f"WandbLogger needs W&B: {INSTALL_WANDB}")
-    arguments.save_dir = str(folder)
-    arguments.name = arguments.name or folder.name
-    saved = folder / WANDB_ID
-    if arguments.id is None and saved.is_file() and not is_new:
-        arguments.id = saved.read_text().strip()
-    # In a sweep W&B's agent has named the run already, and no other name is taken.
-    arguments.id = arguments.id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-    if getattr(rank_zero_only, "rank", 0):  # only the first process tracks
-        return []
-    reason = "offline mode is chosen" if arguments.offline else why_offline()
-    if reason is None:
-        return []
-    if arguments.get("log_model"):  # which Lightning refuses offline; W&B keeps artifacts until they are synced
-        arguments.offline = False
-        os.environ["WANDB_MODE"] = "offline"
-    else:
-        arguments.offline = True
-    os.environ.setdefault("WANDB_SILENT", "true")  # one line is enough: ours
-    return [offline_note(reason, arguments.id, folder)]
-
-
-def offline_note(reason: str, run_id: str, folder: Path) -> str:
-    """What to say of a run that is tracked offline."""
-    return (
-        f"W&B: {reason}, so run {run_id} is tracked offline in {folder}/wandb; "
-        f"`wandb sync {folder}/wandb/offline-run-*-{run_id}` uploads it."
-    )
-
-
-def has_wandb() -> bool:
-    """Whether W&B is installed: it is an extra. A run's folder of that name, which reads as a package, is not it."""
-    found = importlib.util.find_spec("wandb")
-    return found is not None and found.origin is not None
-
-
-def why_offline() -> str | None:
-    """Why W&B cannot track online, None where it may: by its own settings and files, without asking its server.
-
-    Raises:
-        UserError: W&B refuses its settings.
-    """
-    import wandb  # half a second that a run without it need not spend
-
-    if wandb.run is not None:  # a run of the calling program's, which Lightning goes on in
-        return None
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", WANDB_SECONDS)
-    os.environ.setdefault("WANDB_FINISH_TIMEOUT", WANDB_LAST_SECONDS)
-    try:
-        mode = wandb.setup(wandb.Settings(silent=True)).settings.mode
-        if mode in ("offline", "dryrun"):
-            return "offline mode is chosen"
-        if mode == "disabled" or "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False):
-            return None
-        return "no account is logged in"
-    except wandb.errors.AuthenticationError as error:
-        return f"the key of its account cannot be one ({first_line(error)})"
-    except ValueError as error:
-        raise UserError(f"W&B: {error}") from error
-    finally:
-        wandb.teardown()  # it has read its settings, and would not look again for offline mode
-
-
-def finish_wandb(folder: Path) -> None:
-    """End what W&B writes into ``folder``, if it does."""
-    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
-    if run is not None and Path(run.dir).resolve().is_relative_to(folder.resolve()):
-        run.finish(exit_code=1)
 
 
 def go_on_without(tracker: Logger) -> None:
@@ -256,36 +168,33 @@ def _attempt(method: Callable[..., Any], tracker: str, told: set[str], *args: An
         told.add(tracker)
 
 
-def close_wandb(loggers: Iterable[Logger]) -> None:
-    """End W&B's part of a run that is about to end, and its service, without waiting for a server that is gone."""
-    if any(isinstance(logger, WandbLogger) for logger in loggers):
-        ending = threading.Thread(target=_end_wandb, daemon=True)
-        ending.start()
-        ending.join(float(WANDB_SECONDS))
-        sys.unraisablehook = lambda _: None  # what it says at exit, where a signal has ended the service before
+class StartLoggers(L.Callback):
+    """Begins to track a fit when its first step is due: one that is refused before has left nothing anywhere.
+
+    It says ``notes`` then. ``start_loggers`` gets ``config`` and the run's facts beside it; of None neither.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any] | None, notes: Iterable[str]) -> None:
+        self.folder, self.config, self.notes = folder, config, notes
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for note in self.notes:
+            rank_zero_info(note)
+        if trainer.is_global_zero:  # to know whether data is genuine, files may have to be read
+            start_loggers(trainer.loggers, self.folder, None if self.config is None else self.config | facts(trainer))
 
 
-def _end_wandb() -> None:
-    import wandb
-
-    with suppress(Exception):
-        wandb.teardown()
-
-
-def first_line(error: Exception) -> str:
-    """Of what ``error`` says, without a full stop; its type where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+def facts(trainer: L.Trainer) -> dict[str, Any]:
+    """What tells runs of one configuration apart: versions, commit, hardware and processes, and the data found."""
+    made_with = {**provenance(trainer.strategy.root_device), "processes": trainer.world_size}
+    return {"provenance": made_with, "dataset": undeclared(trainer).datamodule.facts()}
 
 
-def is_wandb_error(error: Exception) -> bool:
-    """Whether W&B raised ``error``, asked without importing it."""
-    return type(error).__module__.partition(".")[0] == "wandb"
-
-
-def filter_lightning_tips() -> None:
-    """Drop Lightning's tips about its services, and its notes on accelerators that are not there."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
-
-
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(LIGHTNING_TIPS)
+@rank_zero_only
+def start_loggers(loggers: Iterable[Logger], folder: Path, config: dict[str, Any] | None = None) -> None:
+    """Begin to track the run in ``folder``, or go on; every logger gets the configuration as hyper-parameters."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            start_wandb(logger, folder)
+        if config is not None:
+            logger.log_hyperparams(config)

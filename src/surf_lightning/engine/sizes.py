@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 from typing import Any
 
 from jsonargparse import Namespace
@@ -59,9 +59,8 @@ def _sizes_in(path: str) -> dict[str, int | None]:
 
 def _sizes_of(data: Namespace) -> dict[str, int | None]:
     """Those that the data's own files say."""
-    module, _, name = data.class_path.rpartition(".")
     try:
-        built = getattr(importlib.import_module(module), name)(**data.init_args.as_dict())
+        built = pkgutil.resolve_name(data.class_path)(**data.init_args.as_dict())
     except ValueError as error:
         raise UserError(str(error)) from error
     return {"num_sources": built.num_sources, "sample_rate": built.sample_rate}

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torchmetrics import Metric
 
 from surf_lightning.audio.index import SILENCE
 from surf_lightning.functional.losses import mixit
 from surf_lightning.functional.permutation import best_permutation, reorder
+from surf_lightning.metrics.base import ScoreMean
 
 
 def is_active(signals: Tensor) -> Tensor:
@@ -80,29 +80,7 @@ def align_by_si_sdr(estimates: Tensor, references: Tensor) -> Tensor:
     return align(estimates, references).estimates[:, : references.shape[1]].to(estimates.dtype)
 
 
-class PairMean(Metric):
-    """The mean of a score over all pairs of an estimate and its reference; NaN while there is none."""
-
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-    total: Tensor
-    pairs: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pairs", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def _add(self, scores: Tensor, counted: Tensor) -> None:
-        self.total += torch.where(counted, scores, 0).sum()
-        self.pairs += counted.sum()
-
-    def compute(self) -> Tensor:
-        return self.total / self.pairs
-
-
-class SISDR(PairMean):
+class SISDR(ScoreMean):
     """Mean SI-SDR in dB (SURF paper D.2, ``pairwise_si_sdr``) over the references that are not silent.
 
     Of more estimates than references the best are taken; a silent or missing estimate counts as -80 dB.
@@ -114,7 +92,7 @@ class SISDR(PairMean):
         self._add(aligned.scores, is_active(aligned.references))
 
 
-class SISDRi(PairMean):
+class SISDRi(ScoreMean):
     """Mean SI-SDR improvement in dB: the SI-SDR of the estimate minus that of the mixture."""
 
     def update(self, estimates: Tensor, references: Tensor, mixtures: Tensor) -> None:
@@ -124,7 +102,7 @@ class SISDRi(PairMean):
         self._add(aligned.scores - baseline, is_active(aligned.references))
 
 
-class MoMi(PairMean):
+class MoMi(ScoreMean):
     """SI-SDR improvement in dB of mixtures rebuilt from a separated mixture of mixtures (MixIT paper, Section 4).
 
     The estimates are summed by the assignment of MixIT's Eq. (3); the baseline is the mixture of mixtures. An example
@@ -150,6 +128,6 @@ class MoMi(PairMean):
         self.squares += torch.where(counted[:, 0], (rebuilt - baseline).mean(1), 0).square().sum()
 
     def compute(self) -> Tensor:
-        mean, count = super().compute(), self.pairs / 2
+        mean, count = super().compute(), self.count / 2
         self.error = ((self.squares / count - mean.square()).clamp_min(0) / (count - 1)).sqrt()
         return mean

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from surf_lightning.functional.losses import pit_permutation
 from surf_lightning.functional.permutation import invert, reorder
+from surf_lightning.metrics.base import ScoreMean, SeparationMetrics
 
 MSE_FLOOR = 1e-10  # a pixel-exact image counts as 100 dB
 
@@ -27,17 +28,8 @@ def to_unit_range(images: Tensor) -> Tensor:
     return (images.float() / 2 + 0.5).clamp(0, 1)
 
 
-class ImageMean(Metric):
+class ImageMean(ScoreMean):
     """The mean of a score over images. ``update(estimates, references)``, both ``[N,C,H,W]`` in [0,1]."""
-
-    full_state_update = False
-    total: Tensor
-    images: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("total", "images"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     @abstractmethod
     def score(self, estimates: Tensor, references: Tensor) -> Tensor:
@@ -45,11 +37,11 @@ class ImageMean(Metric):
 
     def update(self, estimates: Tensor, references: Tensor) -> None:
         """Count ``[N,C,H,W]`` images in [0,1]."""
-        self.total += self.score(estimates, references).double().sum()
-        self.images += len(references)
+        scores = self.score(estimates, references)
+        self._add(scores, torch.ones_like(scores, dtype=torch.bool))
 
     def compute(self) -> Tensor:
-        return (self.total / self.images).float()
+        return super().compute().float()
 
 
 class PSNR(ImageMean):
@@ -74,7 +66,7 @@ class SSIM(ImageMean):
         return values.view(-1)
 
 
-class ImageMetrics(Metric):
+class ImageMetrics(SeparationMetrics):
     """Several metrics of separated images, after their alignment. ``compute`` gives a dict of scalars.
 
     Args:
@@ -82,27 +74,10 @@ class ImageMetrics(Metric):
             By default ``psnr`` (dB) and ``ssim``.
     """
 
-    full_state_update = False
-
     def __init__(self, columns: Mapping[str, Metric] | None = None) -> None:
-        super().__init__()
-        chosen: dict[str, Metric | MetricCollection] = dict(columns or {"psnr": PSNR(), "ssim": SSIM()})
-        # Compute groups would share one state among metrics whose first batch happened to agree.
-        self.columns = MetricCollection(chosen, compute_groups=False)
+        super().__init__(columns or {"psnr": PSNR(), "ssim": SSIM()})
 
     def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
         """Count ``estimates`` and ``sources [B,K,C,H,W]`` in [-1,1]; ``mixtures [B,C,H,W]`` are not looked at."""
         found, truth = (to_unit_range(x).flatten(0, 1) for x in (align_by_mse(estimates, sources), sources))
         self.columns.update(estimates=found, references=truth)
-
-    def compute(self) -> dict[str, Tensor]:
-        return self.columns.compute()
-
-    def reset(self) -> None:
-        super().reset()
-        self.columns.reset()
-
-    def merge_state(self, incoming_state: Any) -> None:
-        """Add what another instance has counted."""
-        for name, column in self.columns.items():
-            column.merge_state(incoming_state.columns[name])

@@ -130,6 +130,8 @@ class LPIPS(ImageMean):
         RuntimeError: it does not, and the file cannot be downloaded.
     """
 
+    higher_is_better = False
+
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
         self.distance = alexnet(weights)

@@ -22,13 +22,14 @@ from torch import Tensor
 from torchmetrics.functional.audio.pesq import perceptual_evaluation_speech_quality
 from torchmetrics.functional.audio.stoi import short_time_objective_intelligibility
 
-from surf_lightning.metrics.audio import PairMean, align, is_active
+from surf_lightning.metrics.audio import align, is_active
+from surf_lightning.metrics.base import ScoreMean
 
 WIDE_BAND = 16000  # Hz
 INSTALL = "pip install surf-lightning[audio]"
 
 
-class SpeechMetric(PairMean):
+class SpeechMetric(ScoreMean):
     """The mean of a score over the pairs of an estimate and its reference that is not silent.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from surf_lightning import methods
 from surf_lightning.engine.loggers import COLUMNS
-from surf_lightning.errors import UserError
+from surf_lightning.errors import UserError, first_line
 from surf_lightning.files import own_file, read_yaml
 from surf_lightning.metrics.tables import Results, cost
 from surf_lightning.reporting.parts import read_config, read_examples, read_results
@@ -60,7 +60,7 @@ class Run:
             try:
                 return how(own_file(folder, path))
             except Exception as error:  # of any type: the file may be anything
-                missing.append(f"{name} cannot be read: {str(error).partition(chr(10))[0]}")
+                missing.append(f"{name} cannot be read: {first_line(error)}")
                 return nothing
 
         config = read("config.yaml", read_config, "", ": surf fit writes it")
@@ -84,16 +84,19 @@ class Run:
         return run
 
     @property
+    def tested(self) -> Results:
+        """What the first of its tests wrote; empty where there is none."""
+        return next(iter(self.results.values()), {})
+
+    @property
     def label(self) -> str:
         """The method's name; the folder's where not even a configuration tells it."""
-        tested = next((str(each["label"]) for each in self.results.values()), None)
-        return tested or _method_label(self.settings) or self.folder.name
+        return str(self.tested.get("label") or _method_label(self.settings) or self.folder.name)
 
     @property
     def data(self) -> str:
         """The data set's name."""
-        configured = _part(self.settings, "data")[0] or "unknown data"
-        return next((str(each["data"]) for each in self.results.values()), configured)
+        return str(self.tested.get("data") or _part(self.settings, "data")[0] or "unknown data")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -103,16 +106,13 @@ class Run:
     @property
     def seed(self) -> Any:
         """The one it was trained from."""
-        results: Results = next(iter(self.results.values()), {})
-        return self.settings.get("seed_everything", results.get("seed"))
+        return self.settings.get("seed_everything", self.tested.get("seed"))
 
     @property
     def pace(self) -> float | None:
         """Minutes a step, on average over the training; None where no test has said them."""
-        for each in self.results.values():
-            if each.get("seconds") and each.get("steps"):
-                return float(each["seconds"] / each["steps"] / 60)
-        return None
+        seconds, steps = self.tested.get("seconds"), self.tested.get("steps")
+        return float(seconds / steps / 60) if seconds and steps else None
 
     @property
     def unfinished(self) -> str:
@@ -127,7 +127,7 @@ class Run:
     @property
     def facts(self) -> dict[str, str]:
         """Seed, steps, minutes, hardware, commit, version: of the training where that is known, else of the test."""
-        results: Results = next(iter(self.results.values()), {})
+        results = self.tested
         header = dict(re.findall(r"^# (\w+): (.*)$", self.config, re.MULTILINE))
         last_step = max((max(curve) for curve in self.curves.values()), default=-1) + 1
         known = {
