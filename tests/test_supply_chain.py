@@ -66,7 +66,8 @@ def faults(source: str, place: str = "") -> Iterator[str]:
             command = call.args[0] if call.args else None
             if keyword(call, "shell") or not isinstance(command, ast.List | ast.Tuple | ast.Name):
                 yield f"{where} with a text for a shell"
-        if short == "import_module" and place not in IMPORTERS and not isinstance(call.args[0], ast.Constant):
+        imports = short in ("import_module", "resolve_name") and not isinstance(call.args[0], ast.Constant)
+        if imports and place not in IMPORTERS:
             yield f"{where} of a name that is not fixed"
 
 
@@ -91,6 +92,7 @@ def test_nothing_of_a_stranger_is_run(path: str) -> None:
         "torch.hub.download_url_to_file(url, path)",
         "load_state_dict_from_url(url)",
         "importlib.import_module(name)",
+        "pkgutil.resolve_name(name)",
     ],
 )
 def test_it_would_be_found(source: str) -> None:

@@ -165,9 +165,7 @@ def export(
     if push is not None:
         check_name(push)
     _allow_own_modules(trust)
-    if onnx:
-        from surf_lightning.inference.onnx import write_onnx
-    write(checkpoint, output, trust, write_onnx if onnx else None, license, examples)
+    write(checkpoint, output, trust, onnx, license, examples)
     print(f"written to {output}: {WEIGHTS}, {CONFIG} and {CARD}, the model card")
     if push is not None:
         print(f"uploaded: {upload(output, push)}; --checkpoint hf://{push} takes it from there")

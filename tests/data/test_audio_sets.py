@@ -47,10 +47,6 @@ def one(data: SeparationData) -> dict[str, Tensor]:
     return data.training_batches(Ranks())[0]
 
 
-def every(batches: Any) -> list[dict[str, Tensor]]:
-    return list(batches)
-
-
 def likeness(part: Tensor, whole: Tensor) -> float:
     """The largest cosine of ``part [T]`` and a stretch of ``whole [T']``; 1 where it is one, but for its level."""
     x, y = part.double().numpy(), whole.double().numpy()
@@ -87,17 +83,17 @@ def test_libri2mix_trains_on_mixtures_and_on_request_their_sources(libri2mix: Pa
 def test_libri2mix_tests_whole_utterances_and_validates_fixed_crops(libri2mix: Path) -> None:
     data = Libri2Mix(str(libri2mix), **SMALL)
     base = libri2mix / "wav16k/min/test"
-    batches = every(data.test_batches())
+    batches = list(data.test_batches())
     assert len(batches) == 3
     for name, batch in zip(sorted(path.name for path in (base / "s1").iterdir()), batches, strict=True):
         assert torch.equal(batch["mixtures"], read(base / "mix_clean" / name)[None])
         assert torch.equal(batch["sources"], torch.stack([read(base / k / name) for k in ("s1", "s2")])[None])
     assert [batch["mixtures"].shape[1] for batch in batches] == [RATE, RATE, 1.4 * RATE]
 
-    (fixed,) = every(data.validation_batches())
-    (again,) = every(Libri2Mix(str(libri2mix), seed=5, **SMALL).validation_batches())
+    (fixed,) = list(data.validation_batches())
+    (again,) = list(Libri2Mix(str(libri2mix), seed=5, **SMALL).validation_batches())
     assert torch.equal(fixed["mixtures"], again["mixtures"])
-    parts = every(Libri2Mix(str(libri2mix), **SMALL | {"batch_size": 1}).validation_batches())
+    parts = list(Libri2Mix(str(libri2mix), **SMALL | {"batch_size": 1}).validation_batches())
     assert torch.equal(torch.cat([part["mixtures"] for part in parts])[:3], fixed["mixtures"]), "for every batch size"
     assert torch.equal(fixed["sources"].sum(1), fixed["mixtures"])
     assert (data.monitor, data.monitor_mode, data.num_sources) == ("val/si_sdri", "max", 2)
@@ -167,8 +163,8 @@ def test_only_the_stage_at_hand_is_indexed(libri2mix: Path) -> None:
 
 def test_every_rank_validates() -> None:
     audio_trees.libri2mix(Path("l"), "dev", 2)
-    assert len(every(attach(Libri2Mix("l", **SMALL)).validation_batches())) == 1
-    assert len(every(attach(Libri2Mix("l", **SMALL), world_size=4).validation_batches())) == 4
+    assert len(list(attach(Libri2Mix("l", **SMALL)).validation_batches())) == 1
+    assert len(list(attach(Libri2Mix("l", **SMALL), world_size=4).validation_batches())) == 4
 
 
 def test_mistaken_numbers_are_refused() -> None:
@@ -193,7 +189,7 @@ def fuss(tmp_path: Path) -> Path:
 
 def test_fuss_fills_up_its_sources_with_zeros(fuss: Path) -> None:
     """Example i has i % 4 foregrounds, of which the last of three is all zero: as good as none."""
-    for number, batch in enumerate(every(FUSS(str(fuss), **SMALL).test_batches())):
+    for number, batch in enumerate(list(FUSS(str(fuss), **SMALL).test_batches())):
         folder = fuss / "ssdata" / "eval" / f"example{number:04d}_sources"
         names = ["background0", "foreground0", "foreground1"][: number + 1]
         assert torch.equal(batch["mixtures"], read(folder.parent / f"example{number:04d}.wav")[None])
@@ -258,7 +254,7 @@ def test_a_folder_of_anything(tmp_path: Path) -> None:
     assert batch["mixtures"].shape == (3, CROP)
     assert batch["mixtures"].isfinite().all()
     assert (data.monitor, data.monitor_mode) == ("val/momi", "max")
-    (held_out,) = every(data.validation_batches())
+    (held_out,) = list(data.validation_batches())
     assert held_out.keys() == {"mixtures"}
     with pytest.raises(UserError, match="no true sources"):
         data.test_batches()
@@ -293,7 +289,7 @@ def test_a_small_folder_holds_out_more_but_a_quarter_at_most(tmp_path: Path) -> 
     few.recordings = few.recordings.select(np.arange(12))
     assert 1 <= len(few.examples("validation")) <= 5
     batches = Folder(str(tmp_path), sample_rate=RATE, **SMALL | {"num_validation": 30}).validation_batches()
-    assert len(every(batches)) == 10, "several crops of each recording"
+    assert len(list(batches)) == 10, "several crops of each recording"
 
 
 def test_a_folder_says_what_it_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -330,7 +326,7 @@ def test_a_folder_of_mixtures_and_their_sources(tmp_path: Path) -> None:
     ]
     assert [len(part) for part in parts] == [16, 2, 2]
     assert len(set.union(*parts)) == 20
-    for batch in (one(data), *every(data.validation_batches()), *every(data.test_batches())):
+    for batch in (one(data), *list(data.validation_batches()), *list(data.test_batches())):
         torch.testing.assert_close(batch["sources"].sum(1), batch["mixtures"], rtol=0, atol=3 / 2**15)
     assert one(FolderWithTruth(str(tmp_path), **SMALL)).keys() == {"mixtures"}
 
@@ -339,7 +335,7 @@ def test_a_part_of_its_own_is_used_whole(tmp_path: Path) -> None:
     audio_trees.with_truth(tmp_path / "test", 4)
     data = FolderWithTruth(str(tmp_path), **SMALL)
     assert data.num_sources == 2
-    assert len(every(data.test_batches())) == 4
+    assert len(list(data.test_batches())) == 4
     with pytest.raises(UserError, match=r"no mixtures with their sources in .*/train: put them into mix/ and"):
         one(data)
     audio_trees.with_truth(tmp_path / "few", 2)
@@ -353,7 +349,7 @@ def test_a_folder_of_one_recording_is_validated_on_too(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="one recording"):
         assert one(data)["mixtures"].shape == (3, CROP)
     with pytest.warns(UserWarning, match="one recording"):
-        assert len(every(data.validation_batches())) == 2
+        assert len(list(data.validation_batches())) == 2
 
 
 def test_a_folder_without_recordings(tmp_path: Path) -> None:
@@ -399,7 +395,7 @@ def test_audioset_uses_the_clips_that_are_listed(tmp_path: Path) -> None:
     assert "1 of the 7 videos" in messages
     assert "other/jingle.wav: wrongly named" in messages
     assert one(data)["mixtures"].shape == (3, CROP)
-    (held_out,) = every(data.validation_batches())
+    (held_out,) = list(data.validation_batches())
     assert held_out.keys() == {"mixtures"}
 
     named = AudioSet(str(tmp_path), segments=str(tmp_path / "other" / "balanced_train_segments.csv"), **SMALL)
@@ -431,7 +427,7 @@ def test_audioset_is_tested_on_the_sets_of_table_3(tmp_path: Path, fuss: Path, m
     audio_trees.librispeech(tmp_path / "LibriSpeech", 2)
     data = AudioSet(str(tmp_path), fuss_root=str(fuss), librispeech_root=str(tmp_path / "LibriSpeech"), **SMALL)
     attach(data, stage="test").prepare_data()
-    batches = every(data.test_batches())
+    batches = list(data.test_batches())
     assert [batch["sources"].shape[1] for batch in batches] == [4] * 4 + [2] * 4
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # noise is no speech
@@ -451,7 +447,7 @@ def test_audioset_is_tested_on_the_sets_of_table_3(tmp_path: Path, fuss: Path, m
     assert metrics.compute()["si_sdr"].isnan()
 
     alone = AudioSet(str(tmp_path), fuss_root=str(fuss), **SMALL)
-    assert len(every(alone.test_batches())) == 4
+    assert len(list(alone.test_batches())) == 4
     assert alone.test_metrics().compute().keys() == FUSSMetrics().compute().keys()
 
 
@@ -474,7 +470,7 @@ def test_noisy_speech(tmp_path: Path, fuss: Path) -> None:
     audio_trees.librispeech(tmp_path / "LibriSpeech", 3)
     speech = [read(path) for path in sorted((tmp_path / "LibriSpeech").rglob("*.flac"))]
     data = LibriSpeechFUSS(str(tmp_path / "LibriSpeech"), str(fuss), **SMALL)
-    batches = every(data.test_batches())
+    batches = list(data.test_batches())
     assert len(batches) == 12
     snrs, used = [], []
     for number, batch in enumerate(batches):
@@ -495,7 +491,7 @@ def test_noisy_speech(tmp_path: Path, fuss: Path) -> None:
 def test_noisy_speech_is_for_tests_alone(tmp_path: Path, fuss: Path) -> None:
     audio_trees.librispeech(tmp_path / "LibriSpeech", 1)
     data = LibriSpeechFUSS(str(tmp_path), str(fuss), **SMALL)
-    assert len(every(data.test_batches())) == 4
+    assert len(list(data.test_batches())) == 4
     for ask in (lambda: one(data), data.validation_batches):
         with pytest.raises(UserError, match="for tests alone"):
             ask()
@@ -556,7 +552,7 @@ def test_every_set_loads_as_composed(composed: Path) -> None:
     for data, num_sources, num_tests in sets:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            batches = [one(data), data.validation_batches()[0], *every(data.test_batches())]
+            batches = [one(data), data.validation_batches()[0], *list(data.test_batches())]
         assert len(batches) == 2 + num_tests
         for batch in batches[:2]:
             assert batch["mixtures"].shape == (3, 160000)

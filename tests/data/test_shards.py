@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from surf_lightning.audio.storage import Chunks
 from surf_lightning.cli import main
 from surf_lightning.data import Folder, Shards, shard_writer
-from surf_lightning.data.shards import Pieces, WindowedCrops
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
 from tests.audio.trees import RATE, broken, noise, write
@@ -59,10 +58,8 @@ def shards(root: Any, **options: Any) -> Shards:
     return Shards(str(root), **{"crop_seconds": SECONDS, "window": 2, "batch_size": 4, "cache_gb": 0.001, **options})
 
 
-def train(data: Shards) -> WindowedCrops:
-    crops = data.training_batches(Ranks())
-    assert isinstance(crops, WindowedCrops)
-    return crops
+def train(data: Shards) -> Any:
+    return data.training_batches(Ranks())
 
 
 def drawn(data: Shards, batches: range, rank: int = 0, world: int = 1) -> Tensor:
@@ -198,8 +195,7 @@ def test_a_round_visits_all_by_their_length_and_few_chunks_at_a_time(recordings:
 def test_a_damaged_piece_is_named_skipped_and_counted(recordings: Path) -> None:
     pack(recordings, "shards")
     before = drawn(shards("shards"), range(30))
-    pieces = shards("shards").examples("train")
-    assert isinstance(pieces, Pieces)
+    pieces: Any = shards("shards").examples("train")
     path = Path("shards", pieces.chunks.names[int(pieces.chunk[3])])
     data = bytearray(path.read_bytes())
     data[int(pieces.offset[3]) + 200] ^= 1

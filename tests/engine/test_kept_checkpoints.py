@@ -63,12 +63,10 @@ class Rows(L.LightningDataModule):
         self.monitor_mode, self.monitor = mode, monitor
 
     def train_dataloader(self) -> DataLoader[Any]:
-        rows: Any = torch.ones(2, 1)
-        return DataLoader(rows)
+        return DataLoader(torch.ones(2, 1))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        rows: Any = torch.ones(1, 1)
-        return DataLoader(rows)
+        return DataLoader(torch.ones(1, 1))
 
 
 def fit(

@@ -10,8 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from surf_lightning.files import partial_path
-from surf_lightning.inference.events import Event, EventDetector, event_paths, stretches, write_events
+from surf_lightning.inference.events import Event, EventDetector, stretches, write_events
 from tests.inference.test_separate import made, manifest, read, record, separate, table
 
 RATE = 8000
@@ -126,9 +125,7 @@ EVENTS = [Event(1, 0.5, 1.0, 900.0, 1100.0, -9.0), Event(2, 1.2, 3.0, 2900.0, 31
 
 
 def written(name: str) -> Path:
-    write_events(Path("rec"), (name,), EVENTS, Path("field/rec.wav"))
-    path = event_paths(Path("rec"), (name,))[name]
-    partial_path(path).rename(path)
+    (path,) = write_events(Path("rec"), (name,), EVENTS, Path("field/rec.wav"))
     return path
 
 

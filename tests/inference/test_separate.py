@@ -315,7 +315,7 @@ def test_an_odd_file_stops_only_itself(toy: str, monkeypatch: pytest.MonkeyPatch
     assert made() == ["a_source1.wav", "a_source2.wav"]
     said = {name[:4]: reason for name, reason in failures().items()}
     assert said.keys() == {"nnnn", "pipe", "loop", "liar"}
-    assert "32 kB" in said["liar"]
+    assert "32.0kB" in said["liar"]
     assert "regular" in said["pipe"]
 
 

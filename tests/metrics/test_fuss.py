@@ -31,11 +31,6 @@ def result(*examples: tuple[Tensor, Tensor]) -> dict[str, float]:
     return {name: value.item() for name, value in metric.compute().items()}
 
 
-def test_names() -> None:
-    names = list(result((rows(E[0]), rows(E[0]))))
-    assert names == ["1S", "2Si", "3Si", "4Si", "MSi", "under", "equal", "over"]
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_equal_separation_by_hand(count: int) -> None:
     """Every source with noise of -20 dB: 20 dB for one source, else what that is above the mixture."""
@@ -153,6 +148,7 @@ def test_agrees_with_a_second_implementation() -> None:
     estimates, references = examples(60)
     expected = independent(estimates.double().numpy(), references.double().numpy())
     scores = result((estimates, references))
+    assert list(scores) == ["1S", "2Si", "3Si", "4Si", "MSi", "under", "equal", "over"]
     assert min(scores["under"], scores["equal"], scores["over"]) > 0
     assert scores == pytest.approx(expected, abs=1e-6)
 

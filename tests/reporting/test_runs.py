@@ -81,6 +81,7 @@ def test_a_test_alone_is_a_run_as_well() -> None:
         ("metrics.json", '{"metrics": {}, "label": "a", "data": "b", "steps": 1e300}', "its steps is"),
         ("config.yaml", "a: &a [*a]", "its aliases unfold"),
         ("config.yaml", "- a list", "it is no mapping"),
+        ("config.yaml", "a: [", "it is no YAML"),
     ],
 )
 def test_a_damaged_part_is_missing_and_the_rest_is_there(name: str, content: str, says: str) -> None:
@@ -98,10 +99,6 @@ def test_a_folder_without_any_part_is_no_run(empty: bool) -> None:
         Path("runs/nothing").mkdir(parents=True)
     with pytest.raises(UserError, match="runs/nothing is no run: there is nothing in it that surf fit or surf test"):
         Run.read(Path("runs/nothing"))
-
-
-def test_a_configuration_that_is_no_yaml_is_shown_all_the_same() -> None:
-    assert run(config="a: [").settings == {}
 
 
 def test_the_second_protocol_of_a_run_is_read_beside_the_first() -> None:

@@ -73,7 +73,7 @@ def test_inputs_that_do_not_stay_are_named(change: str, monkeypatch: pytest.Monk
         assert separate() == 1
     assert failures().keys() == {"b.wav"}
     assert made() == [f"{name}_source{k}.wav" for name in "ac" for k in (1, 2)]
-    assert not [name for name in files() if "partial" in name]
+    assert not [name for name in files() if ".surf/work" in name]
 
 
 def test_between_two_runs_a_changed_input_is_named_and_one_that_is_gone_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_no_partial_output(
     there = [name for name in made() if not name.startswith(".surf")]
     assert len(there) in (2, 4)
     assert {len(read(f"out/{name}")) for name in there} == {40000}
-    assert not [name for name in files() if "partial" in name]
+    assert not [name for name in files() if ".surf/work" in name]
     subprocess.run(["mount", "-o", "remount,size=4m", "out"], check=True)
     assert separate("--resume") == 0
     same_as_undisturbed(4)
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_no_partial_picture_or_array(
     assert 0 < len(there) < len(whole)
     for path in there:  # batches differ, in which images agree to rounding
         np.testing.assert_allclose(read_picture(path), whole[path.name], rtol=1e-4, atol=1e-4)
-    assert not [name for name in files() if "partial" in name]
+    assert not [name for name in files() if ".surf/work" in name]
     subprocess.run(["mount", "-o", "remount,size=4m", "out"], check=True)
     assert main([*arguments, "out", "--resume"]) == 0
     assert {path.name for path in Path("out").glob(f"*{suffix}")} == whole.keys()
@@ -171,4 +171,4 @@ def test_a_file_too_large_for_the_disk_fails_and_the_others_are_done(monkeypatch
     assert made() == ["small_source1.wav", "small_source2.wav"]
     assert failures().keys() == {"large.wav"}
     assert "disk is full" in failures()["large.wav"]
-    assert not [name for name in files() if "partial" in name]
+    assert not [name for name in files() if ".surf/work" in name]

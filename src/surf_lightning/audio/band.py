@@ -33,7 +33,7 @@ def band_of(path: str | Path) -> float:
     Raises:
         BadAudio: the file cannot be read.
     """
-    power: Tensor | float = 0.0
+    power = torch.zeros(FRAME // 2 + 1, dtype=torch.float64)
     with open_audio(path) as file:
         rate, frames = file.samplerate, file.frames
     for start in torch.linspace(0, max(0, frames - SECONDS * rate), STRETCHES).long().tolist():
@@ -41,8 +41,7 @@ def band_of(path: str | Path) -> float:
             signal = read_frames(file, start, round(SECONDS * rate)).double()
         signal = torch.nn.functional.pad(signal, (0, max(0, FRAME - len(signal))))
         spectra = torch.fft.rfft(signal.unfold(0, FRAME, FRAME // 2) * torch.hann_window(FRAME, dtype=torch.float64))
-        power = power + spectra.abs().square().sum(0)
-    assert isinstance(power, Tensor)
+        power += spectra.abs().square().sum(0)
     audible = (power > QUIETEST * power.max()).nonzero().flatten()
     return (int(audible[-1]) + 0.5) * rate / FRAME if len(audible) else 0.0
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from surf_lightning.audio.containers import CONTAINERS, decoded_blocks, sound_of
 from surf_lightning.audio.files import BadAudio, is_cut_short, open_audio
-from surf_lightning.files import partial_path, sync
+from surf_lightning.files import sync
 
 BITS = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "ALAC_16": 16, "ALAC_24": 24}
 FLOATS = {"FLOAT": 32, "DOUBLE": 64}
@@ -164,7 +164,7 @@ class SourceWriter:
 
     @property
     def paths(self) -> list[Path]:
-        """The files' final names."""
+        """The files' names."""
         return source_paths(self.stem, self.num_sources, self.format, self.names)
 
     def write(self, sources: Tensor) -> None:
@@ -186,16 +186,16 @@ class SourceWriter:
         self.written += sources.shape[-1]
 
     def close(self, complete: bool) -> None:
-        """End the files: they are on disk at their ``partial_path``s, or removed where they are not ``complete``."""
+        """End the files: they are on disk, or removed where they are not ``complete``."""
         for file, path in zip(self._files, self.paths, strict=True):
             try:
                 file.close()
                 if complete:
-                    sync(partial_path(path))
-                    self._check(partial_path(path))
+                    sync(path)
+                    self._check(path)
             finally:
                 if not complete:
-                    partial_path(path).unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
 
     def _check(self, path: Path) -> None:
         """Closing a file writes its header, and says nothing when it cannot."""
@@ -206,14 +206,14 @@ class SourceWriter:
 
     def _open(self) -> list[soundfile.SoundFile]:
         coding = (self.format.subtype, self.format.endian, self.format.container)
-        names = [os.fsencode(partial_path(path)) for path in self.paths]
+        names = map(os.fsencode, self.paths)
         return [soundfile.SoundFile(name, "w", self.rate, self.channels, *coding) for name in names]
 
     def _switch_to_float(self) -> None:
         aside = []
-        for file, path in zip(self._files, map(partial_path, self.paths), strict=True):
+        for file, path in zip(self._files, self.paths, strict=True):
             file.close()
-            aside.append(path.replace(path.with_suffix(".integers.partial")))
+            aside.append(path.replace(path.with_suffix(".integers")))
         self.format, self.clipped = self.format.as_float().for_size(self.samples), True
         self._files = self._open()
         for path, file in zip(aside, self._files, strict=True):

@@ -15,7 +15,6 @@ from PIL import Image
 
 from surf_lightning.audio.band import DYNAMIC_RANGE, HOP, log_spectrogram
 from surf_lightning.audio.streams import AudioFile
-from surf_lightning.files import partial_path
 from surf_lightning.inference.jobs import Container, Settings, Task
 from surf_lightning.inference.separate import make_task
 from surf_lightning.inference.separator import Separator
@@ -57,7 +56,7 @@ def separate(task: Task, path: Path, folder: Path, progress: Progress) -> tuple[
     except BaseException:
         work.abandon()
         raise
-    return [partial_path(output).replace(output) for output in found.paths], found.remarks
+    return found.paths, found.remarks
 
 
 # -- recordings --

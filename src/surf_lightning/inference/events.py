@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.files import writing
+from surf_lightning.files import replacing
 
 FRAME = 0.05  # seconds
 RANGE = 30.0  # dB below its own loudest frames (the 99th percentile) down to which a source is active
@@ -173,9 +173,9 @@ def event_paths(stem: Path, formats: tuple[str, ...]) -> dict[str, Path]:
 
 
 def write_events(stem: Path, formats: tuple[str, ...], events: list[Event], recording: Path) -> list[Path]:
-    """Write them in every format, complete at their ``partial_path``s; returns the names."""
+    """Write them in every format; returns the names."""
     paths = event_paths(stem, formats)
     for name, path in paths.items():
-        with writing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        with replacing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             WRITERS[name][1](file, events, recording)
     return list(paths.values())

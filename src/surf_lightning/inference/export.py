@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.repocard_data import EvalResult, ModelCardData
 from safetensors.torch import save
-from torch import nn
 
 from surf_lightning.errors import UserError
 from surf_lightning.files import new_folder, own_file, read_text, read_yaml
@@ -51,22 +51,19 @@ The same from the command line: `surf separate {example} --checkpoint path/to/th
 It knows what it was trained on: other {kind} may be separated badly, without a word. {licence}
 """
 
-Beside = Callable[[nn.Module, dict[str, Any], Path], Any]
-"""Writes more into a folder: it is given the separator, its ``signal`` and the folder."""
-
 
 def export(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],
     trust: bool = False,
-    beside: Beside | None = None,
+    onnx: bool = False,
     licence: str = UNKNOWN,
     examples: bool = False,
 ) -> None:
     """Write the separator of ``checkpoint`` to the folder ``output``, complete or not at all.
 
-    ``trust`` is as of ``load_separator``, ``licence`` as the Hub names it; with ``examples`` the folder and its card
-    show the pictures and sounds of the run's latest validation.
+    ``trust`` is as of ``load_separator``, ``licence`` as the Hub names it; with ``onnx`` the folder has its graphs as
+    well, with ``examples`` the folder and its card show the pictures and sounds of the run's latest validation.
 
     Raises:
         UserError: there is no such checkpoint, or ``output`` is there already and not empty.
@@ -92,8 +89,10 @@ def export(
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             (folder / CARD).write_text(card, encoding="utf-8")
             copy_examples(run, folder)
-            if beside is not None:
-                beside(separator.eval(), metadata["signal"], folder)
+            if onnx:
+                from surf_lightning.inference.onnx import write_onnx
+
+                write_onnx(separator.eval(), metadata["signal"], folder)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error}") from error
 
@@ -136,16 +135,13 @@ def model_card(
     signal, method = metadata["signal"], metadata["method"]
     is_audio = signal["kind"] == "audio"
     title = method.rpartition(".")[2]
+    name = f"{title} separator"
     pipeline = "audio-to-audio" if is_audio else "image-to-image"
-    head = {
-        "library_name": LIBRARY,
-        "pipeline_tag": pipeline,
-        "license": licence,
-        "tags": _tags(title, signal["kind"]),
-        **model_index(run.results, f"{title} separator", pipeline),
-    }
+    head: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": pipeline, "license": licence}
+    if run.results:
+        head |= {"model_name": name, "eval_results": _evaluated(run.results, pipeline)}
     text = TEMPLATE.format(
-        name=f"{title} separator",
+        name=name,
         what=f"sounds at {signal['sample_rate']} Hz" if is_audio else f"images of shape {signal['shape']} {AXES}",
         sources=f"{num_sources} sources",
         method=method,
@@ -159,20 +155,15 @@ def model_card(
         if licence == UNKNOWN
         else f"The weights may be used under the licence {licence}.",
     )
-    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{text}"
+    return f"---\n{ModelCardData(tags=_tags(title, signal['kind']), **head).to_yaml()}\n---\n\n{text}"
 
 
-def model_index(results: dict[str, Any], name: str, pipeline: str) -> dict[str, Any]:
-    """The results of `surf test` as the Hub's pages read them; nothing where there are none."""
-    if not results:
-        return {}
+def _evaluated(results: dict[str, Any], pipeline: str) -> list[EvalResult]:
+    """The results of `surf test` as the Hub's pages read them."""
+    data = results["data"]
     measured = {key: round(value, 4) for key, value in results["metrics"].items() if value is not None}
-    tested = {
-        "task": {"type": pipeline, "name": "source separation"},
-        "dataset": {"name": results["data"], "type": results["data"].lower()},
-        "metrics": [{"type": key, "value": value} for key, value in measured.items()],
-    }
-    return {"model-index": [{"name": name, "results": [tested]}]}
+    of = partial(EvalResult, pipeline, data.lower(), data, task_name="source separation")
+    return [of(metric_type=key, metric_value=value) for key, value in measured.items()]
 
 
 def copy_examples(run: RunRecord, folder: Path) -> None:

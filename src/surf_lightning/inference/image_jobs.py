@@ -12,7 +12,7 @@ from torch import Tensor
 
 from surf_lightning.audio.streams import SampleFormat, source_paths
 from surf_lightning.errors import UserError
-from surf_lightning.files import writing
+from surf_lightning.files import replacing
 from surf_lightning.functional.randomness import mix_seed
 from surf_lightning.inference.array_files import ARRAYS, AVERAGES, is_average, read_array, scale_of
 from surf_lightning.inference.jobs import Done, Job, Settings, Task, Work, manifest_rows
@@ -125,7 +125,7 @@ class ImageWork(Work):
         return Done(paths + curve, rows, [])
 
     def _write(self, path: Path, values: Tensor) -> None:
-        with writing(path) as file:
+        with replacing(path) as file:
             if self.is_average:
                 pixels = values.round().clamp(0, 255).to(torch.uint8)
                 Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy(), self.task.mode).save(file, "PNG")

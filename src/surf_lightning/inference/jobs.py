@@ -15,7 +15,7 @@ from torch import Tensor
 
 from surf_lightning.audio.streams import NAMES
 from surf_lightning.errors import UserError
-from surf_lightning.files import writing
+from surf_lightning.files import replacing
 from surf_lightning.inference.journal import BEGIN, Entry
 from surf_lightning.inference.overlap_add import Windows
 from surf_lightning.inference.sampling import Window
@@ -76,10 +76,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a file: the outputs' names, rows of the manifest, remarks for the user."""
+    """What became of a file: its complete outputs, rows of the manifest, remarks for the user."""
 
     paths: list[Path]
-    """The outputs lie complete at their ``partial_path``s."""
     rows: list[Entry]
     remarks: list[str]
 
@@ -141,7 +140,7 @@ class Task(ABC):
         """Write the uncertainty ``points [N,*]``: ``columns``, then the standard deviation of each source."""
         paths = self.curve_paths(stem)
         for path in paths:
-            with writing(path, "w", newline="", encoding="utf-8") as file:
+            with replacing(path, "w", newline="", encoding="utf-8") as file:
                 table = csv.writer(file)
                 table.writerow([*columns, *(f"source{k + 1}" for k in range(self.num_sources))])
                 table.writerows([f"{value:.6g}" for value in point] for point in points.tolist())

@@ -71,7 +71,7 @@ class Prior(nn.Module):
         return self.separator.prior(mixtures, self.separator.sampling_noise * noise)
 
 
-def write_onnx(separator: nn.Module, signal: dict[str, Any], folder: Path) -> list[str]:
+def write_onnx(separator: Separator, signal: dict[str, Any], folder: Path) -> list[str]:
     """Write the graphs of ``separator`` and the script that runs them to ``folder``.
 
     A regression is one graph, ``separator.onnx``. A flow is two, ``prior.onnx`` and ``velocity.onnx``: the script
@@ -83,7 +83,6 @@ def write_onnx(separator: nn.Module, signal: dict[str, Any], folder: Path) -> li
     Raises:
         UserError: a library is missing, or the network holds what ONNX has no operator for.
     """
-    assert isinstance(separator, Separator)
     separator = _in_real_numbers(copy.deepcopy(separator).float().eval())
     is_audio = signal["kind"] == "audio"
     mixtures = torch.randn(3, *([signal["sample_rate"] + 1] if is_audio else signal["shape"]))

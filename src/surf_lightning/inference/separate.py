@@ -21,7 +21,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.files import make_writable
 from surf_lightning.inference.events import event_formats
 from surf_lightning.inference.hub import local_path
-from surf_lightning.inference.inputs import find_inputs, output_stems, shown
+from surf_lightning.inference.inputs import find_inputs, output_stems
 from surf_lightning.inference.jobs import Settings, Task
 from surf_lightning.inference.journal import checkpoint_fingerprint
 from surf_lightning.inference.separation_run import SeparationRun
@@ -127,24 +127,16 @@ def separate_inputs(
     try:
         run.plan(stems)
         run.check_outputs()
-        if run.skipped:
-            print(f"{run.skipped} files are done already.")
-        for path in run.gone() if resume else ():
-            print(f"{shown(Path(path))} is not there any more; its sources are left as they are.")
         if compile:
             compile_networks(separator)
         count = min(max(workers, len(devices)), len(run.jobs)) - 1
-        crew = Crew(max(0, count), devices, command_line(inputs, options | chosen))
-        status = -1
+        status = 0
         try:
-            with until_terminated():
+            with crew(max(0, count), devices, command_line(inputs, options | chosen)), until_terminated():
                 run.run(batch)
-            status = 0
         except KeyboardInterrupt as signalled:
             status = TERMINATED if isinstance(signalled, Terminated) else INTERRUPTED
             print("\ninterrupted; the same command with --resume goes on", file=sys.stderr)
-        finally:
-            crew.end(at_once=status != 0)
         failed = run.report(checkpoint, own)
         return status or int(failed > 0)
     except BaseException:  # nothing has been done, or what has been done cannot be written down
@@ -169,40 +161,38 @@ def until_terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Crew:
-    """``count`` further processes with the same command, each of them a worker.
+@contextlib.contextmanager
+def crew(count: int, devices: Sequence[str], arguments: Sequence[str]) -> Iterator[None]:
+    """While the block runs, so do ``count`` further processes with the same command, each of them a worker.
 
     They take the ``devices`` in turn, of which the first is this process's own; ``arguments`` are the command's others.
+    At its end they are waited for, and those that have not ended well are told of; an error in it ends them at once.
     """
-
-    def __init__(self, count: int, devices: Sequence[str], arguments: Sequence[str]) -> None:
-        threads = max(1, torch.get_num_threads() // (1 + count))
-        if count:
-            torch.set_num_threads(threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self.said = [tempfile.TemporaryFile("w+") for _ in range(count)]  # noqa: SIM115  closed by end()
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "surf_lightning", "separate", *arguments, "--device", devices[i % len(devices)]],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                env=environment,
-            )
-            for i, said in enumerate(self.said, 1)
+    threads = max(1, torch.get_num_threads() // (1 + count))
+    if count:
+        torch.set_num_threads(threads)
+    command = [sys.executable, "-m", "surf_lightning", "separate", *arguments, "--device"]
+    options: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    options["env"] = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with contextlib.ExitStack() as files:
+        said = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
+        others = [
+            subprocess.Popen([*command, devices[i % len(devices)]], stderr=file, **options)
+            for i, file in enumerate(said, 1)
         ]
-
-    def end(self, at_once: bool) -> None:
-        """Wait until they have ended, and say which have not done so well."""
-        for process in self.processes:
-            if at_once:
-                process.terminate()
-        for process, said in zip(self.processes, self.said, strict=True):
-            if (status := process.wait()) not in (0, 1) and not at_once:
-                said.seek(0)
+        try:
+            yield
+        except BaseException:
+            for other in others:
+                other.terminate()
+            for other in others:
+                other.wait()
+            raise
+        for other, file in zip(others, said, strict=True):
+            if (status := other.wait()) not in (0, 1):
+                file.seek(0)
                 how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-                print(f"worker {process.pid} {how}; others have done its files. {said.read().strip()}", file=sys.stderr)
-            said.close()
+                print(f"worker {other.pid} {how}; others have done its files. {file.read().strip()}", file=sys.stderr)
 
 
 def command_line(inputs: Sequence[str], options: dict[str, Any]) -> list[str]:

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
-from surf_lightning.files import partial_path
 from surf_lightning.inference.inputs import check_length, check_regular, shown
 from surf_lightning.inference.jobs import Done, Job, Task
 from surf_lightning.inference.journal import MANIFESTS, SUMMARY, Entry, Journal, input_fingerprint
@@ -39,7 +39,7 @@ class SeparationRun:
         self.jobs: dict[str, Job] = {}
         self.prints: dict[str, Entry] = {}
         self.broken: dict[str, tuple[Path, str]] = {}
-        self.skipped, self.began = 0, time.time()
+        self.resumes, self.began = resume, time.time()
         self.worker = Worker(folder, {"identity": identity, "redo": not resume, "began": self.began})
         others = self.worker.others()
         peers = [header for name in others if self.worker.alive(name) and (header := self.worker.read(name))]
@@ -56,25 +56,28 @@ class SeparationRun:
         self.journal = Journal(folder)
 
     def plan(self, stems: dict[str, Path]) -> None:
-        """Read the headers of all inputs that are not done; one that cannot be read does not stop the others."""
+        """Read the headers of all inputs that are not done; one that cannot be read does not stop the others.
+
+        What was done before is told, and, of a batch that goes on, which of its inputs are not there any more.
+        """
+        skipped = 0
         for stem, path in stems.items():
             try:
                 check_length(stem)
                 self.prints[stem] = self._fingerprint(path)
                 if self.journal.is_done(stem, self.prints[stem], recently=self.redo):
-                    self.skipped += 1
+                    skipped += 1
                 else:
                     self.jobs[stem] = self.task.plan(path, self.journal.folder / stem)
             except (ValueError, OSError, MemoryError) as error:
                 self.broken[stem] = path, reason_of(error)
         # Long files first: at the end no worker waits long for another. Those of one length share batches.
         self.jobs = dict(sorted(self.jobs.items(), key=lambda item: -item[1].seconds))
-
-    def gone(self) -> list[str]:
-        """Inputs that were separated before and are not there any more."""
-        entries = self.journal.entries.items()
-        inputs = (entry["input"] for stem, entry in entries if stem not in self.prints and "input" in entry)
-        return [path for path in inputs if not os.path.exists(path)]
+        if skipped:
+            print(f"{skipped} files are done already.")
+        for stem, entry in self.journal.entries.items() if self.resumes else ():
+            if stem not in self.prints and "input" in entry and not os.path.exists(entry["input"]):
+                print(f"{shown(Path(entry['input']))} is not there any more; its sources are left as they are.")
 
     def check_outputs(self) -> None:
         """Raises UserError if a file would be overwritten, or the disk would be full."""
@@ -91,14 +94,15 @@ class SeparationRun:
 
     def _check_room(self, free: int) -> None:
         """A file that alone needs more than there is, maybe by a header that lies, does not stop the others."""
-        there = f"but {self.journal.folder} has {in_bytes(free)} free"
+        size = partial(tqdm.format_sizeof, suffix="B")
+        there = f"but {self.journal.folder} has {size(free)} free"
         for stem, job in [*self.jobs.items()]:
             if job.size > free and len(self.jobs) > 1:
-                self.broken[stem] = job.path, f"its sources need {in_bytes(job.size)}, {there}"
+                self.broken[stem] = job.path, f"its sources need {size(job.size)}, {there}"
                 del self.jobs[stem]
         needed = sum(job.size for job in self.jobs.values())
         if needed > free:
-            raise UserError(f"the outputs need {in_bytes(needed)}, {there}")
+            raise UserError(f"the outputs need {size(needed)}, {there}")
 
     def _check_taken(self, taken: dict[Path, Path]) -> None:
         if not self.journal.path.exists():
@@ -150,7 +154,7 @@ class SeparationRun:
         return done or stem in self.journal.failures
 
     def finished(self, course: Course, done: Done) -> None:
-        """The outputs of a file are complete at their partial paths: publish them."""
+        """The outputs of a file are complete in its own folder: publish them."""
         job, stem = course.job, self._stem(course)
         try:
             now = self._fingerprint(job.path)
@@ -159,7 +163,7 @@ class SeparationRun:
         if now != self.prints[stem]:
             raise ValueError("has changed since the start")
         job.stem.parent.mkdir(parents=True, exist_ok=True)
-        moves = {partial_path(path): job.stem.parent / path.name for path in done.paths}
+        moves = {path: job.stem.parent / path.name for path in done.paths}
         entry = {"fingerprint": now, "rows": done.rows, "seconds": job.seconds, "input": os.fsdecode(job.path)}
         self.journal.publish(self.worker, stem, entry, moves)
         shutil.rmtree(course.folder, ignore_errors=True)
@@ -243,12 +247,3 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, ValueError | OSError):
         return str(error)
     return f"{type(error).__name__}: {error}"
-
-
-def in_bytes(count: float) -> str:
-    """With a unit that leaves one to three digits."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

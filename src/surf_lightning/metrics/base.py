@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +33,7 @@ class ScoreMean(Metric):
         return self.total / self.count
 
 
-class SeparationMetrics(Metric, ABC):
+class SeparationMetrics(Metric):
     """Several metrics of the same estimates. ``compute`` gives a dict of scalars.
 
     Args:

@@ -204,11 +204,6 @@ SoundExample = dict[str, list[Sound]]
 """The ``mixture`` alone, then by name its sources: the truth and what each run found, in the same order."""
 
 
-def sound_examples(runs: Sequence[Run]) -> list[SoundExample]:
-    """The examples of ``runs``, which have the same mixtures; silent sources are left out."""
-    return _side_by_side(names_of(runs), [run.examples for run in runs])
-
-
 class Validation(NamedTuple):
     """What the latest validations of ``runs``, which had the same mixtures, left of them."""
 
@@ -227,7 +222,7 @@ def validations(runs: Sequence[Run]) -> Iterator[Validation]:
         group.append((run, mine))
     for group in groups:
         members = [run for run, _ in group]
-        yield Validation(members, _side_by_side(names_of(members), [sounds for _, sounds in group]))
+        yield Validation(members, side_by_side(members, [sounds for _, sounds in group]))
 
 
 def same_mixtures(some: dict[str, Any], others: dict[str, Any]) -> bool:
@@ -264,11 +259,12 @@ def _is_whole(kept: dict[str, list[Tensor]]) -> bool:
     )
 
 
-def _side_by_side(names: Sequence[str], found: Sequence[dict[str, Any]]) -> list[SoundExample]:
+def side_by_side(runs: Sequence[Run], found: Sequence[dict[str, Any]]) -> list[SoundExample]:
+    """What was ``found`` of the same mixtures by each of ``runs``; silent sources are left out."""
     examples = []
     for number, (mixture, sources) in enumerate(zip(found[0]["mixtures"], found[0]["sources"], strict=True)):
         rows = {} if sources is None else {"truth": sources[is_active(sources)].float()}
-        for name, each in zip(names, found, strict=True):
+        for name, each in zip(names_of(runs), found, strict=True):
             estimates = each["estimates"][number].float()
             if estimates.isfinite().all():  # a diverged separator gives nothing to listen to
                 ordered = next(iter(rows.values()), estimates)

@@ -22,7 +22,7 @@ from surf_lightning.reporting.figures import (
     image_examples,
     same_mixtures,
     save,
-    sound_examples,
+    side_by_side,
     sweep_curves,
     validations,
 )
@@ -94,7 +94,7 @@ def _section(data: str, everything: Sequence[Run]) -> Section:
     is_image = bool(shown) and shown[0].examples["mixtures"][0].ndim == 3
     missing = [f"{run.folder}: {'; '.join(run.missing)}." for run in everything if run.missing]
     missing += [f"{run.folder}: {run.unfinished}." for run in everything if run.unfinished]
-    if other := [str(run.folder) for run in runs if run.examples and run not in shown]:
+    if other := [str(run.folder) for run in with_examples if run not in shown]:
         missing.append(f"{', '.join(other)}: no examples, for its mixtures are not those of {shown[0].folder}.")
     tables = [make_table(name, group, again) for name, group in group_alike(runs)] + momi_table(runs)
     return Section(
@@ -103,7 +103,7 @@ def _section(data: str, everything: Sequence[Run]) -> Section:
         curves(runs, again),
         tuple(everything),
         image_examples(shown) if is_image else None,
-        tuple(sound_examples(shown)) if shown and not is_image else (),
+        tuple(side_by_side(shown, [run.examples for run in shown])) if shown and not is_image else (),
         tuple(_sweep(sweep, {table.protocol for table in tables}) for sweep in sweeps),
         tuple(missing),
     )
