@@ -19,14 +19,9 @@ from surf_lightning.cli import main
 from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import KEY, read_checkpoint
 from surf_lightning.inference.separator import load_separator
-from tests.inference.test_checkpoint import valid
+from tests.inference.test_checkpoint import saved, valid
 
 NETWORK = ["separator", "init_args", "network"]
-
-
-def saved(content: Any, path: str = "some.ckpt") -> str:
-    torch.save(content, path)
-    return path
 
 
 def edited(place: list[str], value: Any) -> dict[str, Any]:
@@ -67,9 +62,8 @@ def test_parts_that_share_their_bytes_are_refused() -> None:
     with zipfile.ZipFile(path) as archive:
         start = archive.start_dir
         entries = len(archive.infolist())
-    directory = content[
-        start : start + content[start:].index(b"PK\x06\x06" if b"PK\x06\x06" in content else b"PK\x05\x06")
-    ]
+    last = b"PK\x06\x06" if b"PK\x06\x06" in content else b"PK\x05\x06"
+    directory = content[start : content.index(last, start)]
     end = b"PK\x05\x06" + bytes(4) + (entries * 9).to_bytes(2, "little") * 2
     end += (len(directory) * 9).to_bytes(4, "little") + start.to_bytes(4, "little") + bytes(2)
     path.write_bytes(content[:start] + directory * 9 + end)
