@@ -111,14 +111,6 @@ def test_the_files_have_the_rights_of_any_new_file(exported: Separator) -> None:
     assert {path.stat().st_mode for path in Path("exported").iterdir()} == {Path("other").stat().st_mode}
 
 
-def test_the_card_says_what_the_separator_is(exported: Separator) -> None:
-    card = huggingface_hub.ModelCard.load("exported/README.md")
-    assert card.data.library_name == "surf-lightning"
-    assert card.data.pipeline_tag == "audio-to-audio"
-    assert "8000 Hz" in card.text
-    assert f"{sum(parameter.numel() for parameter in exported.parameters()):,} parameters" in card.text
-
-
 def test_code_from_outside_the_package_needs_trust(capsys: pytest.CaptureFixture[str]) -> None:
     save(Filters(), AUDIO)
     assert main(["export", "--checkpoint", "a.ckpt", "--output", "exported"]) == 2

@@ -84,9 +84,11 @@ def test_results_of_another_checkpoint_are_not_this_ones(run: Digits) -> None:
 
 
 def test_without_a_run_the_card_says_what_is_known() -> None:
-    save(separators()[0], AUDIO)
+    separator = separators()[0]
+    save(separator, AUDIO)
     found = card(checkpoint="a.ckpt")
-    assert found.data.license == "unknown"
+    assert (found.data.license, found.data.pipeline_tag) == ("unknown", "audio-to-audio")
+    assert f"{sum(parameter.numel() for parameter in separator.parameters()):,} parameters" in found.text
     assert found.data.eval_results is None
     assert "audio" in found.data.tags
     assert "sounds at 8000 Hz into 2 sources" in found.text

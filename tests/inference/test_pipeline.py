@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from surf_lightning.inference.pipeline import MOST, windows_that_fit
+from surf_lightning.inference.jobs import Job
+from surf_lightning.inference.pipeline import MOST, Course, windows_that_fit
+from surf_lightning.inference.progress import Progress
 from surf_lightning.inference.sampling import separate_windows
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
 from surf_lightning.inference.streaming import separate_file
@@ -103,6 +105,13 @@ def test_a_batch_that_does_not_fit_is_halved(recordings: list[np.ndarray], monke
     monkeypatch.setattr(Filters, "forward", small)
     assert separate("in", "--batch", "8") == 0
     assert len(made()) == 2 * len(recordings)
+
+
+def test_a_file_that_fails_half_way_counts_once() -> None:
+    progress, course = Progress(2, 20.0), Course(Job(Path("a.wav"), Path("out/a"), (), 0, 10.0), Path("work"))
+    progress.advance(course, 6.0)
+    progress.file_done(10.0, course)
+    assert (progress.done, progress.finished) == (10.0, 1)
 
 
 def test_the_batch_that_a_device_holds() -> None:

@@ -39,6 +39,8 @@ class Course:
     sent: int = 0
     """Windows read."""
     written: int = 0
+    seconds: float = 0.0
+    """So many of it are done."""
     began: float = field(default_factory=time.perf_counter)
     held: dict[int, Separated | None] = field(default_factory=dict)
     """Separated windows whose turn has not come: others of their shape were more."""

@@ -20,7 +20,6 @@ class Progress:
 
     def __init__(self, files: int, seconds: float) -> None:
         self.files, self.total, self.done, self.finished = files, seconds, 0.0, 0
-        self.within: dict[int, float] = {}
         self.start = self.said = time.perf_counter()
         unit = {"total": seconds, "unit": "s"} if seconds else {"total": files, "unit": "file"}
         form = "{desc} {percentage:.0f}%|{bar}| {remaining} left"
@@ -28,21 +27,21 @@ class Progress:
 
     def advance(self, course: Course, seconds: float) -> None:
         """So many seconds of a file are done."""
-        self.done += seconds
-        part = self.within[id(course)] = self.within.get(id(course), 0.0) + seconds
-        share = f"{shown(course.job.path)} {min(1.0, part / course.job.seconds) if course.job.seconds else 1:.0%}"
+        self.done, course.seconds = self.done + seconds, course.seconds + seconds
+        share = min(1.0, course.seconds / course.job.seconds) if course.job.seconds else 1.0
+        said = f"{shown(course.job.path)} {share:.0%}"
         if not self.bar.disable:
-            self.bar.set_description_str(share, refresh=False)
+            self.bar.set_description_str(said, refresh=False)
             self.bar.update(seconds)
-        elif time.perf_counter() - self.said > EVERY and part < course.job.seconds:
-            self.say(f"{share}{self._left()}")
+        elif time.perf_counter() - self.said > EVERY and share < 1:
+            self.say(f"{said}{self._left()}")
 
-    def file_done(self, seconds: float, course: Course | None = None, remarks: Sequence[str] = ()) -> None:
-        """A file has been settled: by this worker on its ``course``, or by another one."""
-        rest = seconds - self.within.pop(id(course), 0.0)
+    def file_done(self, seconds: float, course: Course | None = None, remarks: Sequence[str] | None = None) -> None:
+        """A file has been settled: by this worker on its ``course``, with ``remarks`` if it is done, or by another."""
+        rest = seconds - (course.seconds if course else 0.0)
         self.done, self.finished = self.done + rest, self.finished + 1
         self.bar.update(rest if self.total else 1)
-        if course is not None:
+        if course is not None and remarks is not None:
             took = time.perf_counter() - course.began
             self.say(f"[{self.finished}/{self.files}] {shown(course.job.path)}: {speed(seconds, took)}{self._left()}")
             for remark in remarks:

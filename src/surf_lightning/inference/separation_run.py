@@ -173,7 +173,7 @@ class SeparationRun:
         """A file cannot be separated; nothing of it is left."""
         shutil.rmtree(course.folder, ignore_errors=True)
         self._fail(self._stem(course), course.job.path, reason_of(error))
-        self.progress.file_done(course.job.seconds)
+        self.progress.file_done(course.job.seconds, course)
 
     def advanced(self, course: Course, seconds: float) -> None:
         """So many seconds more of a file are done."""
