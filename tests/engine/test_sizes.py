@@ -70,7 +70,7 @@ def test_two_sources_are_one_flag_and_the_rate_is_that_of_the_files(
     for said in (
         "so the sample rate is 24,000 Hz",
         "recordings: 4 recordings, 0.1 min (4 of 48,000 Hz), used at 24,000 Hz; ",
-        "Network: ConvTasNet, 0.",
+        "Network: STFTConvTasNet, 0.",
         "The best val/momi was ",
         "  next: surf fit --config folder_surf_rm --data.root recordings\n",
         "  next: surf separate recordings --checkpoint runs/folder_mixit/checkpoints/best.ckpt --output separated",
@@ -80,7 +80,7 @@ def test_two_sources_are_one_flag_and_the_rate_is_that_of_the_files(
     assert not Path("runs/folder_mixit/wandb").exists()
     mixit = load_separator("runs/folder_mixit/checkpoints/last.ckpt")
     assert (mixit.num_sources, mixit.network.num_outputs, mixit.signal["sample_rate"]) == (2, 3, 24000)
-    assert mixit.network.filterbank.encoder.weight.shape == (384, 1, 384)
+    assert (mixit.network.stft.n_fft, mixit.network.stft.hop) == (1536, 384)
 
     caplog.clear()
     write(Path("recordings/none.wav"), limited(2000, seconds=1.0), 48000)  # would make it 16 kHz
