@@ -56,7 +56,7 @@ def test_counting_without_data_is_counting(config: str, gradient: bool) -> None:
 def test_a_surf_step_costs_its_evaluations(beta: float, expected: tuple[int, int]) -> None:
     assert evaluations(beta) == expected
     network = MBLocoformer(2, features=16, attention=16, heads=2, hidden=32, blocks=1, mel_bands=20)
-    frozen_teacher = RegressionSeparator(build("folder_mixit", num_sources=2), 2)
+    frozen_teacher = RegressionSeparator(build("folder_mixit"), 2)
     module, optimizer = surf(network, frozen_teacher, torch.device("cpu"), noise=GlobalRMSNoise())
     module.beta = beta
     mixtures = torch.randn(3, 800)
