@@ -322,12 +322,21 @@ def stored(server: Server, recordings: Path, tmp_path: Path) -> str:
     return url
 
 
+def kept(cache: Path) -> int:
+    """Bytes of the chunks in ``cache``, from which one that was fetched ahead may still push others out."""
+    total = 0
+    for path in cache.glob("*.tar"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
 @needs_server
 def test_from_s3_come_the_same_batches_through_a_cache_of_bounded_size(stored: str) -> None:
     data = shards(stored, window=1, cache_gb=0.0004)  # three chunks, where a round has more
     expected = drawn(shards("shards", window=1), range(60))
     assert torch.equal(drawn(data, range(60)), expected)
-    assert 0 < sum(path.stat().st_size for path in data.cache.glob("*.tar")) <= 400_000
+    assert 0 < kept(data.cache) <= 400_000
     with pytest.raises(UserError, match=r"cache_gb 0.0001 is too little"):
         shards(stored, cache_gb=0.0001).examples("train")
 
