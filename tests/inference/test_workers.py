@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from surf_lightning.cli import main
 from surf_lightning.inference import separation_run, workers
@@ -31,6 +33,7 @@ def start(run: Callable[[], object]) -> int:
     """A process of its own, silent; returns its number."""
     if child := os.fork():
         return child
+    tqdm.set_lock(threading.RLock())  # its own is shared by all forks, of which one may be killed while it holds it
     with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
