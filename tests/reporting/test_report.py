@@ -357,6 +357,9 @@ def test_the_first_score_is_drawn_against_minutes_too_where_all_paces_are_known(
     panels = curves([tested], {}).axes
     assert [panel.get_xlabel() for panel in panels if panel.axison] == ["step", "minute"]
     np.testing.assert_allclose(panels[1].lines[0].get_xdata(), np.array([399, 799, 1199]) * 2 / 800)
+    again = Run(Path("runs/c"), {"metrics": results("MixIT", {}, steps=800, seconds=240.0)}, curves=scores)
+    panels = curves([tested], {tested.folder: [again]}).axes  # at its own pace
+    np.testing.assert_allclose(panels[1].lines[0].get_xdata(), np.array([399, 799, 1199]) * 4 / 800)
     panels = curves([tested, Run(Path("runs/b"), curves=scores)], {}).axes
     assert [panel.get_xlabel() for panel in panels if panel.axison] == ["step"]
 

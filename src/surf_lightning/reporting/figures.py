@@ -94,14 +94,13 @@ def curves(runs: Sequence[Run], repetitions: Mapping[Path, Sequence[Run]]) -> Fi
         panels = _panels(parts[0], 1, max(2, len(watched)), len(watched)) if watched else []
         for panel, (name, unit) in zip(panels, watched, strict=True):
             for run in runs:
-                pace = run.pace or 0.0 if unit == "minute" else 1.0
                 for again in repetitions.get(run.folder, ()):
-                    _line(panel, again, name, pace, color=colours[run.folder], alpha=0.45, linewidth=0.8)
-                _line(panel, run, name, pace, color=colours[run.folder], label=names[run.folder], linewidth=1.4)
+                    _line(panel, again, name, unit, color=colours[run.folder], alpha=0.45, linewidth=0.8)
+                _line(panel, run, name, unit, color=colours[run.folder], label=names[run.folder], linewidth=1.4)
             panel.set_title(f"Held-out mixtures: {WATCHED[name]}")
             _along(panel, unit)
-        for panel in panels[:1]:
-            panel.legend(fontsize=7.5, frameon=False, ncols=2 if len(runs) > 4 and len(watched) < 3 else 1)
+            if panel is panels[0]:
+                panel.legend(fontsize=7.5, frameon=False, ncols=2 if len(runs) > 4 and len(watched) < 3 else 1)
         for panel, run in zip(_panels(parts[-1], rows, PANELS, len(trained)) if trained else (), trained, strict=True):
             _loss(panel, run, colours[run.folder], names[run.folder])
     return figure
@@ -115,8 +114,9 @@ def _panels(figure: FigureBase, rows: int, columns: int, count: int, **options: 
     return panels[:count]
 
 
-def _line(panel: Axes, run: Run, name: str, pace: float = 1.0, **looks: Any) -> None:
-    if curve := run.curves.get(name):
+def _line(panel: Axes, run: Run, name: str, unit: str = "step", **looks: Any) -> None:
+    pace = run.pace if unit == "minute" else 1.0
+    if pace and (curve := run.curves.get(name)):
         markers: dict[str, Any] = {"marker": "o", "markersize": 3} if len(curve) < 3 else {}  # too few for a line
         steps, values = thinned(curve)
         panel.plot(pace * steps, values, **markers, **looks)
