@@ -64,7 +64,7 @@ CASES: dict[str, Callable[[], SeparationModule]] = {
     "semisupervised ncsnpp": lambda: SemiSupervisedMixIT(regression(4), supervised_share=0.5, optimizer=adam),
     "mixpit ncsnpp": lambda: MixPIT(regression(), optimizer=adam),
     "mixcycle ncsnpp": lambda: MixCycle(regression(), mixpit_steps=0, optimizer=adam),
-    "basis ncsnpp": lambda: BASIS(perturbed(ScoreNCSNpp(**IMAGE)), optimizer=adam),
+    "basis ncsnpp": lambda: BASIS(perturbed(ScoreNCSNpp(**IMAGE)), langevin_steps=2, optimizer=adam),
     "supervised ncsnpp": lambda: SupervisedRegression(regression(), optimizer=adam),
     "supervised locoformer": lambda: SupervisedRegression(locoformer(), error=log_mse, optimizer=adam),
     "flow ncsnpp": lambda: SupervisedFlow(velocity(attention_resolutions=[8]), optimizer=adam),

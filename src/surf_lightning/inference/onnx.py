@@ -120,7 +120,8 @@ def _graph(path: Path, module: nn.Module, inputs: dict[str, Tensor], is_audio: b
             # Guards would tie a free length to what holds for the example's: that it is no whole number of hops.
             options: Any = {"prefer_deferred_runtime_asserts_over_guards": True}
             program = torch.export.export(module, (), inputs, dynamic_shapes=free, **options)
-            torch.onnx.export(program, f=path, dynamo=True, external_data=False, verbose=False)
+            # Its optimizer takes the addition of 1e-8 for one of zero and drops it: onnxruntime optimizes by itself.
+            torch.onnx.export(program, f=path, dynamo=True, external_data=False, verbose=False, optimize=False)
     except ImportError as error:
         raise UserError(f"{error}: pip install 'surf-lightning[onnx]'") from error
     except (torch.onnx.OnnxExporterError, torch._dynamo.exc.UserError) as error:

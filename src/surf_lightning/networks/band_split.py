@@ -72,13 +72,19 @@ class BandLayout(nn.Module):
         A bin lies in at most two bands, so no order of the additions changes a sum, on any device.
         """
         numbers = rows.flatten(-2).unflatten(-1, (-1, 2))
-        summed = numbers.new_zeros(*numbers.shape[:-2], self.num_bins + 1, 2).index_add(-2, self.bins, numbers)
+        blank = _zeros_like(numbers, *numbers.shape[:-2], self.num_bins + 1, 2)
+        summed = blank.index_add(-2, self.bins, numbers)
         return summed[..., :-1, :] / self.coverage[:, None]
 
     def pad(self, rows: Tensor) -> Tensor:
         """Pad parameters, one row per real number, with zeros, ``[P,*] -> [F,2W,*]``."""
-        blank = rows.new_zeros(2 * self.num_bands * self.width, *rows.shape[1:])
+        blank = _zeros_like(rows, 2 * self.num_bands * self.width, *rows.shape[1:])
         return blank.index_copy(0, self.valid, rows).unflatten(0, (self.num_bands, -1))
+
+
+def _zeros_like(x: Tensor, *shape: int) -> Tensor:
+    """As ``x.new_zeros(*shape)``, of which onnxruntime warns."""
+    return torch.zeros(shape, dtype=x.dtype, device=x.device)
 
 
 class BandEncoder(nn.Module):

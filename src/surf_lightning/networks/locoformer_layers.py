@@ -50,8 +50,12 @@ def identity(tokens: Tensor) -> Tensor:
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Softmax attention among the L tokens of each row, three times ``[R,L,h,d] -> [R,L,h*d]``, for any R."""
-    parts = zip(*(z.transpose(1, 2).split(_LARGEST_BATCH) for z in (queries, keys, values)), strict=True)
-    outputs = [F.scaled_dot_product_attention(*part) for part in parts]
+    heads = [z.transpose(1, 2) for z in (queries, keys, values)]
+    if torch.compiler.is_exporting():  # splits of a free size have no fixed number
+        parts = [heads]
+    else:
+        parts = [list(part) for part in zip(*(z.split(_LARGEST_BATCH) for z in heads), strict=True)]
+    outputs = [F.scaled_dot_product_attention(q, k, v) for q, k, v in parts]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return joined.transpose(1, 2).flatten(-2)
 
