@@ -117,6 +117,11 @@ def test_every_change_trains(name: str, expected: dict[str, float]) -> None:
 
 
 @snakemade
+def test_arguments_that_make_leaves_empty_add_nothing() -> None:
+    assert sorted(commands("digits", "--config", "args=", "args_fuss=")) == sorted(commands("digits"))
+
+
+@snakemade
 def test_finished_runs_are_skipped_and_all_are_reported() -> None:
     done = ["cifar_mixit", "cifar_surf_rm", "cifar_surf_rm_batch_4"]
     for name in done:
