@@ -10,7 +10,6 @@ import dataclasses
 import importlib
 import json
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import torch
 from machine import Machine
 from rows import Row
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))  # for the plain versions
 PARTS = {
     "surf_step": "the SURF step against the paper's Code Listing 1",
     "assignment": "MixIT's search against an enumeration and asteroid, PIT against torchmetrics",

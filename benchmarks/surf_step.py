@@ -9,10 +9,11 @@ import copy
 import functools
 import itertools
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import surf_minimal
 import torch
 from counting import count_flops
 from machine import Machine, name
@@ -25,6 +26,9 @@ from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator, compile_networks
 from surf_lightning.methods import SURF
 from surf_lightning.networks import RegressionNCSNpp, SharedNCSNpp
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+import surf_minimal
 
 STEPS, ALPHA = 5, 0.999
 CIFAR: dict[str, Any] = {"image_size": 32, "image_channels": 3, "channels": 64, "blocks": 4, "dropout": 0.0}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import sys
 import tarfile
 import zlib
@@ -98,7 +99,15 @@ def compose(folder: Path, voices: list[list[np.ndarray]], tracks: list[np.ndarra
 
 
 def main(root: Path) -> None:
-    """Make all sets in ``root``, which must not hold them yet."""
+    """Make all sets in ``root``, whole or not at all.
+
+    Raises:
+        SystemExit: ``root`` is there already, or what was downloaded is not what was published.
+    """
+    if root.exists():
+        raise SystemExit(f"{root} is there already: remove it first, or name another folder")
+    made = root.with_name(f"{root.name}.part")  # of which a run that was interrupted may have left some
+    shutil.rmtree(made, ignore_errors=True)
     voices: dict[str, dict[str, np.ndarray]] = {}
     tracks: dict[str, np.ndarray] = {}
     for package, digest in PACKAGES.items():
@@ -117,8 +126,9 @@ def main(root: Path) -> None:
             for prompts in voices.values()
         ]
         played = [track[int(begin * len(track)) : int(end * len(track))] for track in tracks.values()]
-        compose(root / part, spoken, played, count, seed)
-    compose(root / "unheard" / "test", [stranger], [unheard], 100, len(PARTS))
+        compose(made / part, spoken, played, count, seed)
+    compose(made / "unheard" / "test", [stranger], [unheard], 100, len(PARTS))
+    made.rename(root)
 
 
 if __name__ == "__main__":

@@ -42,16 +42,18 @@ EXAMPLES = {"digits": digits, "phone": phone}
 
 def main(name: str, *runs: str) -> None:
     """Replace the shipped folder ``name`` by the best checkpoint of the first of ``runs``, its card and examples."""
-    folder, run = MODELS / name, Path(runs[0])
-    shutil.rmtree(folder, ignore_errors=True)
-    export(run / "checkpoints" / "best.ckpt", folder)
+    run, made = Path(runs[0]), MODELS / f".{name}"  # whole before it takes the place of the old one
+    shutil.rmtree(made, ignore_errors=True)
+    export(run / "checkpoints" / "best.ckpt", made)
     tested = [json.loads(Path(run, "metrics.json").read_text()) for run in runs]
     steps = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"]
     card = (Path(__file__).parent / "cards" / f"{name}.md").read_text(encoding="utf-8")
-    facts = {"run": tested[0], "unheard": tested[-1], "steps": steps, "size": (folder / WEIGHTS).stat().st_size}
-    (folder / CARD).write_text(card.format(**facts), encoding="utf-8")
-    (folder / "examples").mkdir()
-    EXAMPLES[name](folder / "examples")
+    facts = {"run": tested[0], "unheard": tested[-1], "steps": steps, "size": (made / WEIGHTS).stat().st_size}
+    (made / CARD).write_text(card.format(**facts), encoding="utf-8")
+    (made / "examples").mkdir()
+    EXAMPLES[name](made / "examples")
+    shutil.rmtree(MODELS / name, ignore_errors=True)
+    made.rename(MODELS / name)
 
 
 if __name__ == "__main__":

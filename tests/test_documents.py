@@ -5,23 +5,43 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import re
+import runpy
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import plan
 import pytest
 
 from surf_lightning import cli
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SHOWN = ("*.md", "docs/**/*.md", "experiments/cards/*.md", "notebooks/*.ipynb")
+DOCUMENTS = sorted(path for pattern in SHOWN for path in ROOT.glob(pattern))
+SCRIPTS = ("benchmarks", "examples", "experiments")  # folders
+
+
+def read(document: Path) -> str:
+    """Its text, of a notebook that of its cells of text."""
+    text = document.read_text()
+    if document.suffix == ".md":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells)
+
+
+def named(pattern: str) -> set[str]:
+    """What the group of ``pattern`` finds in the documents, each on one line."""
+    return {" ".join(found.split()) for path in DOCUMENTS for found in re.findall(pattern, read(path), re.M)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_configs_are_there(document: Path) -> None:
-    text = document.read_text()
+    text = read(document)
     assert "@@" not in text
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     missing = [link for link in links if not (document.parent / link).exists()]
@@ -31,22 +51,44 @@ def test_links_and_configs_are_there(document: Path) -> None:
 
 def test_every_target_of_make_in_the_documents_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    named = {name for path in DOCUMENTS for name in re.findall(r"(?:`|^)make ([a-z0-9-]+)", path.read_text(), re.M)}
+    targets = named(r"(?:`|^)make ([a-z0-9-]+)")
     rules = {name for line in re.findall(r"^([\w%. -]+):(?!=)", makefile, re.MULTILINE) for name in line.split()}
     patterns = [re.escape(rule).replace("%", ".*") for rule in rules]  # `make reproduce-*` names them all
-    assert named
-    assert not {name for name in named if not any(re.fullmatch(pattern, name) for pattern in patterns)}
+    assert targets
+    assert not {name for name in targets if not any(re.fullmatch(pattern, name) for pattern in patterns)}
+
+
+def test_every_table_in_the_documents_exists() -> None:
+    tables = named(r"(?:`|^)make (?:reproduce-|(?=ablation-|table2-))([\w-]+)(?![\w*-])")
+    for command in named(r"(?:`|^)snakemake ([^`\n]+)"):
+        assert command.startswith("-s experiments/Snakefile "), command
+        tables.add(command.split()[-1])
+    assert {"cifar", "mnist_half_hour", "ablation-digits"} <= tables <= set(plan.PLAN["tables"])
+
+
+@pytest.mark.parametrize("script", sorted(named(rf"\bpython ((?:{'|'.join(SCRIPTS)})/\w+\.py)")))
+def test_a_script_finds_its_modules(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python starts it: with its own folder on the path, where the tests have all three."""
+    folders = [ROOT / name for name in SCRIPTS]
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or ".").parent in folders:
+            monkeypatch.delitem(sys.modules, name)
+    others = [place for place in sys.path if Path(place) not in folders]
+    monkeypatch.setattr(sys, "path", [str((ROOT / script).parent), *others])
+    runpy.run_path(str(ROOT / script), run_name="imported")
 
 
 def commands() -> Iterator[str]:
     """What the documents tell a reader to type after ``surf``, without placeholders."""
+    lines = named(r"`surf ([^`]* --(?:config|checkpoint) [^`]+)`")
     for document in DOCUMENTS:
-        for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                if found := re.match(r"(?:[A-Z_]+=\S+ )*surf (.*)", line):
-                    command = re.split(r"\s#|\s\s+| [|>&]", found[1])[0]
-                    if not re.search(r"\.\.\.|…|\b[A-Z]{3,}\b(?!=)|--config runs/|my_networks", command):
-                        yield command.strip()
+        for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", read(document), re.MULTILINE | re.DOTALL):
+            found = (re.match(r"(?:[A-Z_]+=\S+ )*surf (.*)", line) for line in block.replace("\\\n", " ").splitlines())
+            lines |= {line[1] for line in found if line}
+    for line in lines:
+        command = re.split(r"\s#|\s\s+| [|>&]", line)[0]
+        if not re.search(r"\.\.\.|…|\b[A-Z]{3,}\b(?!=)|--config (?:runs/|C )|my_networks", command):
+            yield command.strip()
 
 
 ALL = sorted(set(commands()))

@@ -57,7 +57,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 
 def test_mixtures_are_sums_of_one_voice_and_one_track(served: dict[str, bytes]) -> None:
+    Path("set.part/train").mkdir(parents=True)  # of a run that was interrupted
     phone.main(Path("set"))
+    assert not Path("set.part").exists()
+    with pytest.raises(SystemExit, match="set is there already"):
+        phone.main(Path("set"))
     counts = {part: len(list(Path("set", part, "mix").iterdir())) for part in ("train", "validation", "test")}
     assert counts == {"train": 3, "validation": 2, "test": 2}
     assert len(list(Path("set/unheard/test/mix").iterdir())) == 100

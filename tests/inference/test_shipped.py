@@ -8,7 +8,9 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import plan
 import pytest
+import ship
 import soundfile
 import torch
 from PIL import Image
@@ -43,6 +45,21 @@ def test_digits_reach_what_their_card_says() -> None:
     torch.testing.assert_close(estimates.sum(1), batch["mixtures"])
     evaluation.update(estimates, batch["sources"], batch["mixtures"])
     assert float(evaluation.compute()["psnr"]) == pytest.approx(said, abs=0.7)  # of other mixtures, another sample
+
+
+def test_the_commands_of_its_card_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shortened, into a folder of its own; `make ship-digits` tests with the arguments that the card says."""
+    monkeypatch.setattr(ship, "MODELS", Path("models").absolute())
+    Path("models/digits").mkdir(parents=True)
+    Path("models/digits/old").touch()
+    card = (ROOT / "experiments" / "cards" / "digits.md").read_text()
+    tiny = f"--config {ROOT}/tests/tiny_images.yaml --trainer.logger false --trainer.enable_progress_bar false".split()
+    for line in re.findall(r"^surf ((?:fit|test) .*)", card, re.MULTILINE):
+        assert main([*line.split(), *tiny]) == 0
+    assert f"surf test --config digits_surf_rm {plan.tested('digits_surf_rm')[1]}\n" in card
+    ship.main(*re.findall(r"^python experiments/ship.py (\S+) (\S+)", card, re.MULTILINE)[0])
+    made = {path.name for path in Path("models/digits").iterdir()}
+    assert made == {path.name for path in (SHIPPED / "digits").iterdir()}
 
 
 def test_one_command_separates_their_examples() -> None:
