@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
-K, M, STEPS = 2, 4, 3  # sources of a mixture, MixIT's outputs, Euler steps
-TRAINING_NOISE, SAMPLING_NOISE = 2.0, 1.0  # deviations of the prior
+K, M, STEPS = 2, 4, 3  # sources of a mixture, MixIT's outputs, Euler steps (5 in the paper)
+TRAINING_NOISE, SAMPLING_NOISE = 2.0, 1.0  # deviations of the prior (1 in the paper)
 
 
 def reorder(rows, permutation):  # out[b, i] = rows[b, permutation[b, i]]
@@ -168,7 +168,8 @@ def main(mixit_steps=1000, surf_steps=3000, batch=32, decay=0.998):
         sources = remix(separate(m, beta), order)
         x0 = start(sources.sum(1), TRAINING_NOISE)
         residual, _ = flow_residual(student, x0, sources, sources.sum(1), t)
-        return rm_loss((1 - t).view(-1, 1, 1, 1, 1) * residual)  # or sr_loss(residual, permutation, order)
+        # 1 - t is the weight of Eq. (29), for a network that predicts sources
+        return rm_loss((1 - t).view(-1, 1, 1, 1, 1) * residual)  # or sr_loss(..., permutation, order)
 
     def follow(step):  # line 16, warmed up: the teacher must not carry the random beginning
         alpha = min(decay, (1 + step) / (10 + step))

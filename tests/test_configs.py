@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jsonargparse import ArgumentParser
 
 from surf_lightning.cli import main
 from surf_lightning.inference.separator import load_separator
+from surf_lightning.metrics.tables import paper_tables
 from surf_lightning.networks import RegressionNetwork, ScoreNetwork, VelocityNetwork
 from tests.data.test_arrays import write_arrays
 
@@ -145,6 +147,46 @@ def test_the_head_gives_the_command_and_what_to_expect(name: str) -> None:
     assert f"surf fit --config configs/{name}.yaml" in "\n".join(head[:2])
     assert sum(line.startswith("# Expected: ") for line in head) == 1
     assert any(source in line for line in head for source in ("From the ", "Chosen here: "))
+
+
+LABELS = {
+    "mixit": "MixIT",
+    "remixit": "Regression (ReMixIT)",
+    "self_remixing": "Regression (Self-Remixing)",
+    "surf_rm": "SURF (ReMixIT)",
+    "surf_sr": "SURF (Self-Remixing)",
+    "supervised_flow": "Supervised Flow",
+    "supervised_regression": "Supervised Regression",
+    "mixpit": "MixPIT",
+    "mixcycle": "MixCycle",
+    "basis": "BASIS",
+}
+METRICS = {"PSNR": "psnr", "SI-SDR": "si_sdr", "SI-SDR of single sources": "1S", "SI-SNRi": "si_sdri"}
+PUBLISHED = {  # the data and the rate of their tables
+    "mnist": ("MNIST", None),
+    "cifar": ("CIFAR10", None),
+    "audioset": ("AudioSet", 16000),
+    "libri2mix": ("Libri2Mix", 16000),
+    "libri2mix8k": ("Libri2Mix", 8000),
+    "sc09mix": ("SC09Mix", 8000),
+}
+
+
+def test_what_a_paper_reached_is_what_its_table_has() -> None:
+    said = re.compile(r"# Expected: ([^0-9]+) ([0-9.]+) dB, by the (?:MixCycle )?paper's Table")
+    checked = 0
+    for name in CONFIGS:
+        family, method = name.split("_", 1)
+        for metric, value in said.findall((ROOT / "configs" / f"{name}.yaml").read_text()):
+            published = {
+                table["rows"][LABELS[method]][table["metrics"].index(METRICS[metric])]
+                for table in paper_tables()
+                if (table["facts"]["data"], table["facts"].get("sample_rate")) == PUBLISHED[family]
+                and METRICS[metric] in table["metrics"]
+            }
+            assert published == {float(value)}, name
+            checked += 1
+    assert checked > 30
 
 
 def test_class_names_are_short_and_lightnings_defaults_are_not_repeated() -> None:

@@ -38,7 +38,7 @@ class BetaSchedule(L.Callback):
 
     Works in any Trainer, for any LightningModule. Both may be shares of the trainer's ``max_steps``.
 
-    The paper goes from 1 to 0 in 200,000; the ablation of Table 9 holds it (``start`` = ``end``).
+    The paper goes from 1 to 0 in 200,000 (Appendix D.3); the single values of Table 9 we hold (``start`` = ``end``).
     """
 
     def __init__(self, start: float = 1.0, end: float = 0.0, steps: Steps = 200_000, frozen_steps: Steps = 0) -> None:

@@ -21,8 +21,8 @@ class EMATeacher(L.Callback):
     """Moves ``module.teacher`` towards ``module.student`` once per optimizer step, however many batches a step has.
 
     The decay is warmed up: at step n it is min(decay, n / (9 + n)), so that the average covers about the last tenth of
-    the steps until it reaches ``decay``, and never holds a share of the random beginning. (The paper's 200,000 steps
-    need none; a run of a thousand does.)
+    the steps until it reaches ``decay``, and never holds a share of the random beginning. (The paper has none, and
+    needs none: beta alone takes 200,000 steps there. A run of a thousand does.)
 
     Works in any Trainer, for any LightningModule with these two modules of one shape.
 

@@ -186,8 +186,8 @@ def mixit(
         allowed: the assignments ``[A,N,M]`` to choose from, as of ``best_assignment``.
 
     Returns:
-        ``loss [B]`` averaged over the N references, with the gradient of the best assignment alone, and that
-        ``assignment [B,N,M]``.
+        ``loss [B]`` averaged over the N references, where Eq. (3) sums, with the gradient of the best assignment alone,
+        and that ``assignment [B,N,M]``.
 
     Raises:
         ValueError: shapes do not match, or there are more than 2^20 assignments.
@@ -216,7 +216,10 @@ def mean_square(residual: Tensor) -> Tensor:
 
 
 def log_energy(residual: Tensor) -> Tensor:
-    """FLOSS's log-loss: 10 log10 of each example's sum of squares in dB, ``[B,...] -> [B]``."""
+    """FLOSS's log-loss: 10 log10 of each example's sum of squares in dB, ``[B,...] -> [B]``.
+
+    That the squares of all sources are summed is our reading of Appendix D.5.
+    """
     energies = squared_norm(residual, 1)
     return log_mse(energies, energies)
 

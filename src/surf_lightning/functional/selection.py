@@ -15,7 +15,8 @@ def merge_outputs(estimates: Tensor, count: int) -> Tensor:
 
     A separator that over-separates splits a source into several outputs; the K loudest of them then leave the rest to
     be shared out. Of all K^M ways to sum the outputs to K, this takes the one whose weakest sum has the most energy.
-    Our choice: the papers do not say how M outputs become K. No true source is looked at.
+    Our choice: the SURF paper does not say how M outputs become K, and others keep the K loudest. No true source is
+    looked at.
 
     Returns:
         ``[B,K,*S]`` of ``estimates [B,M,*S]``, with the same sum; K is ``count``.

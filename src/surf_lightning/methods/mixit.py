@@ -106,7 +106,8 @@ class SemiSupervisedMixIT(MixIT):
     Args:
         network: of at least NK outputs.
         num_sources: sources in a mixture (K).
-        supervised_share: p, the probability that a group is supervised.
+        supervised_share: p, the probability that a group is supervised, drawn anew at every step. (The paper parts its
+            data: in Table 1, 8 hours are supervised and 8 are not.)
         zeroed_share: p0 of Table 1, the probability that of a supervised group one mixture is zeroed, with its sources:
             what remains teaches the network not to over-separate.
 

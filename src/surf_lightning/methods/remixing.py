@@ -40,7 +40,8 @@ class TeacherStudentModule(FrozenTeacherModule):
         remix_over_ranks: shuffle the teacher's estimates over the batches of all processes, as if they were one. False:
             each process shuffles its own batch, and exchanges nothing but gradients.
         initialize_from_mixit: begin with the weights of the MixIT network that have a namesake of the same shape in the
-            student's, Appendix D.4. For networks of one family, such as STFTConvTasNet and VelocitySTFTConvTasNet.
+            student's, a reading of Appendix D.4. For networks of one family, such as STFTConvTasNet and
+            VelocitySTFTConvTasNet.
         trust_checkpoint: allow networks from outside this package, imported by the checkpoint, such as your own.
 
     The other arguments are those of ``SeparationModule``.

@@ -1,4 +1,4 @@
-"""Supervised upper bounds, trained on true sources. Axes: B batch, K sources, *S the signal."""
+"""Supervised counterparts, trained on true sources. Axes: B batch, K sources, *S the signal."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class SupervisedRegression(SeparationModule):
 
 
 class SupervisedFlow(SeparationModule):
-    """Flow matching with permutation-invariant alignment (FLOSS), Eq. (10): SURF's step on true sources.
+    """Flow matching with permutation-invariant alignment (FLOSS), Eq. (10): SURF's step on true sources, unshuffled.
 
     Args:
         network: of K sources.

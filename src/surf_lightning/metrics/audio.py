@@ -103,7 +103,7 @@ class SISDRi(ScoreMean):
 
 
 class MoMi(ScoreMean):
-    """SI-SDR improvement in dB of mixtures rebuilt from a separated mixture of mixtures (MixIT paper, Section 4).
+    """SI-SDR improvement in dB of mixtures rebuilt from a separated mixture of mixtures (MixIT paper, Section 4.3).
 
     The estimates are summed by the assignment of MixIT's Eq. (3); the baseline is the mixture of mixtures. An example
     with a silent mixture is left out: it is no mixture of mixtures.

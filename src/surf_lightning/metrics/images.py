@@ -1,4 +1,4 @@
-"""Image metrics by the protocol of Table 1: aligned by least squares, mapped to [0,1] and clamped. Axes: B K C H W."""
+"""Image metrics of Tables 1 and 2; ours: aligned by least squares, mapped to [0,1] and clamped. Axes: B K C H W."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class PriorNoise(nn.Module, ABC):
 
 @serializable
 class ConstantNoise(PriorNoise):
-    """The same deviation everywhere: Sigma = scale^2 I in Eq. (4).
+    """The same deviation everywhere: ``scale`` times the z of Eq. (4), whose deviation is 1.
 
     Args:
         scale: standard deviation, in the units of the sources.

@@ -188,6 +188,8 @@ class MBLocoformer(VelocityNetwork):
 class RegressionLocoformer(RegressionNetwork):
     """The same network without time and noise: M copies of the mixture's tokens, each plus a learned slot vector.
 
+    The slots are ours: the paper says that the mixture is the only input, not how it makes M outputs.
+
     Levels: the network sees m/K divided by its RMS and multiplies its output by this RMS, so a gain on the mixture is a
     gain on the estimates. All estimates share the mixture's residual equally.
 

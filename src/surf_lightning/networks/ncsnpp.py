@@ -162,6 +162,8 @@ class LogSigma(nn.Module):
 class SharedNCSNpp(VelocityNetwork):
     """One NCSN++ for all sources; it sees each source with the mixture. Permutation-equivariant at every t.
 
+    Ours: the paper asks for an equivariant network (Section 2.2), and Table 6 does not say how NCSN++ becomes one.
+
     With K = 2 a source and the mixture determine the other source, so the network treats each source alone. With more
     sources, the attention blocks run over the pixels of all K sources jointly.
 
