@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
 import sys
 import tarfile
 import zlib
@@ -20,6 +19,8 @@ from urllib.request import urlopen
 
 import numpy as np
 import soundfile
+
+from surf_lightning.files import new_folder
 
 DEBIAN = "https://deb.debian.org/debian/pool/main/a"
 PACKAGES = {  # and their SHA-256
@@ -106,8 +107,6 @@ def main(root: Path) -> None:
     """
     if root.exists():
         raise SystemExit(f"{root} is there already: remove it first, or name another folder")
-    made = root.with_name(f"{root.name}.part")  # of which a run that was interrupted may have left some
-    shutil.rmtree(made, ignore_errors=True)
     voices: dict[str, dict[str, np.ndarray]] = {}
     tracks: dict[str, np.ndarray] = {}
     for package, digest in PACKAGES.items():
@@ -120,15 +119,15 @@ def main(root: Path) -> None:
     stranger = list(voices.pop(UNHEARD_VOICE).values())
     unheard = tracks.pop(UNHEARD_TRACK)
     print(f"{len(voices)} languages, {sum(map(len, voices.values())):,} prompts, {len(tracks)} tracks")
-    for seed, (part, (count, begin, end)) in enumerate(PARTS.items()):
-        spoken = [
-            [samples for name, samples in prompts.items() if begin <= zlib.crc32(name.encode()) / 2**32 < end]
-            for prompts in voices.values()
-        ]
-        played = [track[int(begin * len(track)) : int(end * len(track))] for track in tracks.values()]
-        compose(made / part, spoken, played, count, seed)
-    compose(made / "unheard" / "test", [stranger], [unheard], 100, len(PARTS))
-    made.rename(root)
+    with new_folder(root) as made:
+        for seed, (part, (count, begin, end)) in enumerate(PARTS.items()):
+            spoken = [
+                [samples for name, samples in prompts.items() if begin <= zlib.crc32(name.encode()) / 2**32 < end]
+                for prompts in voices.values()
+            ]
+            played = [track[int(begin * len(track)) : int(end * len(track))] for track in tracks.values()]
+            compose(made / part, spoken, played, count, seed)
+        compose(made / "unheard" / "test", [stranger], [unheard], 100, len(PARTS))
 
 
 if __name__ == "__main__":

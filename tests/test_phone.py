@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from surf_lightning.data import FolderWithTruth
+from surf_lightning.files import partial_path
 from tests.audio.trees import noise
 
 SOUNDS = "./usr/share/asterisk/sounds"
@@ -57,9 +58,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 
 def test_mixtures_are_sums_of_one_voice_and_one_track(served: dict[str, bytes]) -> None:
-    Path("set.part/train").mkdir(parents=True)  # of a run that was interrupted
+    left = partial_path(Path("set"))
+    Path(left, "train").mkdir(parents=True)  # of a run that was interrupted
     phone.main(Path("set"))
-    assert not Path("set.part").exists()
+    assert not left.exists()
     with pytest.raises(SystemExit, match="set is there already"):
         phone.main(Path("set"))
     counts = {part: len(list(Path("set", part, "mix").iterdir())) for part in ("train", "validation", "test")}
