@@ -1,4 +1,4 @@
-"""SURF in one file of plain PyTorch: learn to separate overlapping digits without ever seeing one alone.
+"""SURF in one file of plain PyTorch: learn to separate overlapping digits from mixtures that nobody has separated.
 
 Code Listing 1 of "Separation via Unsupervised Remixing Flow", after MixIT, with the hybrid teacher of Appendix D.3, on
 scikit-learn's 8x8 digits. `python examples/surf_minimal.py` trains for some minutes on a CPU core. Made to be read and
@@ -153,7 +153,7 @@ def main(mixit_steps=1000, surf_steps=3000, batch=32, decay=0.998):
     def separate(mixtures, beta=0.0):
         return teacher_sample(teacher, mixit, mixtures, start(mixtures, SAMPLING_NOISE), beta, STEPS)
 
-    def mixtures(count, single=0.0):  # sums of K images; a share holds one alone
+    def mixtures(count, single=0.0):  # sums of K images; a share holds one alone, which MixIT is not told (D.4)
         sources = images[torch.randint(len(images), (count, K))]
         sources[torch.rand(count) < single, 1:] = 0
         return sources.sum(1)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from surf_lightning.errors import UserError
-from surf_lightning.functional.losses import Objective
+from surf_lightning.functional.losses import Objective, squared_error
 from surf_lightning.functional.permutation import order_without_mates
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
-from surf_lightning.methods import SURF, Remixing
+from surf_lightning.methods import SURF, Remixing, SupervisedFlow
 from surf_lightning.methods.remixing import TeacherStudentModule
 from surf_lightning.networks import ConstantNoise
 from tests.tiny import (
@@ -153,6 +153,12 @@ def test_impossible_teachers_objectives_and_batches_are_refused(mixit: str, tmp_
         from_scratch(flow=False, initialize_from_mixit=True)
     with pytest.raises(ValueError, match="weight of ReMixIT"):
         remixing(1.5)
+    with pytest.raises(ValueError, match=r"error must map \[...,T\]"):
+        Remixing(regression(), error=squared_error, mixit_checkpoint=mixit)
+    with pytest.raises(ValueError, match="early_times must be above 0"):
+        SURF(velocity(), early_times=0.0, mixit_checkpoint=mixit)
+    with pytest.raises(ValueError, match="early_times must be above 0"):
+        SupervisedFlow(velocity(), early_times=-1.0)
     module = Remixing(regression(), mixit_checkpoint=mixit, shuffle="constrained", optimizer=adam)
     with pytest.raises(UserError, match=r"raise data\.batch_size"):
         trainer(tmp_path / "remixing").fit(module, digits(batch_size=1))

@@ -63,7 +63,7 @@ class FUSS(AudioMixtures):
         options: the arguments of ``AudioMixtures``.
     """
 
-    monitor = "val/MSi"  # the SI-SDRi over all would be drowned by that of mixtures of one source, -80 dB and less
+    monitor = "val/MSi"
     num_sources = MAX_SOURCES
 
     def __init__(self, root: str = "data/FUSS/ssdata", with_sources: bool = False, **options: Any) -> None:

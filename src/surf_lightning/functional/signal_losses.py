@@ -62,5 +62,11 @@ def of_pairs(error: SignalLoss, pairs: Tensor) -> Tensor:
     """The error of estimates and references that stand side by side, ``[B,K,2,T]`` or ``[B,2,T]``, averaged: ``[B]``.
 
     Such pairs can be regrouped as a residual can, for sums of references are references as well.
+
+    Raises:
+        ValueError: ``error`` does not give one number for each pair, as ``losses.squared_error`` does not.
     """
-    return error(*pairs.unbind(-2)).flatten(1).mean(1) if pairs.ndim == 4 else error(*pairs.unbind(-2))
+    errors = error(*pairs.unbind(-2))
+    if errors.shape != pairs.shape[:-2]:
+        raise ValueError(f"error must map [...,T] and [...,T] to [...], as signal_snr does, not to {[*errors.shape]}")
+    return errors.flatten(1).mean(1) if pairs.ndim == 4 else errors

@@ -121,6 +121,7 @@ class Remixing(TeacherStudentModule):
     ) -> None:
         if error is not None:
             reduction = functools.partial(of_pairs, error)
+            reduction(torch.zeros(1, num_sources, 2, 4096))  # refuses an error of another kind before the training
         super().__init__(RegressionSeparator(network, num_sources), objective, reduction, **options)
         check_steps("teacher_steps", teacher_steps, least=0)
         self.teacher_steps, self.error = teacher_steps, error

@@ -105,6 +105,8 @@ class SupervisedFlow(SeparationModule):
         **options: Any,
     ) -> None:
         super().__init__(FlowSeparator(network, num_steps, noise, sampling_noise), ema_decay=ema_decay, **options)
+        if early_times <= 0:
+            raise ValueError(f"early_times must be above 0, not {early_times}: 1 is uniform")
         self.reduction, self.early_times = reduction, early_times
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:

@@ -61,6 +61,8 @@ class SURF(TeacherStudentModule):
         **options: Any,
     ) -> None:
         super().__init__(FlowSeparator(network, num_steps, noise, sampling_noise), objective, reduction, **options)
+        if early_times <= 0:
+            raise ValueError(f"early_times must be above 0, not {early_times}: 1 is uniform")
         if self.earlier_checkpoint is None:  # there is no frozen teacher to lean on
             beta_start = beta_end = 0.0
         self.early_times, self.one_time, self.beta = early_times, one_time, beta_start

@@ -19,6 +19,10 @@ from surf_lightning.functional.permutation import best_permutation, reorder
 from surf_lightning.metrics.base import ScoreMean
 
 
+ALONE = 60.0
+"""SI-SDR in dB of a mixture from which on it is its source."""
+
+
 def is_active(signals: Tensor) -> Tensor:
     """Whether the RMS of each of ``signals [...,T]`` is above silence: bool ``[...]``."""
     return signals.double().square().mean(-1).sqrt() > SILENCE
@@ -93,13 +97,17 @@ class SISDR(ScoreMean):
 
 
 class SISDRi(ScoreMean):
-    """Mean SI-SDR improvement in dB: the SI-SDR of the estimate minus that of the mixture."""
+    """Mean SI-SDR improvement in dB: the SI-SDR of the estimate minus that of the mixture.
+
+    A source that is alone in its mixture is left out: there is nothing to improve, and a perfect estimate scores 0 dB, any
+    other far below.
+    """
 
     def update(self, estimates: Tensor, references: Tensor, mixtures: Tensor) -> None:
         """Count ``estimates [B,M,T]``, in any order, against ``references [B,K,T]`` and ``mixtures [B,T]``."""
         aligned = align(estimates, references)
         baseline = pairwise_si_sdr(mixtures.unsqueeze(1), aligned.references).squeeze(2)
-        self._add(aligned.scores - baseline, is_active(aligned.references))
+        self._add(aligned.scores - baseline, is_active(aligned.references) & (baseline < ALONE))
 
 
 class MoMi(ScoreMean):
