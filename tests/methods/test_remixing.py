@@ -154,11 +154,11 @@ def test_impossible_teachers_objectives_and_batches_are_refused(mixit: str, tmp_
     with pytest.raises(ValueError, match="weight of ReMixIT"):
         remixing(1.5)
     with pytest.raises(ValueError, match=r"error must map \[...,T\]"):
-        Remixing(regression(), error=squared_error, mixit_checkpoint=mixit)
+        Remixing(regression(), error=squared_error, mixit_checkpoint=mixit, optimizer=adam)
     with pytest.raises(ValueError, match="early_times must be above 0"):
-        SURF(velocity(), early_times=0.0, mixit_checkpoint=mixit)
+        SURF(velocity(), early_times=0.0, mixit_checkpoint=mixit, optimizer=adam)
     with pytest.raises(ValueError, match="early_times must be above 0"):
-        SupervisedFlow(velocity(), early_times=-1.0)
+        SupervisedFlow(velocity(), early_times=-1.0, optimizer=adam)
     module = Remixing(regression(), mixit_checkpoint=mixit, shuffle="constrained", optimizer=adam)
     with pytest.raises(UserError, match=r"raise data\.batch_size"):
         trainer(tmp_path / "remixing").fit(module, digits(batch_size=1))

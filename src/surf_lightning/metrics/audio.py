@@ -18,7 +18,6 @@ from surf_lightning.functional.losses import mixit
 from surf_lightning.functional.permutation import best_permutation, reorder
 from surf_lightning.metrics.base import ScoreMean
 
-
 ALONE = 60.0
 """SI-SDR in dB of a mixture from which on it is its source."""
 
@@ -99,8 +98,8 @@ class SISDR(ScoreMean):
 class SISDRi(ScoreMean):
     """Mean SI-SDR improvement in dB: the SI-SDR of the estimate minus that of the mixture.
 
-    A source that is alone in its mixture is left out: there is nothing to improve, and a perfect estimate scores 0 dB, any
-    other far below.
+    A source that is alone in its mixture is left out: there is nothing to improve, and any estimate but the mixture
+    would be tens of dB worse.
     """
 
     def update(self, estimates: Tensor, references: Tensor, mixtures: Tensor) -> None:
