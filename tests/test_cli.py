@@ -400,6 +400,24 @@ def test_a_runs_own_configuration_given_again_means_that_run_and_no_checkpoint()
     assert {**copied, "name": "mine"} == config
 
 
+def test_a_runs_own_configuration_means_the_folder_in_which_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert main([*arguments("digits_mixit", Path()), "--name", "mine"]) == 0
+    moved = Path("runs/mine.1/config.yaml")
+    assert main(["test", "--config", str(moved)]) == 0
+    assert moved.with_name("metrics.json").is_file()
+    assert not Path("runs/mine/metrics.json").exists()
+    Path("archive").mkdir()
+    moved = moved.parent.rename("archive/kept") / moved.name
+    assert main(["fit", "--config", str(moved), "--ckpt_path", "last", "--trainer.max_steps", "3"]) == 0
+    with monkeypatch.context() as patched:
+        patched.chdir(moved.parent)
+        assert main(["fit", "--config", "config.yaml", "--trainer.max_steps", "1"]) == 0
+    lasts = {run: Path(run, "checkpoints/last.ckpt") for run in ("runs/mine", "archive/kept", "archive/kept.1")}
+    steps = {run: torch.load(path, weights_only=True)["global_step"] for run, path in lasts.items()}
+    assert steps == {"runs/mine": 2, "archive/kept": 1, "archive/kept.1": 3}
+
+
 def test_a_fused_optimizer_is_clipped_in_bfloat16() -> None:
     options = ["--trainer.precision=bf16-mixed", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1.0"]
     weights = []

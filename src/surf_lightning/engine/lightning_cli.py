@@ -44,6 +44,7 @@ from surf_lightning.functional import losses, signal_losses
 from surf_lightning.methods.base import SeparationModule
 
 MISUSE = (TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, ImportError, RuntimeError)
+FOLDER = r"--(name|trainer\.default_root_dir)\b"  # arguments that say where the run lies
 NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # https://github.com/pytorch/pytorch/issues/135712
 TRACKER = {"class_path": "WandbLogger", "init_args": {"project": "surf-lightning"}}  # by default, where it is installed
 
@@ -89,8 +90,12 @@ class SurfCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         subcommand = str(self.subcommand)
         config: Namespace = self.config[subcommand]
-        given = config.trainer.default_root_dir
-        self.folder = Path(given) if given else run_folder.default_folder(config.name, _first_config(config))
+        first, typed = _first_config(config), any(re.match(FOLDER, argument) for argument in sys.argv)
+        own = None if typed else run_folder.folder_of(first)
+        if own:
+            config.name, config.trainer.default_root_dir = os.path.relpath(own, "runs"), None
+        given = own or config.trainer.default_root_dir
+        self.folder = Path(given) if given else run_folder.default_folder(config.name, first)
         self.is_new = subcommand == "fit" and config.ckpt_path is None
         find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
         is_oracle = pkgutil.resolve_name(config.model.class_path).is_oracle

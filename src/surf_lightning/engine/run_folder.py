@@ -29,6 +29,15 @@ def default_folder(name: str | None, config: str | None) -> Path:
     return Path("runs", name or Path(str(config)).stem)
 
 
+def folder_of(config: str | None) -> Path | None:
+    """The folder of the run whose own configuration ``config`` is: what that says itself was true before a move."""
+    path = Path(config or "")
+    folder = path.parent
+    if path.name != "config.yaml" or not (folder / CHECKPOINTS).is_dir():
+        return None
+    return folder if folder.name.strip(".") else folder.resolve()
+
+
 def checkpoint(folder: Path, name: str) -> Path:
     """The checkpoint ``name`` (last or best) of the run in ``folder``."""
     return folder / CHECKPOINTS / f"{name}.ckpt"
