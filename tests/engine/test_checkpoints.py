@@ -155,10 +155,21 @@ def test_ctrl_c_ends_with_a_checkpoint_says_how_to_go_on_and_means_afterwards_wh
 
 
 @pytest.mark.parametrize(
-    ("number", "requeued"), [(signal.SIGTERM, True), (signal.SIGUSR1, True), (signal.SIGINT, False)]
+    ("number", "task", "requeued"),
+    [
+        (signal.SIGTERM, None, "1234"),
+        (signal.SIGUSR1, None, "1234"),
+        (signal.SIGUSR1, "0", "1234_0"),  # of an array: its number alone means all tasks
+        (signal.SIGINT, None, None),
+    ],
 )
 def test_a_slurm_job_that_is_signalled_goes_back_into_the_queue(
-    number: int, requeued: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    number: int,
+    task: str | None,
+    requeued: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
@@ -166,12 +177,15 @@ def test_a_slurm_job_that_is_signalled_goes_back_into_the_queue(
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    if task:
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1234")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
     with signalled(number), caplog.at_level("INFO"):
         fit()
     assert step(LAST) == 1
-    assert (caplog.messages[-1] == "preempted at step 1, checkpoint written, requeued") == requeued
+    assert (caplog.messages[-1] == "preempted at step 1, checkpoint written, requeued") == bool(requeued)
     asked = tmp_path / "asked"
-    assert (asked.read_text() if asked.exists() else None) == ("requeue 1234\n" if requeued else None)
+    assert (asked.read_text() if asked.exists() else None) == (f"requeue {requeued}\n" if requeued else None)
 
 
 def test_a_job_that_cannot_be_requeued_ends_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from surf_lightning.data.base import undeclared
 from surf_lightning.engine.run_folder import CHECKPOINTS
-from surf_lightning.engine.signals import SIGNALS, ending, requeue, status
+from surf_lightning.engine.signals import SIGNALS, ending, requeue, slurm_job, status
 from surf_lightning.engine.weights_and_biases import close_wandb
 from surf_lightning.files import replacing
 
@@ -157,7 +157,7 @@ class LastCheckpoint(ModelCheckpoint):
     def _stop(self, trainer: L.Trainer) -> None:
         interrupted = self._on_any_rank(trainer, self._signal == signal.SIGINT)
         close_wandb(trainer.loggers)  # SLURM ends its service too, which would leave a traceback
-        if not interrupted and (job := os.environ.get("SLURM_JOB_ID")):
+        if not interrupted and (job := slurm_job()):
             # A requeued job is ended by SIGTERM: all ranks are about to end anyway, and quietly.
             self._previous[signal.SIGTERM] = signal.SIG_IGN
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

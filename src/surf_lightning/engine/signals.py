@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -52,6 +53,12 @@ class StopAtSignal(L.Callback):
             signal.signal(number, stop)
 
     on_validation_start: Any = on_test_start
+
+
+def slurm_job() -> str | None:
+    """This job's name. One task of an array has the number of the array as its job id, by which all are meant."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 @rank_zero_only
