@@ -62,9 +62,14 @@ def trainer(folder: Path, subcommand: str = "fit", **options: Any) -> L.Trainer:
 
 
 def attach(
-    data: SeparationData, rank: int = 0, world_size: int = 1, processed: int = 0, stage: str = "fit"
+    data: SeparationData,
+    rank: int = 0,
+    world_size: int = 1,
+    processed: int = 0,
+    stage: str = "fit",
+    needs_sources: bool = False,
 ) -> SeparationData:
-    """``data`` with as much of a trainer as it looks at."""
+    """``data`` with as much of a trainer and its method as it looks at."""
     progress = SimpleNamespace(total=SimpleNamespace(processed=processed))
     stub: Any = SimpleNamespace(
         global_rank=rank,
@@ -72,6 +77,7 @@ def attach(
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         state=SimpleNamespace(fn=SimpleNamespace(value=stage)),
+        lightning_module=SimpleNamespace(needs_sources=needs_sources),
     )
     data.trainer = stub
     return data

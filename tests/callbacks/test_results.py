@@ -14,10 +14,11 @@ from torchmetrics import Metric
 from surf_lightning import __version__
 from surf_lightning.callbacks.results import results_text
 from surf_lightning.functional.randomness import mix_seed
-from surf_lightning.methods import MixIT, SupervisedFlow
+from surf_lightning.methods import MixIT, SemiSupervisedMixIT, SupervisedFlow
 from surf_lightning.metrics.evaluation import ImageEvaluation, PerceptualMetrics, SampleMetrics, build_metrics
 from surf_lightning.metrics.images import PSNR, ImageMean, ImageMetrics
 from surf_lightning.metrics.perceptual import FID, SampleQuality
+from surf_lightning.metrics.tables import results_table
 from tests.tiny import adam, digits, regression, trainer, velocity
 
 
@@ -38,6 +39,15 @@ def test_a_test_prints_the_row_of_the_table_and_where_it_is_kept(capsys: pytest.
     assert record["protocol"] in printed
     assert f"written to {folder / 'metrics.json'}" in printed
     assert "test/psnr" not in printed, "Lightning's own list would say the same again, to 17 digits"
+
+
+@pytest.mark.parametrize("method", [MixIT, SemiSupervisedMixIT])
+def test_what_learns_from_true_sources_is_marked(method: type[MixIT]) -> None:
+    trainer(Path("run"), "test").test(method(regression(4), optimizer=adam), digits(num_test=4))
+    results = json.loads(Path("run/metrics.json").read_text())
+    assert results["needs_sources"] == (method is SemiSupervisedMixIT)
+    kind = "supervised" if results["needs_sources"] else "unsupervised"
+    assert [row.kind for row in results_table([results], ["a"]).rows] == ["average", kind]
 
 
 def test_a_validation_measures_the_columns_of_the_test(

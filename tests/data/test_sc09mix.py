@@ -17,6 +17,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
 from tests.audio import trees
 from tests.audio.trees import RATE
+from tests.tiny import attach
 
 SMALL: dict[str, Any] = {"batch_size": 3, "num_workers": 0}
 
@@ -101,7 +102,7 @@ def test_a_smaller_share_of_the_training_set_is_part_of_a_larger_one(audio_sets:
 def test_a_share_of_the_mixtures_holds_one_speaker_alone(audio_sets: Path) -> None:
     root = str(audio_sets / "Libri2Mix")
     options: dict[str, Any] = {"crop_seconds": 0.5, "batch_size": 40, "num_workers": 0}
-    both = Libri2Mix(root, with_sources=True, **options).training_batches(Ranks())[0]
+    both = attach(Libri2Mix(root, **options), needs_sources=True).training_batches(Ranks())[0]
     some = Libri2Mix(root, single_source_share=0.5, **options).training_batches(Ranks())[0]
     alone = (some["sources"][:, 1] == 0).all(1)
     assert 10 < alone.sum() < 30

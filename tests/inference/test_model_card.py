@@ -14,7 +14,7 @@ from surf_lightning.cli import main
 from surf_lightning.data import Digits
 from surf_lightning.engine.fit import fit
 from surf_lightning.inference.export import record_of
-from surf_lightning.methods import MixIT
+from surf_lightning.methods import MixIT, SemiSupervisedMixIT
 from tests import tiny
 from tests.inference.test_export import separators
 from tests.inference.test_separate import AUDIO, save
@@ -81,6 +81,14 @@ def test_pictures_of_the_data_are_shown_only_where_they_are_asked_for(run: Digit
 def test_results_of_another_checkpoint_are_not_this_ones(run: Digits) -> None:
     assert record_of("run/checkpoints/last.ckpt").results
     assert record_of("run/checkpoints/best.ckpt").results == {}
+
+
+@pytest.mark.parametrize("method", [MixIT, SemiSupervisedMixIT])
+def test_the_tags_say_what_has_learnt_without_true_sources(method: type[MixIT]) -> None:
+    """Those of an export of an export as well."""
+    tiny.trainer(Path("run")).fit(method(tiny.regression(4), optimizer=tiny.adam), tiny.digits())
+    assert main(["export", "--checkpoint", "run/checkpoints/last.ckpt", "--output", "first"]) == 0
+    assert ("unsupervised-learning" in card(checkpoint="first").data.tags) == (method is MixIT)
 
 
 def test_without_a_run_the_card_says_what_is_known() -> None:

@@ -53,7 +53,7 @@ class Halves(RegressionNetwork):
 
 
 def save(separator: Separator, signal: dict[str, Any], path: str = "a.ckpt") -> str:
-    module = types.SimpleNamespace(separator=separator, signal=signal)
+    module = types.SimpleNamespace(separator=separator, signal=signal, needs_sources=False)
     weights = {f"separator.{key}": value for key, value in separator.state_dict().items()}
     torch.save({KEY: checkpoint_metadata(module), "state_dict": weights}, path)
     return path

@@ -48,6 +48,12 @@ def test_a_run_that_was_never_tested_is_known_by_its_folder_and_its_configuratio
     assert (untested.facts["steps"], untested.facts["minutes"], untested.facts["seed"]) == ("200", "", "7")
 
 
+def test_a_configuration_tells_whether_a_method_learns_from_true_sources() -> None:
+    for method, needed in (("SemiSupervisedMixIT", True), ("MixIT", False), ("Stranger", False)):
+        config = f"model:\n  class_path: surf_lightning.methods.{method}\n"
+        assert Run.read(Path(write(method, None, None, config=config))).needs_sources == needed
+
+
 def test_recordings_without_truth_lack_no_test() -> None:
     config = "data:\n  class_path: surf_lightning.data.Folder\n  init_args: {}\n"
     untested = Run.read(Path(write("mine", None, None, config=config)))

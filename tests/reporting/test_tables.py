@@ -30,7 +30,7 @@ def surf(psnr: float = 20.125, ssim: float = 0.91239, **more: Any) -> Run:
 
 
 def supervised(psnr: float = 30.0) -> Run:
-    return measured("Supervised Flow", {"psnr": psnr, "ssim": 0.99}, "digits_supervised_flow")
+    return measured("Supervised Flow", {"psnr": psnr, "ssim": 0.99}, "digits_supervised_flow", needs_sources=True)
 
 
 def test_runs_stand_side_by_side_the_supervised_apart_and_unranked() -> None:
@@ -131,6 +131,7 @@ def test_table_2_shows_deviations_and_ranks_all() -> None:
     def run(label: str, score: float, fid: float) -> Run:
         metrics: dict[str, float | None] = {"is": score, "is_std": 0.125, "fid": fid}
         facts = {"data": "CIFAR10", "genuine": True, "mixtures": 25_000, "evaluation": "SampleMetrics"}
+        facts["needs_sources"] = label == "BASIS"
         written = results(label, metrics, average={"is": 7.0, "is_std": 0.1, "fid": 28.0}, **facts)
         return Run(Path("runs", label), {"metrics_samples": written})
 

@@ -133,6 +133,7 @@ class TestResults(L.Callback):
             **module.signal,
             "method": type(module).__name__,
             "label": module.label,
+            "needs_sources": module.needs_sources,
             "seed": fitted_seed(self.folder, module.seed),
             "steps": module.trained_steps,
             "seconds": module.trained_seconds,

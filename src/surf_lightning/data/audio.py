@@ -122,7 +122,13 @@ class AudioMixtures(SeparationData):
         if not 0 < train_share <= 1:
             raise ValueError(f"train_share is a share above 0 and up to 1, not {train_share}")
         self.train_share = train_share
-        self._loaded: dict[Part, Readable] = {}
+        self._loaded: dict[tuple[Part, bool], Readable] = {}
+
+    @property
+    def with_sources(self) -> bool:
+        """Whether training batches hold the sources, where they are known: the attached method ``needs_sources``."""
+        method = self.trainer and self.trainer.lightning_module
+        return self.single_source_share > 0 or getattr(method, "needs_sources", False)
 
     @abstractmethod
     def load(self, part: Part) -> Readable:
@@ -130,9 +136,9 @@ class AudioMixtures(SeparationData):
 
     def examples(self, part: Part) -> Readable:
         """A part of the set, indexed once."""
-        if part not in self._loaded:
-            self._loaded[part] = self.load(part)
-        return self._loaded[part]
+        if (key := (part, self.with_sources)) not in self._loaded:
+            self._loaded[key] = self.load(part)
+        return self._loaded[key]
 
     def prepare_data(self) -> None:
         """Index on one process what this stage needs. The others, which wait without limit, then find the cache."""

@@ -171,21 +171,13 @@ class FolderWithTruth(Folder):
     Args:
         root: the folder.
         num_sources: sources in a mixture (K); by default as many as there are folders of sources.
-        with_sources: training batches hold the sources, cropped alike: for supervised methods.
         options: the arguments of ``Folder``; ``validation_share`` has no effect.
     """
 
     monitor = "val/si_sdri"
 
-    def __init__(
-        self,
-        root: str = "data/mixtures",
-        num_sources: int | None = None,
-        with_sources: bool = False,
-        **options: Any,
-    ) -> None:
+    def __init__(self, root: str = "data/mixtures", num_sources: int | None = None, **options: Any) -> None:
         super().__init__(root=root, **options)
-        self.with_sources = with_sources
         found = max((len(sources_in(folder)) for folder in self._folders()), default=0)
         self.num_sources = num_sources or found or None
 

@@ -59,16 +59,15 @@ class FUSS(AudioMixtures):
 
     Args:
         root: the folder of the lists, ssdata or ssdata_reverb, or the one that holds ssdata.
-        with_sources: training batches hold the sources, cropped alike: for supervised methods.
         options: the arguments of ``AudioMixtures``.
     """
 
     monitor = "val/MSi"
     num_sources = MAX_SOURCES
 
-    def __init__(self, root: str = "data/FUSS/ssdata", with_sources: bool = False, **options: Any) -> None:
+    def __init__(self, root: str = "data/FUSS/ssdata", **options: Any) -> None:
         super().__init__(**options)
-        self.root, self.with_sources = root, with_sources
+        self.root = root
 
     def load(self, part: Part) -> Examples:
         folder = fuss_folder(self.root, part)

@@ -27,7 +27,6 @@ class Libri2Mix(AudioMixtures):
     Args:
         root: the folder Libri2Mix.
         train_split: train-360 or train-100.
-        with_sources: training batches hold the sources, cropped alike: for supervised methods.
         single_source_share: of the training mixtures that hold one speaker alone, either of the two, for MixIT.
         options: the arguments of ``AudioMixtures``.
     """
@@ -38,14 +37,12 @@ class Libri2Mix(AudioMixtures):
         self,
         root: str = "data/Libri2Mix",
         train_split: str = "train-360",
-        with_sources: bool = False,
         single_source_share: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.root = root
         self.single_source_share = check_share("single_source_share", single_source_share)
-        self.with_sources = with_sources or single_source_share > 0
         self.splits: dict[Part, str] = {"train": train_split, "validation": "dev", "test": "test"}
 
     def genuine(self) -> bool:

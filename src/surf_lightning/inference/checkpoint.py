@@ -252,6 +252,7 @@ def checkpoint_metadata(module: Any) -> dict[str, Any]:
     return {
         "version": __version__,
         "method": class_path(module),
+        "needs_sources": module.needs_sources,
         "separator": describe(module.separator),
         "signal": module.signal,
     }

@@ -22,7 +22,7 @@ from surf_lightning.files import new_folder, own_file, read_text, read_yaml
 from surf_lightning.inference.checkpoint import PREFIX
 from surf_lightning.inference.hub import CARD, CONFIG, METADATA, WEIGHTS
 from surf_lightning.inference.separator import read_separator
-from surf_lightning.metrics.tables import SUPERVISED, results_table
+from surf_lightning.metrics.tables import results_table
 
 LIBRARY = "surf-lightning"
 UNKNOWN = "unknown"  # the Hub's name of a licence that nobody has chosen
@@ -73,7 +73,7 @@ def export(
         raise UserError(f"{output} is there already: give the name of a new folder by --output")
     metadata, separator = read_separator(checkpoint, trust)
     weights = {PREFIX + key: value.clone().contiguous() for key, value in separator.state_dict().items()}
-    config = {key: metadata[key] for key in METADATA}
+    config = {key: metadata.get(key) for key in METADATA}
     parameters = sum(parameter.numel() for parameter in separator.parameters())
     try:
         run = record_of(checkpoint)
@@ -155,7 +155,9 @@ def model_card(
         if licence == UNKNOWN
         else f"The weights may be used under the licence {licence}.",
     )
-    return f"---\n{ModelCardData(tags=_tags(title, signal['kind']), **head).to_yaml()}\n---\n\n{text}"
+    learning = ["unsupervised-learning"] if metadata.get("needs_sources") is False else []  # early ones do not say
+    tags = ["source-separation", *learning, signal["kind"], title.lower(), "pytorch-lightning"]
+    return f"---\n{ModelCardData(tags=tags, **head).to_yaml()}\n---\n\n{text}"
 
 
 def _evaluated(results: dict[str, Any], pipeline: str) -> list[EvalResult]:
@@ -172,12 +174,6 @@ def copy_examples(run: RunRecord, folder: Path) -> None:
         (folder / EXAMPLES).mkdir()
     for path in run.media:
         shutil.copyfile(path, folder / EXAMPLES / path.name)
-
-
-def _tags(title: str, kind: str) -> list[str]:
-    supervised = title in [label.title().replace(" ", "") for label in SUPERVISED] or title in SUPERVISED
-    learning = [] if supervised else ["unsupervised-learning"]
-    return ["source-separation", *learning, kind, title.lower(), "pytorch-lightning"]
 
 
 def _making(run: RunRecord) -> str:

@@ -16,7 +16,7 @@ from surf_lightning.errors import UserError
 from surf_lightning.inference.checkpoint import KEY, PREFIX, check_finite, check_record, read_checkpoint
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # named as the Hugging Face Hub has them
-METADATA = ("method", "separator", "signal", "version")  # of a checkpoint's metadata, what a separator needs
+METADATA = ("method", "needs_sources", "separator", "signal", "version")  # what an export says of a checkpoint's
 
 MAX_CONFIG = 1_000_000  # bytes of a config.json: ours have a thousandth, and JSON takes far more memory than text
 

@@ -65,6 +65,8 @@ class SeparationModule(ScheduledModule, ABC):
     signal: dict[str, Any]
     label: str
     """The method's name in the tables of the paper."""
+    needs_sources = False
+    """Whether it learns from true sources: training batches then hold them, and tables rank it apart."""
     is_oracle = False
     """Whether it looks at the true sources, has nothing to train, and is tested without a checkpoint."""
 

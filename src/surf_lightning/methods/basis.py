@@ -22,6 +22,7 @@ from surf_lightning.functional.langevin import (
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import Separator
 from surf_lightning.methods.base import Batch, SeparationModule
+from surf_lightning.methods.supervised import true_sources
 from surf_lightning.networks.base import serializable
 from surf_lightning.networks.score import ScoreNetwork
 
@@ -111,6 +112,7 @@ class BASIS(SeparationModule):
     """
 
     label = "BASIS"
+    needs_sources = True
     separator: BasisSeparator
 
     def __init__(
@@ -139,7 +141,7 @@ class BASIS(SeparationModule):
         return (255 * images + random.uniform(images.numel()).view_as(images)) / 256
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
-        images = self.clean_images(batch["sources"], random)
+        images = self.clean_images(true_sources(batch, self.separator.num_sources), random)
         sigmas = images.new_tensor(self.separator.sigmas)
         sigma = sigmas[(len(sigmas) * random.uniform(len(images))).long()]
         noise = random.normal(images.shape)

@@ -39,7 +39,7 @@ class IdealRatioMask(SeparationModule):
     """
 
     label = "Ideal ratio mask"
-    is_oracle = True
+    needs_sources = is_oracle = True
 
     def __init__(self, n_fft: int = 512, hop: int = 128, seed: int = 0) -> None:
         super().__init__(_Nothing(), optimizer=torch.optim.SGD, seed=seed)

@@ -100,8 +100,8 @@ class SemiSupervisedMixIT(MixIT):
 
     A supervised group of mixtures has the permutation-invariant error, Eq. (1), of all M outputs against the true
     sources of all, padded with silence to M; see ``functional.losses.reference_energy`` for what silence costs. With
-    ``supervised_share`` 1 this is the paper's supervised training on mixtures of mixtures. Training batches must hold
-    true sources; those of a group that is not supervised are not looked at.
+    ``supervised_share`` 1 this is the paper's supervised training on mixtures of mixtures. The true sources of a group
+    that is not supervised are not looked at.
 
     Args:
         network: of at least NK outputs.
@@ -118,6 +118,7 @@ class SemiSupervisedMixIT(MixIT):
     """
 
     label = "Semi-supervised MixIT"
+    needs_sources = True
 
     def __init__(
         self,

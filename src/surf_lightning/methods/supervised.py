@@ -24,7 +24,7 @@ def true_sources(batch: Batch, count: int) -> Tensor:
         UserError: the data have no true sources, or more than ``count``.
     """
     if "sources" not in batch:
-        raise UserError("supervised training needs true sources, and these data have none (data.with_sources=true?)")
+        raise UserError("supervised training needs true sources, and these data have none")
     sources = batch["sources"]
     if sources.shape[1] > count:
         raise UserError(f"the mixtures have {sources.shape[1]} sources, the network separates {count}")
@@ -51,6 +51,7 @@ class SupervisedRegression(SeparationModule):
     """
 
     label = "Supervised Regression"
+    needs_sources = True
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class SupervisedFlow(SeparationModule):
     """
 
     label = "Supervised Flow"
+    needs_sources = True
     separator: FlowSeparator
 
     def __init__(

@@ -13,8 +13,6 @@ import yaml
 Results = dict[str, Any]
 """What a test wrote: metrics.json of a run."""
 
-SUPERVISED = ("Supervised Regression", "Supervised Flow", "BASIS", "Dynamic Mixing", "Ideal ratio mask")
-"""Labels of the methods that need clean sources: shown, but not ranked with those that learn from mixtures alone."""
 BESIDE = {"si_sdri": "SI-SDRi (dB)", "MSi": "MSi (dB)"}
 """Metrics that are measured and are no columns of the papers."""
 MEASURED = ("average", "unsupervised", "supervised")
@@ -178,7 +176,7 @@ def results_table(results: Sequence[Results], names: Sequence[str]) -> Table:
     if average := next((each["average"] for each in results if each.get("average")), None):
         rows.append(("Average", Row("Average (m/K)", average, "average")))
     for name, each in zip(names, results, strict=True):
-        kind = "supervised" if each["label"] in SUPERVISED else "unsupervised"
+        kind = "supervised" if each.get("needs_sources") else "unsupervised"
         place = below if kind == "supervised" else rows
         place.append((each["label"], measured_row(name, kind, each)))
         if mean := each.get("mean_of_samples"):

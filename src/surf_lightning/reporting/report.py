@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from surf_lightning import __version__
 from surf_lightning.files import write_together
-from surf_lightning.metrics.tables import SUPERVISED, Table
+from surf_lightning.metrics.tables import Table
 from surf_lightning.reporting.figures import (
     SoundExample,
     curves,
@@ -86,7 +86,7 @@ def make_sections(runs: Sequence[Run]) -> list[Section]:
 def _section(data: str, everything: Sequence[Run]) -> Section:
     again = repetitions(everything)
     runs = [run for run in everything if not any(run in group for group in again.values())]
-    runs.sort(key=lambda run: run.label in SUPERVISED)  # as in the table
+    runs.sort(key=lambda run: run.needs_sources)  # as in the table
     sweeps = find_sweeps(runs)
     runs = [run for run in runs if not any(run in sweep.changed for sweep in sweeps)]
     with_examples = [run for run in runs if run.examples]

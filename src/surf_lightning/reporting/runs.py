@@ -94,6 +94,12 @@ class Run:
         return str(self.tested.get("label") or _method_label(self.settings) or self.folder.name)
 
     @property
+    def needs_sources(self) -> bool:
+        """Whether its method learns from true sources."""
+        method = getattr(methods, _part(self.settings, "model")[0], None)
+        return bool(self.tested.get("needs_sources", getattr(method, "needs_sources", False)))
+
+    @property
     def data(self) -> str:
         """The data set's name."""
         return str(self.tested.get("data") or _part(self.settings, "data")[0] or "unknown data")
