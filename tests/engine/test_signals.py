@@ -43,16 +43,24 @@ def signalled_in_validation(monkeypatch: pytest.MonkeyPatch, number: int, step: 
     monkeypatch.setattr(LastCheckpoint, "on_validation_batch_end", hook)
 
 
-@pytest.mark.parametrize(("number", "interval"), [(signal.SIGTERM, "4"), (signal.SIGINT, "2")])
+@pytest.mark.parametrize(
+    ("number", "interval", "step", "steps"),
+    [
+        (signal.SIGTERM, "4", 4, "6"),
+        (signal.SIGINT, "2", 4, "6"),
+        (signal.SIGTERM, "2", 6, "6"),  # no step is left to make
+        (signal.SIGTERM, "4", 8, "8"),  # as before, at the end of an epoch
+    ],
+)
 def test_a_signal_in_a_validation_saves_and_the_resumed_run_begins_with_it(
-    number: signal.Signals, interval: str, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, interval: str, step: int, steps: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [*VALIDATIONS, "--trainer.val_check_interval", interval, "--trainer.max_steps", "6"]
+    options = [*VALIDATIONS, "--trainer.val_check_interval", interval, "--trainer.max_steps", steps]
     with monkeypatch.context() as patched:
-        signalled_in_validation(patched, number, step=4)
+        signalled_in_validation(patched, number, step)
         with pytest.raises(SystemExit, match=str(STATUS[number])):
             surf("parts", *options)
-    assert weights("parts/checkpoints/last.ckpt")["step"] == 4
+    assert weights("parts/checkpoints/last.ckpt")["step"] == step
     assert surf("parts", *options, "--ckpt_path", "last") == surf("whole", *options) == 0
     curves = [read_curves(Path(run, "metrics.csv")) for run in ("parts", "whole")]
     assert curves[0] == curves[1]

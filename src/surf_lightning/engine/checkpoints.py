@@ -4,7 +4,7 @@ Private names of Lightning that this folder uses, to look at before its version 
 
 - ``ModelCheckpoint``: ``_should_skip_saving_checkpoint``, ``_save_none_monitor_checkpoint``, ``_monitor_candidates``,
   ``_save_checkpoint``, ``_last_global_step_saved``
-- ``trainer.fit_loop``: ``_should_accumulate``, ``_data_fetcher``, ``epoch_loop._should_check_val_fx``,
+- ``trainer.fit_loop``: ``skip``, ``_should_accumulate``, ``_data_fetcher``, ``epoch_loop._should_check_val_fx``,
   ``epoch_loop.restarted_on_last``, ``epoch_loop.val_loop._has_run``
 - ``DDPStrategy._timeout``, ``strategy.launcher.procs``
 - ``trainer._logger_connector``: ``update_train_step_metrics``, ``_first_loop_iter``
@@ -27,6 +27,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -39,6 +40,12 @@ from surf_lightning.files import replacing
 SYNC_EVERY = 20  # optimizer steps between two questions of the ranks to each other, each of which waits for the device
 SYNC_SECONDS = 5.0  # where that many steps take longer, the ranks ask at every step
 SMOOTHED_METRIC, SMOOTHED = "val/momi", 3
+
+
+class OwingFitLoop(_FitLoop):
+    """Of a run that owes a validation: begins also at its last step, where there is no other one to make."""
+
+    skip = False
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -79,6 +86,10 @@ class LastCheckpoint(ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
         if self.keep > 1 and trainer.is_global_zero:
             keep_newest(Path(filepath), trainer.global_step, self.keep)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._validation_due:
+            trainer.fit_loop.__class__ = OwingFitLoop
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
