@@ -53,8 +53,7 @@ class SeparationModule(ScheduledModule, ABC):
             compiler) for faster steps, on GPUs above all. Checkpoints are the same with and without.
         initial_checkpoint: of any separator, such as MixIT's before supervised training: a checkpoint, an exported
             folder or hf://user/name. A fit begins with those of its weights that have a namesake of the same shape.
-        max_skipped_steps: so many steps in a row whose gradient is not finite end the run, see
-            ``callbacks.FiniteSteps``.
+        max_skipped_steps: so many steps in a row without a finite gradient end it, see ``callbacks.FiniteSteps``.
         seed: every random number of training batch i is a function of (seed, i). The command line sets it to
             seed_everything.
     """
