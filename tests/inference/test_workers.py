@@ -149,6 +149,42 @@ def test_one_who_comes_later_joins_and_waits_for_what_others_do(monkeypatch: pyt
             assert len(manifest()) == 4
 
 
+def test_one_who_joins_replaces_neither_the_sources_of_another_recording_nor_what_was_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("1/x", "2/x", "c"):
+        record(f"in/{name}.wav", 0.2)
+    finished = separation_run.SeparationRun.finished
+
+    def slowly(self: Any, *args: Any) -> None:
+        Path("begun").touch()
+        time.sleep(0.3)
+        finished(self, *args)
+        while not Path("end").exists():
+            time.sleep(0.01)
+
+    def one(path: str) -> int:
+        return main(["separate", path, "--checkpoint", "a.ckpt", "--output", "out", "--trust", "--device", "cpu"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(separation_run.SeparationRun, "finished", slowly)
+        patch.setattr(separation_run, "POLL", 0.05)
+        with another(lambda: one("in/1/x.wav")) as child:
+            while not Path("begun").exists():
+                time.sleep(0.01)
+            patch.setattr(separation_run.SeparationRun, "finished", finished)
+            for _ in range(2):  # while the other is at it, and after it
+                assert one("in/2/x.wav") == 1
+                assert "in/2/x.wav: the names of its outputs are taken by in/1/x.wav" in capsys.readouterr().out
+            Path("out/c_source2.wav").write_text("mine")
+            assert one("in/c.wav") == 2
+            assert "there already, out/c_source2.wav for one" in capsys.readouterr().err
+            Path("end").touch()
+            status(child)
+    assert {row["Input"] for row in manifest()} == {"in/1/x.wav"}
+    assert Path("out/c_source2.wav").read_text() == "mine"
+
+
 def test_another_checkpoint_at_work_in_the_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     record("in/a.wav", 0.2)
     at_work = Worker(Path("out"), {"identity": "another", "redo": True, "began": 0.0})

@@ -51,7 +51,7 @@ class Journal:
     Attributes:
         entries: the latest on each stem.
         recent: the stems whose latest is in a worker's journal: this batch's, not an earlier one's.
-        failures: of this batch, by stem.
+        failures: of this batch, by input.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +68,7 @@ class Journal:
             for entry in self._new_lines(path):
                 stem = str(entry["stem"])
                 if entry.get("state") == "failed":
-                    self.failures[stem] = entry
+                    self.failures[str(entry["input"])] = entry
                 elif entry.get("turn", 0) >= self.entries.get(stem, entry).get("turn", 0):
                     self.entries[stem] = entry
                     (self.recent.discard if path == self.path else self.recent.add)(stem)
@@ -96,10 +96,17 @@ class Journal:
             return False
         return entry["state"] == "done" and entry["fingerprint"] == fingerprint and self._present(entry)
 
-    def unfinished(self, stem: str) -> set[Path]:
-        """The outputs of an interrupted run, some of which may have their names already."""
-        entry = self.entries.get(stem)
-        return set(self._paths(entry)) if entry is not None and entry["state"] == "writing" else set()
+    def replaceable(self, stem: str, unfinished: bool) -> set[Path]:
+        """The outputs of this batch; with ``unfinished`` also of an interrupted one, which may be there in part."""
+        entry = self.entries.get(stem, {})
+        ours = stem in self.recent or (unfinished and entry.get("state") == "writing")
+        return set(self._paths(entry)) if ours else set()
+
+    def other_input(self, stem: str, path: Path, fingerprint: Entry) -> str | None:
+        """The input, not the one at ``path``, whose outputs have in this batch got the names of those of ``stem``."""
+        entry = self.entries[stem] if stem in self.recent else {}
+        other = str(entry.get("input", path))
+        return other if other != os.fsdecode(path) and entry["fingerprint"] != fingerprint else None
 
     def publish(self, worker: Worker, stem: str, entry: Entry, moves: dict[Path, Path]) -> None:
         """Give complete files their names, and remove older outputs of the same stem, whose claim ``worker`` holds.
@@ -122,7 +129,7 @@ class Journal:
         """Record that a file cannot be separated."""
         entry = {"stem": stem, "state": "failed", "input": os.fsdecode(path), "reason": reason}
         worker.write(entry)
-        self.failures[stem] = entry
+        self.failures[entry["input"]] = entry
 
     def _record(self, worker: Worker, entry: Entry) -> None:
         worker.write(entry)

@@ -82,14 +82,17 @@ class SeparationRun:
     def check_outputs(self) -> None:
         """Raises UserError if a file would be overwritten, or the disk would be full."""
         inputs = {job.path.resolve() for job in self.jobs.values()}
-        taken: dict[Path, Path] = {}
+        there: dict[str, list[Path]] = {}
         for stem, job in self.jobs.items():
             if inputs & {path.resolve() for path in job.outputs}:
                 raise UserError(f"the sources of {job.path} would overwrite an input: give another --output")
-            own = set() if self.redo else self.journal.unfinished(stem)
-            taken |= {path: job.path for path in job.outputs if path.exists() and path not in own}
-        if not (self.overwrite or self.joins):
-            self._check_taken(taken)
+            there[stem] = [path for path in job.outputs if path.exists()]
+        self.journal.refresh()  # after the look: it has all that others have named until then
+        if not self.overwrite:
+            own = {stem: self.journal.replaceable(stem, unfinished=not self.redo) for stem in there}
+            self._check_taken(
+                {path: self.jobs[stem].path for stem in there for path in there[stem] if path not in own[stem]}
+            )
         self._check_room(shutil.disk_usage(self.journal.folder).free)
 
     def _check_room(self, free: int) -> None:
@@ -105,7 +108,7 @@ class SeparationRun:
             raise UserError(f"the outputs need {size(needed)}, {there}")
 
     def _check_taken(self, taken: dict[Path, Path]) -> None:
-        if not self.journal.path.exists():
+        if not (self.joins or self.journal.path.exists()):
             books = [path for name in (*MANIFESTS, SUMMARY) if (path := self.journal.folder / name).exists()]
             taken |= dict.fromkeys(books, self.journal.folder)
         if not taken:
@@ -136,13 +139,21 @@ class SeparationRun:
         while left:
             busy: list[str] = []
             for stem in left:
+                job = self.jobs[stem]
                 taken = self.worker.take(stem, partial(self._is_settled, stem))
-                if taken == "busy":
+                if taken == "settled":
+                    self.progress.file_done(job.seconds)
+                elif other := self.journal.other_input(stem, job.path, self.prints[stem]):
+                    self._fail(
+                        stem,
+                        job.path,
+                        f"the names of its outputs are taken by {shown(Path(other))}: give another --output",
+                    )
+                    self.progress.file_done(job.seconds)
+                elif taken == "busy":
                     busy.append(stem)
-                elif taken == "settled":
-                    self.progress.file_done(self.jobs[stem].seconds)
                 else:
-                    yield Course(self.jobs[stem], self.worker.work / str(next(numbers)))
+                    yield Course(job, self.worker.work / str(next(numbers)))
             left = busy
             if busy:
                 yield None
@@ -151,7 +162,7 @@ class SeparationRun:
     def _is_settled(self, stem: str) -> bool:
         self.journal.refresh()
         done = self.journal.is_done(stem, self.prints[stem], recently=self.redo)
-        return done or stem in self.journal.failures
+        return done or os.fsdecode(self.jobs[stem].path) in self.journal.failures
 
     def finished(self, course: Course, done: Done) -> None:
         """The outputs of a file are complete in its own folder: publish them."""
