@@ -66,8 +66,8 @@ def output_stems(inputs: dict[Path, Path]) -> dict[str, Path]:
     suffixes only, those become part of the stem, repeated until no other input has it.
     """
     if len({path.with_suffix("") for path in inputs.values()}) < len(inputs):
-        common = os.path.commonpath([path.absolute().parent for path in inputs])
-        inputs = {path: path.absolute().relative_to(common) for path in inputs}
+        common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in inputs])
+        inputs = {path: Path(os.path.abspath(path)).relative_to(common) for path in inputs}
     counts = Counter(path.with_suffix("") for path in inputs.values())
     stems: dict[str, Path] = {}
     for path, relative in inputs.items():
