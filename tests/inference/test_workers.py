@@ -194,6 +194,21 @@ def test_another_checkpoint_at_work_in_the_folder_is_refused(capsys: pytest.Capt
     assert separate() == 0
 
 
+def test_who_ends_is_gone_before_another_may_look_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    record("in/a.wav", 0.2)
+    alone, seen = Worker.alone, []
+
+    @contextlib.contextmanager
+    def watched(self: Worker) -> Iterator[None]:
+        with alone(self):
+            yield
+        seen.append((Path("out/.surf") / f"{self.name}.jsonl").exists())
+
+    monkeypatch.setattr(Worker, "alone", watched)
+    assert separate() == 0
+    assert seen == [False]
+
+
 # -- claims --
 
 

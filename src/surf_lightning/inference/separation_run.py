@@ -218,7 +218,7 @@ class SeparationRun:
             rows = self.journal.write_manifest()
             summary = self._summary(checkpoint, device)
             self.journal.write_json(SUMMARY, summary)
-        self.worker.end(others if last else None)
+            self.worker.end(others if last else None)  # before another looks who is here: one must be the last
         done, before, failed = summary["separated"], summary["done_before"], len(summary["failed"])
         print(f"{done} file{'' if done == 1 else 's'} separated, {before} done before, {failed} failed.")
         for failure in summary["failed"]:

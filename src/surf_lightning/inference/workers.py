@@ -160,7 +160,7 @@ class Worker:
         try:
             yield
         finally:
-            claim.unlink()
+            claim.unlink(missing_ok=True)  # one who has ended in the block may have been forgotten
 
     def forget(self, names: Iterable[str]) -> None:
         """Remove all traces of workers whose work is recorded elsewhere."""
