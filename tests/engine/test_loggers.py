@@ -381,15 +381,6 @@ def test_what_a_signal_ends_is_no_failure(monkeypatch: pytest.MonkeyPatch, recwa
     assert not recwarn
 
 
-def test_a_table_of_an_early_version_is_read_and_continued() -> None:
-    """It had a column for each name."""
-    Path("run").mkdir()
-    Path("run/metrics.csv").write_text("epoch,loss,step,val/psnr\n0,3.5,0,\n0,3.25,1,\n0,,1,20.5\n1,2.")
-    assert read_curves(Path("run/metrics.csv")) == {"loss": {0: 3.5, 1: 3.25}, "val/psnr": {1: 20.5}}
-    write("run", [(1, {"loss": 3.0, "epoch": 0}), (2, {"loss": 2.0})])
-    assert read_curves(Path("run/metrics.csv")) == {"loss": {0: 3.5, 1: 3.0, 2: 2.0}, "val/psnr": {1: 20.5}}
-
-
 def test_a_table_that_leads_out_of_a_strangers_run_is_not_written_to() -> None:
     Path("mine.txt").write_text("mine")
     Path("runs/foreign").mkdir(parents=True)

@@ -76,7 +76,7 @@ def test_a_test_alone_is_a_run_as_well() -> None:
         ("metrics.json", '{"metrics": {', "metrics.json cannot be read"),
         ("metrics.json", '{"metrics": {}}', "it has no data, label"),
         ("test_examples.pt", "no tensors", "test_examples.pt cannot be read"),
-        ("metrics.csv", "loss,step\nhalf,3\n", "metrics.csv cannot be read"),
+        ("metrics.csv", "loss,step\n0.5,3\n", "its columns are loss, step, not step, epoch, name, value"),
         ("metrics.csv", "step,epoch,name,value\n1,0," + 200_000 * "x" + ",1\n", "metrics.csv cannot be read"),
         ("metrics.json", "[]", "it is no object"),
         ("metrics.json", "null", "it is no object"),

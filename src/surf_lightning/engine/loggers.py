@@ -99,17 +99,16 @@ class MetricsCSV(Logger):
 
     def _append(self) -> None:
         """Append the lines, all or none; the first time, after the header and without what a kill left of a line."""
-        lines, header = self._waiting.encode(), (",".join(COLUMNS) + "\n").encode()
+        lines = self._waiting.encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._begun:
             if os.path.lexists(self._path):
                 own_file(self._path.parent, self._path)  # in a run of a stranger it may lead elsewhere, or nowhere
             with self._path.open("a+b") as file:
                 file.seek(0)
-                table = file.read()
-                file.truncate(table.rfind(b"\n") + 1)
-            if not table.startswith(header):  # it is new, or of an early version, which had a column for each name
-                lines = header + lines
+                whole = file.truncate(file.read().rfind(b"\n") + 1)
+            if not whole:
+                lines = (",".join(COLUMNS) + "\n").encode() + lines
         size = self._path.stat().st_size
         try:
             with self._path.open("ab") as file:

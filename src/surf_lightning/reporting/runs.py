@@ -214,18 +214,10 @@ def read_curves(path: Path) -> Curves:
     """
     curves: Curves = {}
     text = path.read_text(encoding="utf-8", errors="replace")
-    columns: list[str] = []
-    for row in csv.reader(text[: text.rfind("\n") + 1].splitlines()):  # a kill may have cut off the last line
-        if not columns or row == list(COLUMNS):
-            columns = row
-            if "step" not in columns:
-                raise ValueError("its columns are not step, name and value")
-            continue
-        values = dict(zip(columns, row, strict=True))
-        step, _ = int(values.pop("step")), values.pop("epoch", None)
-        if columns == list(COLUMNS):
-            values = {values["name"]: values["value"]}
-        for name, value in values.items():  # early versions had a column for each name, mostly empty
-            if value and math.isfinite(float(value)):
-                curves.setdefault(name, {})[step] = float(value)
+    rows = csv.reader(text[: text.rfind("\n") + 1].splitlines())  # a kill may have cut off the last line
+    if (columns := tuple(next(rows, COLUMNS))) != COLUMNS:
+        raise ValueError(f"its columns are {', '.join(columns)[:99]}, not {', '.join(COLUMNS)}")
+    for step, _, name, value in rows:
+        if math.isfinite(number := float(value)):
+            curves.setdefault(name, {})[int(step)] = number
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
