@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import EvalResult, model_index_to_eval_results
@@ -79,8 +80,21 @@ def test_pictures_of_the_data_are_shown_only_where_they_are_asked_for(run: Digit
 
 
 def test_results_of_another_checkpoint_are_not_this_ones(run: Digits) -> None:
-    assert record_of("run/checkpoints/last.ckpt").results
-    assert record_of("run/checkpoints/best.ckpt").results == {}
+    assert record_of("run/checkpoints/last.ckpt", 2).results
+    assert record_of("run/checkpoints/best.ckpt", 2).results == {}
+
+
+def test_after_more_training_the_results_are_of_another_checkpoint(run: Digits) -> None:
+    last = Path("run/checkpoints/last.ckpt")
+    torch.save({**torch.load(last, weights_only=True), "global_step": 4}, last)
+    assert card().data.eval_results is None
+
+
+def test_a_file_beside_a_checkpoint_that_lies_in_no_run_is_not_shown() -> None:
+    Path("models").mkdir()
+    Path("models/a.ckpt").write_bytes(Path(save(separators()[0], AUDIO)).read_bytes())
+    Path("config.yaml").write_text("password: mine\n")
+    assert "password" not in card(checkpoint="models/a.ckpt").content
 
 
 @pytest.mark.parametrize("method", [MixIT, SemiSupervisedMixIT])

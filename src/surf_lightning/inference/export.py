@@ -76,7 +76,7 @@ def export(
     config = {key: metadata.get(key) for key in METADATA}
     parameters = sum(parameter.numel() for parameter in separator.parameters())
     try:
-        run = record_of(checkpoint)
+        run = record_of(checkpoint, metadata["steps"])
         run = run if examples else replace(run, media=[])
         for path in run.media:
             own_file(path.parents[1], path)
@@ -110,15 +110,19 @@ class RunRecord:
     media: list[Path]
 
 
-def record_of(checkpoint: str | PathLike[str]) -> RunRecord:
-    """Read the folder of the run that ``checkpoint`` lies in. Test results are those of this checkpoint, or none.
+def record_of(checkpoint: str | PathLike[str], steps: int | None) -> RunRecord:
+    """Read the folder of the run that ``checkpoint``, of so many ``steps``, lies in. Test results are of it, or none.
 
     Raises:
         ValueError: a file in it is a link that leads out of it, to what the card must not show, or is damaged.
     """
-    folder = Path(checkpoint).parent.parent
+    path = Path(checkpoint)
+    folder = path.parent.parent
+    if path.parent.name != "checkpoints":
+        return RunRecord({}, {}, {}, [])
     results = json.loads(_own_text(folder, "metrics.json") or "{}")
-    if not isinstance(results, dict) or Path(str(results.get("checkpoint"))).name != Path(checkpoint).name:
+    tested = isinstance(results, dict) and (Path(str(results.get("checkpoint"))).name, results.get("steps"))
+    if tested != (path.name, steps):  # best.ckpt is another one after each fit
         results = {}
     media = sorted(folder.glob("media/step_*"))
     latest = media[-1].name.partition(".")[0].split("_")[1] if media else ""

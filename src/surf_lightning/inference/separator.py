@@ -192,7 +192,7 @@ def load_separator(
 
 
 def read_separator(checkpoint: str | PathLike[str], trust: bool = False) -> tuple[dict[str, Any], Separator]:
-    """What ``load_separator`` loads, and the checkpoint's record of it."""
+    """What ``load_separator`` loads, and the checkpoint's record of it, with the steps that it was trained for."""
     checkpoint = local_path(checkpoint)
     content = read_trained(checkpoint)
     record = content[KEY]
@@ -204,4 +204,4 @@ def read_separator(checkpoint: str | PathLike[str], trust: bool = False) -> tupl
         raise UserError(f"{checkpoint}{other}: {error}") from error
     if not isinstance(separator, Separator):
         raise UserError(f"{checkpoint} describes a {type(separator).__name__}, which separates nothing")
-    return record, separator
+    return {**record, "steps": content.get("global_step")}, separator
