@@ -99,6 +99,13 @@ def test_every_format_gives_its_values() -> None:
     assert read_array(Path("colour.png")).shape == (3, 6, 5)
 
 
+@pytest.mark.parametrize(("mode", "dtype"), [("I;16", np.uint16), ("LA", np.uint8), ("RGBA", np.uint8)])
+def test_a_png_of_other_than_8_bits_in_grey_or_colours_is_refused(mode: str, dtype: Any) -> None:
+    Image.fromarray(np.ones((6, 5, *([len(mode)] if dtype == np.uint8 else [])), dtype)).save("a.png")
+    with pytest.raises(ValueError, match=f"is {mode}: .*save it as TIFF"):
+        read_array(Path("a.png"))
+
+
 def test_fits_is_read_where_astropy_is_there() -> None:
     fits = pytest.importorskip("astropy.io.fits")
     array = np.random.default_rng(0).random((6, 5)).astype(">f4")

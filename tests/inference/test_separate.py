@@ -531,7 +531,7 @@ def test_gray_images_and_images_of_several_channels(capsys: pytest.CaptureFixtur
     assert Image.open("out/a_source1.png").mode == "L"
     save(RegressionSeparator(Halves(), 2), {"kind": "image", "shape": [4, 6, 5]})
     assert separate("a.png", "--overwrite") == 1
-    assert "is L, but the separator takes arrays of 4 channels" in failures()["a.png"]
+    assert "is an array [1, 6, 5], but the separator takes [4, 6, 5]" in failures()["a.png"]
 
 
 @pytest.mark.parametrize("values", [None, [5.0, 20.0]])

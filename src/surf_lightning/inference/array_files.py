@@ -97,5 +97,7 @@ def _from_fits(path: Path) -> np.ndarray:
 def _from_image(path: Path) -> np.ndarray:
     with Image.open(path, formats=["PNG", "TIFF"]) as image:
         _check_size((len(image.getbands()), image.height, image.width))
+        if is_average(path) and image.mode not in ("L", "RGB", "P"):
+            raise ValueError(f"is {image.mode}: a PNG here has 8 bits, grey or in colours; save it as TIFF or .npy")
         pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
     return pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from surf_lightning.audio.streams import SampleFormat, source_paths
@@ -30,14 +30,12 @@ class ImageTask(Task):
 
     def __init__(self, separator: Separator, settings: Settings) -> None:
         super().__init__(separator, settings)
-        channels, self.height, self.width = separator.signal["shape"]
-        self.shape = [channels, self.height, self.width]
-        self.mode = {1: "L", 3: "RGB"}.get(channels, f"arrays of {channels} channels")
-        if channels in (1, 3):
+        self.shape = list(separator.signal["shape"])
+        if self.shape[0] in (1, 3):
             self.extensions = (*AVERAGES, *ARRAYS)
         if settings.events or (settings.format, settings.samples) != ("same", "same"):
             raise UserError("--events, --format and --samples are for sound; this checkpoint separates images")
-        self.window = self.width
+        self.window = self.shape[-1]
 
     def plan(self, path: Path, stem: Path) -> Job:
         size = self.num_sources * self.read(path).size * (1 if is_average(path) else 4)
@@ -71,26 +69,10 @@ class ImageTask(Task):
 
     def read(self, path: Path) -> np.ndarray:
         """The values ``[C,H,W]``; raises ValueError with the reason if they are not of the separator's shape."""
-        if is_average(path):
-            return self._read_image(path).reshape(self.height, self.width, -1).transpose(2, 0, 1)
         array = read_array(path)
         if list(array.shape) != self.shape:
             raise ValueError(f"is an array {list(array.shape)}, but the separator takes {self.shape}")
         return array
-
-    def _read_image(self, path: Path) -> np.ndarray:
-        takes = f"the separator takes {self.mode} of {self.width}x{self.height} pixels"
-        try:
-            with Image.open(path) as image:
-                if (image.width, image.height) != (self.width, self.height):
-                    raise ValueError(f"is of {image.width}x{image.height} pixels, but {takes}")
-                plain = image.convert("RGB") if image.mode == "P" else image
-                if plain.mode != self.mode:
-                    raise ValueError(f"is {plain.mode}, but {takes}")
-                return np.array(plain)
-        # SyntaxError: Pillow's for a broken PNG
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"cannot be decoded ({error}); {takes}") from error
 
 
 class ImageWork(Work):
@@ -128,6 +110,6 @@ class ImageWork(Work):
         with replacing(path) as file:
             if self.is_average:
                 pixels = values.round().clamp(0, 255).to(torch.uint8)
-                Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy(), self.task.mode).save(file, "PNG")
+                Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).save(file, "PNG")
             else:
                 np.save(file, (values[0] if len(values) == 1 else values).float().numpy())  # [H,W], or [C,H,W]
