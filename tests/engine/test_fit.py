@@ -63,6 +63,25 @@ def test_an_earlier_run_is_moved_aside_or_continued() -> None:
     assert (step_of(Path("run")), step_of(Path("run.1"))) == (2, 3)
 
 
+def test_a_run_that_goes_on_from_another_leaves_the_one_in_its_folder_alone() -> None:
+    for folder in ("a", "b"):
+        fit(tiny.mixit(), tiny.digits(), folder, 2, **QUIET)
+    state = torch.load("b/checkpoints/last.ckpt", weights_only=True)
+    for callback in state["callbacks"].values():
+        callback["best_model_score"] = torch.tensor(1e6)  # of b's best.ckpt, which is not here
+    torch.save(state, "b/checkpoints/last.ckpt")
+    before = files(Path("a"))
+    fit(tiny.mixit(), tiny.digits(), "a", 4, ckpt_path="b/checkpoints/last.ckpt", **QUIET)
+    assert files(Path("a.1")) == before
+    assert step_of(Path("a.1")) == 2
+    assert {step for curve in read_curves(Path("a", "metrics.csv")).values() for step in curve} == {3}
+    assert torch.load("a/checkpoints/best.ckpt", weights_only=True)["global_step"] == 4
+    Path("link").symlink_to("a")
+    fit(tiny.mixit(), tiny.digits(), "a", 5, ckpt_path="link/checkpoints/best.ckpt", **QUIET)
+    assert step_of(Path("a")) == 5
+    assert not Path("a.2").exists()
+
+
 def test_a_stage_without_its_earlier_one_leaves_the_folder_alone() -> None:
     fit(tiny.mixit(), tiny.digits(), "run", 2, **QUIET)
     surf = SURF(tiny.velocity(), objective="remixit", mixit_checkpoint="nowhere.ckpt", optimizer=tiny.adam)

@@ -258,9 +258,8 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score so far, for the file in this run's folder; no path is taken from a checkpoint."""
         self.recent = list(state_dict.get("recent", []))
-        score = state_dict.get("best_model_score")
-        if isinstance(score, Tensor):
-            best = os.path.join(str(self.dirpath), "best.ckpt")
+        score, best = state_dict.get("best_model_score"), os.path.join(str(self.dirpath), "best.ckpt")
+        if isinstance(score, Tensor) and os.path.exists(best):  # else it is another run's
             self.best_model_score = self.kth_value = score
             self.best_model_path = self.kth_best_model_path = best
             self.best_k_models = {best: score}

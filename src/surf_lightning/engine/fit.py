@@ -232,5 +232,5 @@ def fit(
     options = {"logger": MetricsCSV(str(folder)), "log_every_n_steps": interval, **options}
     filter_warnings()
     trainer = make_trainer(folder, "fit", callbacks=callbacks, max_steps=max_steps, **options)
-    train(trainer, module, data, continued, fresh=ckpt_path is None)
+    train(trainer, module, data, continued, fresh=run_folder.begins_run(folder, ckpt_path))
     return trainer

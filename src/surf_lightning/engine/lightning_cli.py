@@ -96,7 +96,7 @@ class SurfCLI(LightningCLI):
             config.name, config.trainer.default_root_dir = os.path.relpath(own, "runs"), None
         given = own or config.trainer.default_root_dir
         self.folder = Path(given) if given else run_folder.default_folder(config.name, first)
-        self.is_new = subcommand == "fit" and config.ckpt_path is None
+        self.is_new = subcommand == "fit" and run_folder.begins_run(self.folder, config.ckpt_path)
         find = run_folder.checkpoint_to_continue if subcommand == "fit" else run_folder.trained_checkpoint
         is_oracle = pkgutil.resolve_name(config.model.class_path).is_oracle
         checkpoint = None if is_oracle else find(self.folder, config.ckpt_path)

@@ -86,6 +86,14 @@ def _readable(candidates: list[Path]) -> Path:
     raise UserError(f"no checkpoint can be read: {'; '.join(reasons)}. To begin anew, leave out --ckpt_path")
 
 
+def begins_run(folder: Path, ckpt_path: str | None) -> bool:
+    """Whether a fit in ``folder`` goes on from no checkpoint of the run that is there, but from none or another's."""
+    if ckpt_path is None or ckpt_path in ("last", "best"):
+        return ckpt_path is None
+    path = Path(ckpt_path)  # of which any part may be a link
+    return folder.absolute() not in path.absolute().parents and folder.resolve() not in path.resolve().parents
+
+
 def move_aside(folder: Path) -> Path | None:
     """Move an earlier run that is in the way of a fresh one to <folder>.1, .2, ..., and say where."""
     if not any((folder / part).exists() for part in (CHECKPOINTS, "config.yaml", "metrics.csv")):
