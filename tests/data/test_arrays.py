@@ -106,6 +106,13 @@ def test_a_png_of_other_than_8_bits_in_grey_or_colours_is_refused(mode: str, dty
         read_array(Path("a.png"))
 
 
+def test_a_tiff_of_several_pages_is_refused() -> None:
+    first, *others = (Image.fromarray(np.full((6, 5), i, np.float32)) for i in range(3))
+    first.save("a.tif", save_all=True, append_images=others)
+    with pytest.raises(ValueError, match="holds 3 pages: save it as .npy"):
+        read_array(Path("a.tif"))
+
+
 def test_fits_is_read_where_astropy_is_there() -> None:
     fits = pytest.importorskip("astropy.io.fits")
     array = np.random.default_rng(0).random((6, 5)).astype(">f4")

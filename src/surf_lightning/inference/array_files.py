@@ -99,5 +99,7 @@ def _from_image(path: Path) -> np.ndarray:
         _check_size((len(image.getbands()), image.height, image.width))
         if is_average(path) and image.mode not in ("L", "RGB", "P"):
             raise ValueError(f"is {image.mode}: a PNG here has 8 bits, grey or in colours; save it as TIFF or .npy")
+        if (pages := getattr(image, "n_frames", 1)) > 1:
+            raise ValueError(f"holds {pages} pages: save it as .npy, [C,H,W]")
         pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
     return pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
