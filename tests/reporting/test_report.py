@@ -196,8 +196,8 @@ def test_a_run_with_missing_pieces_still_reports_the_rest() -> None:
     assert page.tables[0][-1] == ["MixIT", "18.00", "0.800", "4,000", "1.5"]
     assert page.headings == ["Separation of Digits", "Learning curves", "What is missing", "What was run"]
     expected = [
-        "runs/bare: no config.yaml: surf fit writes it; no test_examples.pt: surf test writes it; "
-        "no metrics.csv: the run was not logged to it.",
+        "runs/bare: no config.yaml: surf fit writes it; no metrics.csv: the run was not logged to it; "
+        "no test_examples.pt: surf test writes it.",
         "runs/trained: no metrics.json: surf test writes it; no test_examples.pt: surf test writes it.",
     ]
     assert page.items == expected

@@ -54,18 +54,19 @@ def test_a_configuration_tells_whether_a_method_learns_from_true_sources() -> No
         assert Run.read(Path(write(method, None, None, config=config))).needs_sources == needed
 
 
-def test_recordings_without_truth_lack_no_test() -> None:
-    config = "data:\n  class_path: surf_lightning.data.Folder\n  init_args: {}\n"
-    untested = Run.read(Path(write("mine", None, None, config=config)))
-    assert (untested.missing, untested.data) == ((), "Folder")
+def test_what_was_validated_without_truth_lacks_no_test() -> None:
+    for data in ("Folder", "Shards", "Stranger"):
+        folder = Path(write(data, None, None, config=f"data:\n  class_path: surf_lightning.data.{data}\n"))
+        (folder / "metrics.csv").write_text("step,epoch,name,value\n99,0,val/momi,1.5\n")
+        assert (Run.read(folder).missing, Run.read(folder).data) == ((), data)
 
 
 def test_a_test_alone_is_a_run_as_well() -> None:
     folder = write("digits_mixit", results("MixIT", {"psnr": 18.0}), None, config="")
     assert Run.read(Path(folder)).missing == (
         "no config.yaml: surf fit writes it",
-        "no test_examples.pt: surf test writes it",
         "no metrics.csv: the run was not logged to it",
+        "no test_examples.pt: surf test writes it",
     )
     assert Run.read(Path(folder)).facts["hardware"] == "a CPU, 2 threads"
 

@@ -64,10 +64,11 @@ class Run:
                 return nothing
 
         config = read("config.yaml", read_config, "", ": surf fit writes it")
+        curves = read("metrics.csv", read_curves, Curves(), ": the run was not logged to it")
         tests = sorted(path.name for path in folder.glob("metrics*.json"))
         hint, nothing = ": surf test writes it", dict[str, Any]()
         results, examples = {}, nothing
-        if tests or _has_truth(_settings(config)):
+        if tests or "val/momi" not in curves:  # which a fit logs where there is no truth, and so nothing to test against
             results = {name: read(name, read_results, nothing, hint) for name in tests or ["metrics.json"]}
             examples = read("test_examples.pt", read_examples, nothing, hint)
         run = cls(
@@ -75,7 +76,7 @@ class Run:
             {name.removesuffix(".json"): each for name, each in results.items() if each},
             examples,
             config,
-            read("metrics.csv", read_curves, {}, ": the run was not logged to it"),
+            curves,
             _latest(folder / "media"),
             tuple(missing),
         )
@@ -192,12 +193,6 @@ def _part(settings: dict[str, Any], name: str) -> tuple[str, dict[str, Any]]:
     part = settings.get(name)
     kind, arguments = (part.get("class_path"), part.get("init_args")) if isinstance(part, dict) else ("", {})
     return str(kind).rpartition(".")[2], arguments if isinstance(arguments, dict) else {}
-
-
-def _has_truth(settings: dict[str, Any]) -> bool:
-    """Whether the data have true sources to test against."""
-    kind, options = _part(settings, "data")
-    return kind != "Folder" and (kind != "Arrays" or bool(options.get("source_roots")))
 
 
 def _latest(media: Path) -> tuple[Path, ...]:
