@@ -109,7 +109,7 @@ def test_a_png_of_other_than_8_bits_in_grey_or_colours_is_refused(mode: str, dty
 def test_a_tiff_of_several_pages_is_refused() -> None:
     first, *others = (Image.fromarray(np.full((6, 5), i, np.float32)) for i in range(3))
     first.save("a.tif", save_all=True, append_images=others)
-    with pytest.raises(ValueError, match="holds 3 pages: save it as .npy"):
+    with pytest.raises(ValueError, match="holds 3 pages: save it as"):
         read_array(Path("a.tif"))
 
 
