@@ -68,7 +68,7 @@ class Run:
         tests = sorted(path.name for path in folder.glob("metrics*.json"))
         hint, nothing = ": surf test writes it", dict[str, Any]()
         results, examples = {}, nothing
-        if tests or "val/momi" not in curves:  # which a fit logs where there is no truth, and so nothing to test against
+        if tests or "val/momi" not in curves:  # which a fit logs where there is no truth to test against
             results = {name: read(name, read_results, nothing, hint) for name in tests or ["metrics.json"]}
             examples = read("test_examples.pt", read_examples, nothing, hint)
         run = cls(
