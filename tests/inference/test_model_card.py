@@ -119,6 +119,11 @@ def test_without_a_run_the_card_says_what_is_known() -> None:
     assert "## How it was made" not in found.text
 
 
+def test_the_card_gives_the_scale_of_arrays() -> None:
+    save(separators()[0], {"kind": "image", "shape": [1, 8, 8], "values": [16.5, 12.25]})
+    assert "# [B,C,H,W], 2 * (values - 16.5) / 12.25 -> [B,K,C,H,W]" in card(checkpoint="a.ckpt").text
+
+
 def test_sounds_of_the_latest_validation_are_shown() -> None:
     save(separators()[0], AUDIO)
     for folder in ("run/checkpoints", "run/media"):

@@ -6,12 +6,16 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from surf_lightning.cli import main
 from surf_lightning.errors import UserError
+from surf_lightning.inference import onnx
+from surf_lightning.inference.array_files import read_array
 from surf_lightning.inference.onnx import ConvolutionalSTFT, write_onnx
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator, Separator
 from surf_lightning.networks.base import EnvelopeNoise, RegressionNetwork
@@ -19,7 +23,7 @@ from surf_lightning.networks.conv_tasnet import ConvTasNet, VelocityConvTasNet
 from surf_lightning.networks.locoformer import MBLocoformer, RegressionLocoformer
 from surf_lightning.networks.stft import STFT
 from surf_lightning.networks.stft_conv_tasnet import STFTConvTasNet, VelocitySTFTConvTasNet
-from tests.inference.test_separate import AUDIO, save
+from tests.inference.test_separate import AUDIO, Halves, save, separate
 from tests.tiny import perturbed, regression, velocity
 
 SMALL: dict[str, Any] = {"filters": 8, "frame": 8, "hop": 4, "bottleneck": 4, "hidden": 8, "repeats": 1, "blocks": 1}
@@ -74,6 +78,32 @@ def test_a_flow_on_audio_of_any_length() -> None:
 def test_each_kind(separator: Separator, signal: dict[str, Any], shapes: list[tuple[int, ...]], tmp_path: Path) -> None:
     write_onnx(separator.eval(), signal, tmp_path)
     check(separator, tmp_path, *shapes)
+
+
+@pytest.mark.parametrize("values", [None, [100.0, 300.0]])
+@pytest.mark.parametrize("shape", [[1, 6, 5], [3, 6, 5]])
+@pytest.mark.parametrize("suffix", [".npy", ".png"])
+def test_the_script_maps_the_values_of_a_file_as_surf_separate_does(
+    values: list[float] | None, shape: list[int], suffix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    signal = {"kind": "image", "shape": shape, **({"values": values} if values else {})}
+    separator = RegressionSeparator(Halves(0.7), 2)
+    save(separator, signal)
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.save("a.npy", array.squeeze())
+    Image.fromarray(np.moveaxis(array, 0, -1).squeeze()).save("a.png")
+    assert separate(f"a{suffix}") == 0
+
+    monkeypatch.setattr(onnx, "_graph", lambda *_: None)
+    write_onnx(separator, signal, tmp_path)
+    text, call = (tmp_path / "separate.py").read_text(), 'load("separator.onnx").run(None, {"mixtures": mixtures})[0]'
+    assert call in text
+    monkeypatch.setattr("sys.argv", ["separate.py", f"a{suffix}"])
+    network = lambda mixtures: separator(torch.from_numpy(mixtures)).detach().numpy()  # noqa: E731
+    exec(text.replace(call, "network(mixtures)"), {"__name__": "__main__", "network": network})
+    for name in (f"a_source1{suffix}", f"a_source2{suffix}"):
+        np.testing.assert_allclose(read_array(Path(name)), read_array(Path("out", name)), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.slow

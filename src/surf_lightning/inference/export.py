@@ -144,6 +144,10 @@ def model_card(
     head: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": pipeline, "license": licence}
     if run.results:
         head |= {"model_name": name, "eval_results": _evaluated(run.results, pipeline)}
+    scale = "sums of K sources in [-1,1]"
+    if "values" in signal:  # of its arrays, which surf separate maps by itself
+        center, half = signal["values"]
+        scale = f"{num_sources} * (values - {center}) / {half}"
     text = TEMPLATE.format(
         name=name,
         what=f"sounds at {signal['sample_rate']} Hz" if is_audio else f"images of shape {signal['shape']} {AXES}",
@@ -151,8 +155,8 @@ def model_card(
         method=method,
         version=metadata["version"],
         parameters=parameters,
-        shapes="[B,T] -> [B,K,T]" if is_audio else "[B,C,H,W], sums of K sources in [-1,1] -> [B,K,C,H,W]",
-        example="field/" if is_audio else "mixtures/*.png",
+        shapes="[B,T] -> [B,K,T]" if is_audio else f"[B,C,H,W], {scale} -> [B,K,C,H,W]",
+        example="field/" if is_audio else "mixtures/",
         kind="sounds" if is_audio else "images",
         parts="".join((_making(run), _measured(run.results), _examples(run.media), _configuration(run.config))),
         licence="Nobody has said under which licence the weights may be used: `license` in the head of this file is to."

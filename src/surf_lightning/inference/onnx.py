@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surf_lightning.errors import UserError
+from surf_lightning.inference.array_files import scale_of
 from surf_lightning.inference.separator import FlowSeparator, Separator
 from surf_lightning.networks.stft import STFT, pad_to_hops
 
@@ -96,7 +97,11 @@ def write_onnx(separator: Separator, signal: dict[str, Any], folder: Path) -> li
     else:
         _graph(folder / "separator.onnx", separator, {"mixtures": mixtures}, is_audio)
         loop, names = REGRESSION, ["separator.onnx"]
-    files = AUDIO.format(rate=signal["sample_rate"]) if is_audio else IMAGES.format(sources=separator.num_sources)
+    if is_audio:
+        files = AUDIO.format(rate=signal["sample_rate"])
+    else:
+        array, picture = (scale_of(signal, name, separator.num_sources) for name in (".npy", ".png"))
+        files = IMAGES.format(sources=separator.num_sources, array=array, picture=picture)
     (folder / SCRIPT).write_text(HEAD + loop + files, encoding="utf-8")
     return [*names, SCRIPT]
 
@@ -182,11 +187,19 @@ if __name__ == "__main__":
 IMAGES = """
 
 if __name__ == "__main__":
-    from PIL import Image
+    path = Path(sys.argv[1])
+    if path.suffix == ".npy":  # the sum of the sources
+        image, (center, half), share = np.load(path), {array}, {sources}
+    else:  # their average
+        from PIL import Image
 
-    pixels = np.asarray(Image.open(sys.argv[1]), np.float32) / 127.5 - 1  # the average of the sources
-    image = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    for k, source in enumerate(separate({sources} * image[None])[0]):
-        pixels = np.uint8(np.rint((source.clip(-1, 1) + 1) * 127.5)).transpose(1, 2, 0).squeeze()
-        Image.fromarray(pixels).save(f"{{Path(sys.argv[1]).stem}}_source{{k + 1}}.png")
+        assert path.suffix == ".png", f"{{path}} is neither .npy nor .png"
+        image, (center, half), share = np.moveaxis(np.atleast_3d(Image.open(path)), -1, 0), {picture}, 1
+    image = (np.float32(image) - center) / half
+    for k, source in enumerate(separate({sources} * image.reshape(1, -1, *image.shape[-2:]))[0]):
+        values, name = (source * half + center) / share, f"{{path.stem}}_source{{k + 1}}{{path.suffix}}"
+        if path.suffix == ".npy":
+            np.save(name, values.reshape(image.shape))
+        else:
+            Image.fromarray(np.moveaxis(np.uint8(np.rint(values.clip(0, 255))), 0, -1).squeeze()).save(name)
 """
