@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from surf_lightning.audio.storage import Chunks
+from surf_lightning.audio.storage import Chunks, LocalFolder
 from surf_lightning.cli import main
 from surf_lightning.data import Folder, Shards, shard_writer
 from surf_lightning.errors import UserError
@@ -403,3 +404,15 @@ def test_chunks_that_are_missing_are_bad(tmp_path: Path) -> None:
     chunks = Chunks(str(tmp_path), ["a.tar"], [1], [""], tmp_path, 1)
     with pytest.raises(ValueError, match=r"a.tar: missing"):
         chunks.read(0, 0, 1)
+
+
+def test_a_set_that_was_made_again_is_not_read_from_the_old_ones_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("surf_lightning.audio.storage.storage", lambda _: LocalFolder(tmp_path))
+    for content in (b"old", b"new"):
+        Path(tmp_path, "a.tar").write_bytes(content)
+        chunks = Chunks("s3://b/f", ["a.tar"], [3], [hashlib.sha256(content).hexdigest()], tmp_path / "cache", 1000)
+        assert chunks.read(0, 0, 3) == content
+    with pytest.raises(UserError, match="no file of its own"):
+        Chunks("s3://b/f", ["a.tar"], [3], ["../../secret"], tmp_path / "cache", 1000)

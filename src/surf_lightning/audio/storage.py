@@ -107,10 +107,12 @@ class Chunks:
     def __init__(
         self, url: str, names: Sequence[str], sizes: Sequence[int], hashes: Sequence[str], cache: Path, limit: int
     ) -> None:
-        if strange := [name for name in names if os.path.basename(name) != name or not name.endswith(".tar")]:
+        self.remote = url.startswith("s3://")
+        # In the cache the hash is part of the name: a set that was made again has other chunks of the same names.
+        self.local = [f"{sha[:16]}-{name}" for sha, name in zip(hashes, names, strict=True)] if self.remote else names
+        if strange := [name for name in self.local if os.path.basename(name) != name or not name.endswith(".tar")]:
             raise UserError(f"{url} names a chunk {strange[0]!r}, which is no file of its own")
         self.url, self.names, self.sizes, self.hashes = url, names, sizes, hashes
-        self.remote = url.startswith("s3://")
         self.folder = cache if self.remote else Path(url).expanduser()
         self.limit = limit
         self.bad: set[int] = set()
@@ -125,7 +127,7 @@ class Chunks:
         for _ in range(3 if self.remote else 1):
             if self.remote:
                 self._fetch(chunk)
-            with suppress(FileNotFoundError), open(self.folder / self.names[chunk], "rb") as file:
+            with suppress(FileNotFoundError), open(self.folder / self.local[chunk], "rb") as file:
                 file.seek(offset)
                 return file.read(size)
         raise BadChunk(f"{self.url}/{self.names[chunk]}: missing")
@@ -141,14 +143,14 @@ class Chunks:
                 self._fetch(chunk)
 
     def _fetch(self, chunk: int) -> None:
-        path = self.folder / self.names[chunk]
+        path = self.folder / self.local[chunk]
         if not path.exists() and chunk not in self.bad:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f".{path.name}.lock"):
                 if not path.exists():
                     self._download(chunk, path)
         if chunk in self.bad:
-            raise BadChunk(f"{self.url}/{path.name}: its hash is not that of the index")
+            raise BadChunk(f"{self.url}/{self.names[chunk]}: its hash is not that of the index")
         with suppress(FileNotFoundError):
             os.utime(path)
 
@@ -156,7 +158,7 @@ class Chunks:
         self._make_room(self.sizes[chunk])
         partial = partial_path(path)
         for _ in range(2):
-            storage(self.url).get(path.name, partial)
+            storage(self.url).get(self.names[chunk], partial)
             with partial.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found == self.hashes[chunk]:
