@@ -47,6 +47,8 @@ def _opened(path: Path) -> Iterator[Any]:
 def sound_of(path: Path) -> tuple[int, int, int, str]:
     """About how many samples the sound has, its channels, its rate in Hz and its codec.
 
+    A container that was written as it was recorded, as browsers do, does not know its duration: it is read through.
+
     Raises:
         BadAudio: there is none, or PyAV is not installed.
     """
@@ -54,6 +56,9 @@ def sound_of(path: Path) -> tuple[int, int, int, str]:
         seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
         if not stream.rate or not stream.channels:
             raise BadAudio("its sound cannot be decoded")
+        if not seconds:
+            ends = (part.pts + (part.duration or 0) for part in container.demux(stream) if part.pts is not None)
+            seconds = max(ends, default=0) * stream.time_base
         return max(1, round(seconds * stream.rate)), stream.channels, stream.rate, stream.codec_context.name
 
 
