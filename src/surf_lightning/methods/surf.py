@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from surf_lightning.callbacks.beta_schedule import BetaSchedule, Steps
-from surf_lightning.functional.flow import flow_residual, hybrid_euler, prior_from_noise
+from surf_lightning.functional.flow import flow_residual, hybrid_euler
 from surf_lightning.functional.losses import Objective, Reduction, mean_square, remixing_loss
 from surf_lightning.functional.randomness import ALONE, BatchRandomness
 from surf_lightning.functional.remixing import remix_over_ranks
@@ -81,7 +81,7 @@ class SURF(TeacherStudentModule):
         estimates = self.teacher_estimates(mixtures, teacher_noise)  # line 4
         remixed = remix_over_ranks(estimates, order, ranks)  # lines 5-6
         student = self.student.network
-        x0 = prior_from_noise(remixed.mixtures, self.deviation(remixed.mixtures) * noise)  # line 9
+        x0 = self.student.prior(remixed.mixtures, noise)  # line 9
         velocity, weight = self.micro_batched(student), student.residual_weight(t)
         residual, pit = flow_residual(velocity, x0, remixed.sources, remixed.mixtures, t, weight)  # lines 10-12
         losses = remixing_loss(self.objective, residual, pit, order, ranks, self.reduction)  # lines 13-14
@@ -97,13 +97,8 @@ class SURF(TeacherStudentModule):
             frozen = lambda mixtures: self.frozen_teacher.separate_from(mixtures, noise)  # noqa: E731
             return hybrid_euler(teacher.network, frozen, x0, mixtures, self.beta, teacher.num_steps)
 
-        x0 = prior_from_noise(mixtures, teacher.sampling_noise * self.deviation(mixtures) * noise)
+        x0 = teacher.prior(mixtures, teacher.sampling_noise * noise)
         return self.micro_batched(sample)(x0, mixtures, noise)
-
-    def deviation(self, mixtures: Tensor) -> Tensor | float:
-        """The standard deviation of the prior's noise for ``mixtures [B,*S]``, Eq. (4)."""
-        deviation: Tensor | float = self.student.noise(mixtures, self.student.num_sources)
-        return deviation
 
     @property
     def schedules(self) -> dict[str, Steps | None]:
