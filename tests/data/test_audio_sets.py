@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from surf_lightning.data import FUSS, AudioSet, Folder, FolderWithTruth, Libri2Mix, LibriSpeechFUSS
-from surf_lightning.data.audio import AudioMetrics, AudioMixtures, si_sdr_columns
+from surf_lightning.data.audio import AudioMixtures
 from surf_lightning.data.audioset import youtube_id
 from surf_lightning.data.base import SeparationData
 from surf_lightning.data.fuss import at_snr
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
 from surf_lightning.metrics.audio import SISDR, pairwise_si_sdr
+from surf_lightning.metrics.evaluation import AudioMetrics, si_sdr_columns
 from surf_lightning.metrics.fuss import FUSSMetrics
 from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ
 from tests.audio import trees as audio_trees

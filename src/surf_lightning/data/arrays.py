@@ -18,12 +18,13 @@ from torchmetrics import Metric
 from tqdm import tqdm
 
 from surf_lightning.audio.index import BAR_DELAY, report_skipped
-from surf_lightning.data.audio import AudioMetrics, Part, check_share, si_sdr_columns
+from surf_lightning.data.audio import Part, check_share
 from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.files import files_under
 from surf_lightning.functional.randomness import Ranks, mix_seed
 from surf_lightning.inference.array_files import ARRAYS, AVERAGES, is_average, read_array
+from surf_lightning.metrics.evaluation import ArrayMetrics, si_sdr_columns
 from surf_lightning.metrics.images import ImageMetrics
 
 
@@ -109,13 +110,6 @@ class FixedArrays(ArrayBatches):
         if batch >= len(self):
             raise IndexError(batch)
         return self.rows(range(len(self.files))[batch * self.batch_size : (batch + 1) * self.batch_size])
-
-
-class ArrayMetrics(AudioMetrics):
-    """Metrics of signals for values that have no range, and so no peak: the arrays as rows of numbers."""
-
-    def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
-        super().update(estimates.flatten(2), sources.flatten(2), mixtures.flatten(1))
 
 
 class Arrays(SeparationData):

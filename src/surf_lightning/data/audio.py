@@ -1,16 +1,15 @@
-"""What the DataModules of audio share. Axes: B batch, K sources, M estimates, T samples."""
+"""What the DataModules of audio share. Axes: B batch, K sources, T samples."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Subset
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from surf_lightning.data.audio_examples import (
     Examples,
@@ -22,36 +21,11 @@ from surf_lightning.data.audio_examples import (
 from surf_lightning.data.base import Batches, SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
-from surf_lightning.metrics.audio import SISDR, SISDRi, align_by_si_sdr
-from surf_lightning.metrics.base import SeparationMetrics
-from surf_lightning.metrics.evaluation import speech_metrics
+from surf_lightning.metrics.evaluation import AudioMetrics, si_sdr_columns, speech_metrics
 
 Part = Literal["train", "validation", "test"]
 
 HELD_OUT_BATCH = 8  # at most: a large training batch goes through its network in micro-batches, this one does not
-
-
-class AudioMetrics(SeparationMetrics):
-    """Metrics whose updates name their arguments estimates, references, mixtures: each takes what it needs.
-
-    Only the first ``num_scored`` sources are scored, by the estimates that serve them when all sources are served.
-    """
-
-    def __init__(self, columns: Mapping[str, Metric] | MetricCollection, num_scored: int | None = None) -> None:
-        super().__init__(columns)
-        self.num_scored = num_scored
-
-    def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
-        """Count ``estimates [B,M,T]``, in any order, against ``sources [B,K,T]`` and ``mixtures [B,T]``."""
-        if self.num_scored is not None:
-            estimates = align_by_si_sdr(estimates, sources)[:, : self.num_scored]
-            sources = sources[:, : self.num_scored]
-        self.columns.update(estimates=estimates, references=sources, mixtures=mixtures)
-
-
-def si_sdr_columns() -> dict[str, Metric]:
-    """``si_sdr`` and ``si_sdri``: cheap enough to be looked at during fit."""
-    return {"si_sdr": SISDR(), "si_sdri": SISDRi()}
 
 
 def find_folder(root: str, places: Sequence[str], contents: str, what: str, option: str = "--data.root FOLDER") -> Path:

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import ConcatDataset
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
@@ -20,7 +19,7 @@ from surf_lightning.data.folder import Folder
 from surf_lightning.data.fuss import FUSS, LibriSpeechFUSS
 from surf_lightning.errors import UserError
 from surf_lightning.files import read_list
-from surf_lightning.metrics.base import SeparationMetrics
+from surf_lightning.metrics.evaluation import MetricsByNumberOfSources
 
 SMALLEST_PART = 15_000  # clips: AudioSet's balanced part, less the videos that are gone
 CLIP = re.compile(r"Y?([A-Za-z0-9_-]{11})(_\d+(\.\d+)?){0,2}")  # <YTID>, Y<YTID>, <YTID>_<start>, <YTID>_<start>_<end>
@@ -108,7 +107,8 @@ class AudioSet(Folder):
         return ConcatDataset([test.test_batches() for test in self.tests]) if self.tests else super().test_batches()
 
     def test_metrics(self) -> Metric:
-        return MetricsByNumberOfSources(self.tests) if self.tests else self.metrics()
+        metrics = {str(test.num_sources): test.test_metrics() for test in self.tests}
+        return MetricsByNumberOfSources(metrics) if metrics else self.metrics()
 
     def protocol(self) -> str:
         return " ".join(test.protocol() for test in self.tests)
@@ -116,14 +116,3 @@ class AudioSet(Folder):
     def genuine(self) -> bool:
         """Whether there are as many clips as AudioSet's balanced part has, and the test sets are genuine."""
         return len(self.found()) >= SMALLEST_PART and all(test.genuine() for test in self.tests)
-
-
-class MetricsByNumberOfSources(SeparationMetrics):
-    """The metrics of several sets; the number of rows of a batch's sources says which set it is from."""
-
-    def __init__(self, sets: list[AudioMixtures]) -> None:
-        super().__init__({str(each.num_sources): each.test_metrics() for each in sets})
-
-    def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
-        """Count ``estimates [B,M,T]`` against ``sources [B,K,T]`` by the metrics of the set of K rows."""
-        self.columns[str(sources.shape[1])].update(estimates, sources, mixtures)

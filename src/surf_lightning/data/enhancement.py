@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
-from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, si_sdr_columns
+from surf_lightning.data.audio import AudioMixtures, Part
 from surf_lightning.data.audio_examples import Examples, RandomCrops
 from surf_lightning.data.base import Batches
 from surf_lightning.data.folder import SHARE, Folder
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import Ranks
-from surf_lightning.metrics.evaluation import speech_metrics
+from surf_lightning.metrics.evaluation import SpeechMetrics, si_sdr_columns, speech_metrics
 
 
 class Alternating(Dataset[dict[str, Tensor]]):
@@ -38,13 +38,6 @@ class WithNoise(Examples):
     def read(self, example: int, start: int = 0, count: int | None = None) -> Tensor:
         noisy, clean = super().read(example, start, count)
         return torch.stack([noisy, clean, noisy - clean])
-
-
-class SpeechMetrics(AudioMetrics):
-    """Of the first estimate against the first source, the speech: the order is not searched, it is known."""
-
-    def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
-        super().update(estimates[:, :1], sources[:, :1], mixtures)
 
 
 class Enhancement(Folder):

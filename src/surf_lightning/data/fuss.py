@@ -15,14 +15,14 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from surf_lightning.audio.files import EXTENSIONS
-from surf_lightning.data.audio import AudioMetrics, AudioMixtures, Part, find_folder
+from surf_lightning.data.audio import AudioMixtures, Part, find_folder
 from surf_lightning.data.audio_examples import MAX_DRAWS, Examples, as_batch
 from surf_lightning.data.base import Batches
 from surf_lightning.errors import UserError
 from surf_lightning.files import files_under, is_inside, read_list
 from surf_lightning.functional.randomness import mix_seed
 from surf_lightning.metrics.audio import is_active
-from surf_lightning.metrics.evaluation import speech_metrics
+from surf_lightning.metrics.evaluation import AudioMetrics, speech_metrics
 from surf_lightning.metrics.fuss import MAX_SOURCES, FUSSMetrics
 
 NUM_EVAL = 1000

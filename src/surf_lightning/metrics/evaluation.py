@@ -1,4 +1,7 @@
-"""What the final evaluations measure: the columns of the papers' tables. Axes: N images, C H W."""
+"""What the final evaluations measure: the columns of the papers' tables.
+
+Axes: N images, B batch, K sources, M estimates, T samples, C H W the image.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import rank_zero_warn
 
-from surf_lightning.metrics.audio import SISDR, SISDRi
+from surf_lightning.metrics.audio import SISDR, SISDRi, align_by_si_sdr
+from surf_lightning.metrics.base import SeparationMetrics
 from surf_lightning.metrics.images import PSNR, SSIM
 from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ, WIDE_BAND
 
@@ -95,6 +99,32 @@ class SampleMetrics(ImageEvaluation):
         return build_metrics({"samples": lambda: SampleQuality(inception(weights), training_images)})
 
 
+# -- signals --
+
+
+class AudioMetrics(SeparationMetrics):
+    """Metrics whose updates name their arguments estimates, references, mixtures: each takes what it needs.
+
+    Only the first ``num_scored`` sources are scored, by the estimates that serve them when all sources are served.
+    """
+
+    def __init__(self, columns: Mapping[str, Metric] | MetricCollection, num_scored: int | None = None) -> None:
+        super().__init__(columns)
+        self.num_scored = num_scored
+
+    def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
+        """Count ``estimates [B,M,T]``, in any order, against ``sources [B,K,T]`` and ``mixtures [B,T]``."""
+        if self.num_scored is not None:
+            estimates = align_by_si_sdr(estimates, sources)[:, : self.num_scored]
+            sources = sources[:, : self.num_scored]
+        self.columns.update(estimates=estimates, references=sources, mixtures=mixtures)
+
+
+def si_sdr_columns() -> dict[str, Metric]:
+    """``si_sdr`` and ``si_sdri``: cheap enough to be looked at during fit."""
+    return {"si_sdr": SISDR(), "si_sdri": SISDRi()}
+
+
 def speech_metrics(sample_rate: int = WIDE_BAND, weights: str | None = None) -> MetricCollection:
     """The speech columns of Tables 3 and 4, and SI-SDRi: ``si_sdr``, ``si_sdri``, ``estoi``, ``pesq``, ``dnsmos``.
 
@@ -113,3 +143,25 @@ def speech_metrics(sample_rate: int = WIDE_BAND, weights: str | None = None) -> 
     }
     # Compute groups would share one state among metrics whose first batches happen to agree.
     return MetricCollection(build_metrics(measures), compute_groups=False)
+
+
+class SpeechMetrics(AudioMetrics):
+    """Of the first estimate against the first source, the speech: the order is not searched, it is known."""
+
+    def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
+        super().update(estimates[:, :1], sources[:, :1], mixtures)
+
+
+class ArrayMetrics(AudioMetrics):
+    """Metrics of signals for values that have no range, and so no peak: the arrays as rows of numbers."""
+
+    def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
+        super().update(estimates.flatten(2), sources.flatten(2), mixtures.flatten(1))
+
+
+class MetricsByNumberOfSources(SeparationMetrics):
+    """The metrics of several sets, by K; the number of rows of a batch's sources says which set it is from."""
+
+    def update(self, estimates: Tensor, sources: Tensor, mixtures: Tensor) -> None:
+        """Count ``estimates [B,M,T]`` against ``sources [B,K,T]`` by the metrics of the set of K rows."""
+        self.columns[str(sources.shape[1])].update(estimates, sources, mixtures)
