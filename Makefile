@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PIP := $(if $(UV),$(UV) pip install -q -p .venv/bin/python,.venv/bin/python -m pip install -q) --no-deps
 # The locks name all dependencies of theirs, with hashes: what is not in them, or has another hash, is not installed.
 LOCKED := $(PIP) --require-hashes -r
-SNAKEMAKE = snakemake -s experiments/Snakefile -j $(JOBS) --config args="$(ARGS)" args_fuss="$(FUSS_ARGS)" --
+SNAKEMAKE = snakemake -s experiments/Snakefile -j $(JOBS) $(FIRST) --config args="$(ARGS)" args_fuss="$(FUSS_ARGS)" --
 JOBS ?= $(shell nproc)
 # Of every run: make reproduce-mnist ARGS="--data.root DIR --trainer.precision bf16-mixed"
 ARGS ?=
@@ -34,6 +34,8 @@ $(INSTALLED): pyproject.toml lock/dev.txt lock/audio.txt
 demo: install  # MixIT, then SURF, on digits, in minutes
 	experiments/demo.sh
 
+# The long runs first: the short ones fill what is left of two cores.
+digits: FIRST = --prioritize runs/digits_surf_rm/metrics.json $(patsubst %,runs/digits_surf_rm_seed%/metrics.json,1 2)
 digits table2-cifar: install
 	$(SNAKEMAKE) $@
 reproduce-%: install
@@ -46,8 +48,8 @@ ship-digits: install  # a separator that comes with the package, made again from
 	python experiments/ship.py digits runs/digits_surf_rm
 ship-phone: install
 	test -d data/phone || python experiments/phone.py data/phone
-	$(SNAKEMAKE) runs/phone_self_remixing/metrics.json runs/phone_unheard/metrics.json
-	python experiments/ship.py phone runs/phone_self_remixing runs/phone_unheard
+	$(SNAKEMAKE) runs/phone_one_step/metrics.json runs/phone_unheard/metrics.json
+	python experiments/ship.py phone runs/phone_one_step runs/phone_unheard
 
 test: lint suite
 

@@ -1,7 +1,7 @@
 """Makes a folder of src/surf_lightning/models from a tested run, with its card and examples.
 
 python experiments/ship.py digits runs/digits_surf_rm
-python experiments/ship.py phone runs/phone_self_remixing runs/phone_unheard
+python experiments/ship.py phone runs/phone_one_step runs/phone_unheard
 
 Each card in experiments/cards says which commands come before.
 """

@@ -45,7 +45,7 @@ METHODS = {
     "audioset": ["mixit", *REMIXED],  # there are no clean sources here
     "folder": ["mixit", "mixit_16", *REMIXED],
     "enhancement": ["mixit"],
-    "phone": ["mixit", "self_remixing", "surf_rm", *SUPERVISED],
+    "phone": ["mixit", "self_remixing", "surf_rm", "one_step", *SUPERVISED],
 }
 AUDIO = {"libri2mix": "Libri2Mix", "fuss": "FUSS/ssdata", "audioset": "AudioSet", "folder": "recordings"}
 AUDIO["libri2mix-small"] = AUDIO["libri2mix8k"] = AUDIO["libri2mix"]
