@@ -16,7 +16,7 @@ from surf_lightning.data import Digits
 from surf_lightning.data.base import Batches
 from surf_lightning.errors import UserError
 from surf_lightning.functional.randomness import BatchRandomness
-from surf_lightning.methods import SURF, MixIT, Remixing, SupervisedFlow, SupervisedRegression
+from surf_lightning.methods import SURF, MixIT, MixPIT, Remixing, SupervisedFlow, SupervisedRegression
 from surf_lightning.methods.base import SeparationModule
 from surf_lightning.metrics.images import ImageMetrics
 from tests.methods.test_bfloat16 import CASES, batch
@@ -241,6 +241,23 @@ def test_without_truth_the_loss_is_looked_at_and_picks_the_best(method: str, mix
         losses = [module.loss(batches[index], BatchRandomness(0, index, module.device)) for index in range(2)]
     assert float(fitter.callback_metrics["val/loss"]) == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
     assert Path("run/checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("method", ["MixIT of 3", "MixPIT", "constrained"])
+def test_held_out_batches_too_small_for_the_loss_end_no_run(method: str, mixit: str) -> None:
+    earlier: dict[str, Any] = {"mixit_checkpoint": mixit, "shuffle": "constrained", "optimizer": adam}
+    module: SeparationModule = {
+        "MixIT of 3": lambda: MixIT(regression(4), num_mixtures=3, optimizer=adam),
+        "MixPIT": lambda: MixPIT(regression(), optimizer=adam),
+        "constrained": lambda: Remixing(regression(), **earlier),
+    }[method]()
+    few = module.least_mixtures - 1
+    data, fitter = WithoutTruth(batch_size=4, batches_per_epoch=2, num_validation=few, num_test=4), trainer(Path("run"))
+    data.monitor, data.monitor_mode = "val/momi", "max"
+    with pytest.warns(UserWarning, match=f"no val/loss: held-out batches have fewer than {few + 1} mixtures"):
+        fitter.fit(module, data)
+    assert fitter.global_step == 2
+    assert "val/loss" not in fitter.callback_metrics
 
 
 # -- stages --

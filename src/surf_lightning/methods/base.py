@@ -66,6 +66,8 @@ class SeparationModule(ScheduledModule, ABC):
     """The method's name in the tables of the paper."""
     needs_sources = False
     """Whether it learns from true sources: training batches then hold them, and tables rank it apart."""
+    least_mixtures = 1
+    """How many mixtures the loss of one process needs."""
     is_oracle = False
     """Whether it looks at the true sources, has nothing to train, and is tested without a checkpoint."""
 
@@ -241,7 +243,9 @@ class SeparationModule(ScheduledModule, ABC):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if "sources" in batch:
             return self._measure(self.val_metrics, batch, batch_idx)
-        if self.strict_loading or not self.follower:  # an exported teacher has no student that had a loss
+        if len(batch["mixtures"]) < self.least_mixtures:
+            rank_zero_warn(f"no val/loss: held-out batches have fewer than {self.least_mixtures} mixtures")
+        elif self.strict_loading or not self.follower:  # an exported teacher has no student that had a loss
             random = BatchRandomness(HELD_OUT_SEED, self._position(batch_idx), self.device)
             self.log("val/loss", self.loss(batch, random), prog_bar=True, sync_dist=True)
         return None

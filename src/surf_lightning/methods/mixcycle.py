@@ -50,6 +50,7 @@ class MixPIT(SeparationModule):
     """
 
     label = "MixPIT"
+    least_mixtures = 2
 
     def __init__(self, network: RegressionNetwork, error: EnergyLoss = thresholded_snr, **options: Any) -> None:
         if network.num_outputs != 2:

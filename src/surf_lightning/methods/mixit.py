@@ -72,6 +72,7 @@ class MixIT(SeparationModule):
             raise ValueError("assignments for enhancement need num_mixtures 2 and a network of 3 outputs or more")
         super().__init__(RegressionSeparator(network, num_sources, selection), **options)
         self.error, self.num_mixtures = error, num_mixtures
+        self.least_mixtures = num_mixtures
         allowed = enhancement_assignments(network.num_outputs) if assignments == "enhancement" else None
         self.register_buffer("allowed", allowed, persistent=False)
 

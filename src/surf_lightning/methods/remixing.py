@@ -71,6 +71,7 @@ class TeacherStudentModule(FrozenTeacherModule):
         )
         self.remix_over_ranks, self.objective, self.reduction = remix_over_ranks, objective, reduction
         self.shuffle = shuffle
+        self.least_mixtures = student.num_sources if shuffle == "constrained" else 1
         self.label = self.label_of(objective)
 
     @classmethod
