@@ -79,6 +79,7 @@ def mistake(args: list[str]) -> int:
         ("fit --config digits_mixit --model.network.channels 0", "by zero"),
         ("fit --config digits_mixit --trainer.precision bf16-true", "bf16-mixed"),
         ("fit --config digits_mixit --trainer.overfit_batches 1", "batches_per_epoch"),
+        ("fit --config digits_mixit --trainer.limit_train_batches 3", "batches_per_epoch"),
         ("fit --config digits_mixit --data.num_workers -1", "num_workers"),
         ("separate '' --checkpoint c --output o", "a name is empty"),
         ("separate a.wav --checkpoint c --output ''", "--output is empty"),

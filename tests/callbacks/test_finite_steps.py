@@ -123,6 +123,10 @@ def test_a_fused_optimizer_skips_on_the_device_and_says_so_later() -> None:
         optimizer.step()
         assert torch.equal(layer.weight, before) == broken
     assert guard.skipped == 3
+    fake.global_step = 120
+    guard._skip_on_device(fake, optimizer, torch.tensor(True))
+    with pytest.warns(UserWarning, match="4 so far"):  # what came since the last look is told in the end
+        guard.on_train_end(fake, fake)
 
 
 def test_the_file_of_a_broken_mixture_is_named(audio_sets: Path) -> None:

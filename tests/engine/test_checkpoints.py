@@ -74,11 +74,13 @@ def test_without_links_a_copy_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.setattr(os, "link", refuse)
     last = tmp_path / "last.ckpt"
+    (tmp_path / "step_step=1.ckpt").write_text("the user's own")
     for number in range(1, 5):
         last.write_text(str(number))
         os.utime(last, ns=(number, number))
         keep_newest(last, number, keep=2)
     kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert kept.pop("step_step=1.ckpt")
     assert kept == {"last.ckpt": "4", "step_0000003.ckpt": "3", "step_0000004.ckpt": "4"}
 
 

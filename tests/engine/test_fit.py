@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -52,6 +53,12 @@ def test_a_run_holds_what_that_of_the_command_line_does() -> None:
     assert files(Path("runs/python")) == files(Path("runs/command")) - {"config.yaml"}  # there is none
     curves = [read_curves(Path("runs", name, "metrics.csv")) for name in ("python", "command")]
     assert curves[0].keys() == curves[1].keys()
+
+
+def test_a_thread_trains_as_well() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(fit, tiny.mixit(), tiny.digits(), "run", max_steps=1, **QUIET).result()
+    assert step_of(Path("run")) == 1
 
 
 def test_an_earlier_run_is_moved_aside_or_continued() -> None:

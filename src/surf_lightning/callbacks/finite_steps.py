@@ -74,11 +74,18 @@ class FiniteSteps(L.Callback):
             self._unseen = torch.zeros(2, dtype=torch.long, device=one.device)
         self._unseen = torch.stack([self._unseen[0] + one, torch.maximum(self._unseen[1], self._in_a_row)])
         if trainer.global_step % LOOK_EVERY == LOOK_EVERY - 1:
-            skipped, in_a_row = self._unseen.tolist()
-            self._unseen = None
-            if skipped:
-                self._tell(trainer, in_a_row, skipped)
-            self._peaks.clear()
+            self._look(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look(trainer)
+
+    def _look(self, trainer: L.Trainer) -> None:
+        """Tell of the steps that were skipped on the device since the last look, for which it must be waited for."""
+        skipped, in_a_row = (0, 0) if self._unseen is None else self._unseen.tolist()
+        self._unseen = None
+        if skipped:
+            self._tell(trainer, in_a_row, skipped)
+        self._peaks.clear()
 
     def _tell(self, trainer: L.Trainer, in_a_row: int, skipped: int) -> None:
         self.skipped += skipped

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from surf_lightning.data.base import undeclared
 from surf_lightning.engine.run_folder import CHECKPOINTS
-from surf_lightning.engine.signals import SIGNALS, ending, requeue, slurm_job, status
+from surf_lightning.engine.signals import SIGNALS, can_handle, ending, requeue, slurm_job, status
 from surf_lightning.engine.weights_and_biases import close_wandb
 from surf_lightning.files import replacing
 
@@ -96,7 +96,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._saved = time.monotonic()
         self._last_sync = trainer.global_step, self._saved
         ending.clear()
-        self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS if can_handle()}
         if self._validation_due:
             _validate(trainer)
 
@@ -215,7 +215,7 @@ def keep_newest(last: Path, step: int, keep: int) -> None:
     except OSError:  # a file system without links
         with last.open("rb") as original, replacing(named) as copy:
             shutil.copyfileobj(original, copy)
-    for old in sorted(last.parent.glob("step_*.ckpt"), key=lambda path: path.stat().st_mtime_ns)[:-keep]:
+    for old in sorted(last.parent.glob("step_[0-9]*.ckpt"), key=lambda path: path.stat().st_mtime_ns)[:-keep]:
         old.unlink()
 
 

@@ -137,10 +137,11 @@ def check(trainer: L.Trainer, module: SeparationModule, data: SeparationData, co
         raise UserError(
             f"trainer.precision {trainer.precision} would round away the small steps of an EMA teacher: use bf16-mixed"
         )
-    if undeclared(trainer).overfit_batches > 0:
+    limits = undeclared(trainer)
+    if limits.overfit_batches > 0 or (limits.limit_train_batches != 1.0 and not limits.fast_dev_run):
         raise UserError(
-            "trainer.overfit_batches does not apply, as mixtures are drawn at random: limit an epoch by "
-            "data.batches_per_epoch, or the images and recordings themselves"
+            "trainer.overfit_batches and limit_train_batches do not apply, as mixtures are drawn at random: limit an "
+            "epoch by data.batches_per_epoch, or the images and recordings themselves"
         )
     interval = trainer.val_check_interval
     if trainer.check_val_every_n_epoch and type(interval) is int and interval > data.batches_per_epoch:

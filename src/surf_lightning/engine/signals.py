@@ -23,10 +23,15 @@ def status(number: int) -> int:
     return 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
 
+def can_handle() -> bool:
+    """Whether this thread may set handlers of signals: the main one alone may."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def held() -> Iterator[None]:
     """Signals that come while the block runs are handled when it ends: none falls into the writing of a checkpoint."""
-    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
+    if not can_handle():
         yield
         return
     came: list[int] = []
@@ -49,7 +54,7 @@ class StopAtSignal(L.Callback):
                 launcher.kill(number)
             raise SystemExit(status(number))
 
-        for number in SIGNALS:  # Lightning puts back what was there before
+        for number in SIGNALS if can_handle() else ():  # Lightning puts back what was there before
             signal.signal(number, stop)
 
     on_validation_start: Any = on_test_start
