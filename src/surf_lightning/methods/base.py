@@ -28,7 +28,7 @@ from surf_lightning.inference.checkpoint import KEY, check_fits, checkpoint_meta
 from surf_lightning.inference.sampling import posterior
 from surf_lightning.inference.separator import Separator, compile_networks, in_micro_batches, load_separator
 from surf_lightning.methods.beginnings import begin_with, optimizer_settings, shared_weights
-from surf_lightning.methods.restored import check_kind, check_optimizer, check_progress, plain_number
+from surf_lightning.methods.restored import check_average, check_kind, check_optimizer, check_progress, plain_number
 from surf_lightning.methods.schedules import ScheduledModule
 
 Batch = dict[str, Tensor]
@@ -306,12 +306,7 @@ class SeparationModule(ScheduledModule, ABC):
         self.strict_loading = "global_step" in checkpoint
         if not self.strict_loading:  # an exported separator, to evaluate
             return
-        averaged = any(name.startswith("student.") for name in checkpoint["state_dict"])
-        if averaged != (self.follower is not None):
-            raise UserError(
-                f"the checkpoint was written {'with' if averaged else 'without'} an EMA of the weights, this run has "
-                f"{'none' if averaged else 'one'} (model.ema_decay)"
-            )
+        check_average(checkpoint["state_dict"], self.follower is not None)
         run, loops = checkpoint[KEY], self.trainer.fit_loop.state_dict()
         check_progress(checkpoint.get("loops"), {"fit_loop": loops})
         self.trained_steps, self.trained_seconds = checkpoint["global_step"], plain_number(run.get("seconds")) or 0.0

@@ -19,6 +19,16 @@ def plain_number(value: Any) -> Any:
     return value if type(value) in (int, float) and abs(value) < 2.0**63 else None
 
 
+def check_average(state: dict[str, Any], configured: bool) -> None:
+    """Raises UserError where one of the weights ``state`` and the ``configured`` run has an EMA, and the other none."""
+    averaged = any(name.startswith("student.") for name in state)
+    if averaged != configured:
+        raise UserError(
+            f"the checkpoint was written {'with' if averaged else 'without'} an EMA of the weights, this run has "
+            f"{'none' if averaged else 'one'} (model.ema_decay)"
+        )
+
+
 def check_kind(restored: dict[str, Any], configured: dict[str, Any]) -> None:
     """Raises UserError where the ``restored`` settings lack some that the ``configured`` optimizer has."""
     if missing := configured.keys() - restored.keys():
