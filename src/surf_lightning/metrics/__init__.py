@@ -10,6 +10,7 @@ from surf_lightning.metrics.evaluation import (
 )
 from surf_lightning.metrics.fuss import FUSSMetrics
 from surf_lightning.metrics.images import PSNR, SSIM, ImageMetrics
+from surf_lightning.metrics.remixing import RemixingTerms
 from surf_lightning.metrics.speech import DNSMOS, ESTOI, PESQ
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MoMi",
     "PerceptualMetrics",
     "PixelMetrics",
+    "RemixingTerms",
     "SISDRi",
     "SampleMetrics",
     "speech_metrics",
