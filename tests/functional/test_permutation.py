@@ -123,3 +123,10 @@ def test_permute_carries_gradients_to_the_rows_taken() -> None:
     (reorder(rows, torch.tensor([[2, 0, 1]])) * weights.view(1, 3, 1)).sum().backward()
     assert rows.grad is not None
     assert rows.grad[0, :, 0].tolist() == [20.0, 30.0, 10.0]
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_costs_that_are_no_numbers_have_some_order(size: int) -> None:
+    cost = torch.full((2, size, size), torch.nan)
+    cost[1] = torch.inf
+    assert torch.equal(best_permutation(cost).sort(1).values, torch.arange(size).expand(2, size))

@@ -43,6 +43,11 @@ def test_a_regression_needs_an_output_for_each_source() -> None:
         RegressionSeparator(regression(2), 3)
 
 
+def test_outputs_too_many_to_be_merged_are_refused_before_a_training() -> None:
+    with pytest.raises(ValueError, match="14 outputs are too many"):
+        RegressionSeparator(regression(14, 3), 3, "merged")
+
+
 @pytest.mark.parametrize(("num_sources", "num_steps"), [(2, 5), (3, 1), (3, 7)])
 def test_a_flow_is_eulers_method_from_the_prior(num_sources: int, num_steps: int) -> None:
     network = velocity(num_sources, head=SourceHead()).double()

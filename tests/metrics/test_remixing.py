@@ -41,3 +41,15 @@ def test_a_student_that_finds_the_teachers_sources_inherits_their_errors() -> No
     metric.update(teacher, remixed.sources.flip(1), sources, remixed)
     terms = {name: float(value) for name, value in metric.compute().items()}
     assert terms == pytest.approx({"pseudo_supervised": 1, "inherited": 1, "coupled": -1})  # the two errors cancel
+
+
+def test_sources_that_are_not_there_are_silent() -> None:
+    sources = torch.randn(4, 2, 8, generator=torch.Generator().manual_seed(0))
+    teacher = mixture_consistent(torch.cat([sources, 0.1 * sources.roll(1, 0)], 1), sources.sum(1))
+    remixed = remix(teacher, torch.Generator().manual_seed(1))
+    terms = []
+    for truth in (sources, torch.cat([sources, torch.zeros_like(sources)], 1)):
+        metric = RemixingTerms()
+        metric.update(teacher, 0.9 * remixed.sources, truth, remixed)
+        terms.append(metric.compute())
+    assert terms[0] == terms[1]

@@ -63,7 +63,7 @@ class BetaSchedule(L.Callback):
         return in_steps(self.frozen_steps, self.total) + in_steps(self.steps, self.total)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.total = trainer.max_steps
+        self.total = getattr(pl_module, "run_steps", trainer.max_steps)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         pl_module.beta = self.beta(trainer.global_step)

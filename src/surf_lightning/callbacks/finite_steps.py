@@ -110,9 +110,9 @@ class FiniteSteps(L.Callback):
         peaks = {batch: float(peaks.max()) for batch, peaks in self._peaks.items() if len(peaks)}
         if not peaks:
             return ""
-        batch = max(peaks, key=lambda number: peaks[number])
+        batch, here = max(peaks, key=lambda number: peaks[number]), " of this process" * (trainer.world_size > 1)
         loudest = _named(trainer, batch, [int(self._peaks[batch].argmax())])
-        return f" (all mixtures are finite; the loudest, {loudest} reaches {peaks[batch]:.3g})"
+        return f" (all mixtures{here} are finite; the loudest, {loudest} reaches {peaks[batch]:.3g})"
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}

@@ -95,6 +95,12 @@ def pit_permutation(
     return best_permutation(error(energies, references.unsqueeze(1).expand_as(energies)))
 
 
+def with_silence(sources: Tensor, count: int) -> Tensor:
+    """``sources [B,K,*S]`` and slots of silence behind them, ``[B,count,*S]``."""
+    silent = sources.new_zeros(len(sources), count - sources.shape[1], *sources.shape[2:])
+    return torch.cat([sources, silent], 1)
+
+
 def pit(estimates: Tensor, sources: Tensor, error: EnergyLoss, mixtures: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Permutation-invariant error, Eq. (3), averaged over the sources: ``loss [B]`` and the order [B,K] of ``sources``.
 
@@ -169,6 +175,12 @@ def best_assignment(estimates: Tensor, references: Tensor, error: EnergyLoss, al
     return all_subsets[deals[total.argmin(1)]].to(estimates.dtype)
 
 
+def check_deals(outputs: int, heaps: int) -> None:
+    """Raises ValueError where there are more than 2^20 ways to deal the outputs to so many heaps."""
+    if max(heaps, 2) ** outputs > 2**20:
+        raise ValueError(f"{outputs} outputs are too many to be dealt to {heaps}: more than 2^20 ways")
+
+
 def mixit(
     estimates: Tensor,
     references: Tensor,
@@ -194,8 +206,7 @@ def mixit(
     """
     if estimates.shape[0] != references.shape[0] or estimates.shape[2:] != references.shape[2:]:
         raise ValueError(f"estimates {list(estimates.shape)} and references {list(references.shape)} do not match")
-    if max(references.shape[1], 2) ** estimates.shape[1] > 2**20:
-        raise ValueError(f"{estimates.shape[1]} outputs are too many to deal to {references.shape[1]} references")
+    check_deals(estimates.shape[1], references.shape[1])
     error = error or functools.partial(thresholded_snr, snr_max=snr_max)
     assignment = best_assignment(estimates, references, error, allowed)
     with full_precision(estimates):  # an error of -30 dB is below bfloat16's resolution

@@ -22,7 +22,8 @@ def best_permutation(cost: Tensor) -> Tensor:
     """The order of least total cost, exact for any K, Eq. (3) and (22).
 
     Args:
-        cost: ``[B,K,K]``, finite; ``cost[b,i,j]`` is paid when row j is put in place i.
+        cost: ``[B,K,K]``; ``cost[b,i,j]`` is paid when row j is put in place i. Where it is not finite, any order will
+            do: the loss is none, and says so to ``callbacks.FiniteSteps``.
 
     Returns:
         ``order [B,K]`` (long), minimising ``sum_i cost[b,i,order[b,i]]``. Up to K = 6 every permutation is tried on
@@ -40,7 +41,7 @@ def best_permutation(cost: Tensor) -> Tensor:
         return orders[totals.argmin(1)]
     from scipy.optimize import linear_sum_assignment  # a fifth of the start of `surf separate`, and seldom needed
 
-    host = cost.detach().double().cpu().numpy()
+    host = cost.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0).numpy()  # the algorithm refuses others
     return torch.stack([torch.as_tensor(linear_sum_assignment(c)[1]) for c in host]).to(cost.device)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from surf_lightning.functional.losses import partitions, subsets
+from surf_lightning.functional.losses import check_deals, partitions, subsets
 from surf_lightning.functional.permutation import reorder
 from surf_lightning.functional.precision import at_least_float32, full_precision
 
@@ -27,8 +27,7 @@ def merge_outputs(estimates: Tensor, count: int) -> Tensor:
     outputs = estimates.shape[1]
     if count == outputs:
         return estimates
-    if count**outputs > 2**20:
-        raise ValueError(f"{outputs} outputs are too many to be merged into {count} sums: keep the most energetic")
+    check_deals(outputs, count)
     with full_precision(estimates):
         rows = at_least_float32(estimates.detach().flatten(2))
         gram = (rows @ rows.mT).double()

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from surf_lightning import __version__
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import euler, mixture_consistent, prior_from_noise, sample_prior
+from surf_lightning.functional.losses import check_deals
 from surf_lightning.functional.selection import first_outputs, merge_outputs, most_energetic
 from surf_lightning.inference.checkpoint import KEY, PREFIX, build, weights_of
 from surf_lightning.inference.hub import local_path, read_trained
@@ -75,7 +76,7 @@ class RegressionSeparator(Separator):
             ``functional.selection.merge_outputs``, or the ``first`` K - 1 and the sum of the others.
 
     Raises:
-        ValueError: the network has fewer outputs, or is for mixtures of another number of sources.
+        ValueError: the network has fewer outputs, too many to be ``merged``, or is for another number of sources.
     """
 
     def __init__(self, network: RegressionNetwork, num_sources: int, selection: Selection = "loudest") -> None:
@@ -85,6 +86,8 @@ class RegressionSeparator(Separator):
         divisor = getattr(network, "num_sources", num_sources)
         if divisor != num_sources:
             raise ValueError(f"the network is for mixtures of {divisor} sources (its num_sources), not {num_sources}")
+        if selection == "merged" and network.num_outputs > num_sources:
+            check_deals(network.num_outputs, num_sources)  # now, not at the first validation
         self.network, self.num_sources = network, num_sources
         self.select = SELECTIONS[selection]
 

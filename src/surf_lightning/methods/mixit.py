@@ -10,11 +10,19 @@ from torch import Tensor
 from surf_lightning.data.base import SeparationData
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import expand_like
-from surf_lightning.functional.losses import EnergyLoss, enhancement_assignments, mixit, pit, thresholded_snr
+from surf_lightning.functional.losses import (
+    EnergyLoss,
+    check_deals,
+    enhancement_assignments,
+    mixit,
+    pit,
+    thresholded_snr,
+    with_silence,
+)
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.inference.separator import RegressionSeparator, Selection
 from surf_lightning.methods.base import Batch, SeparationModule
-from surf_lightning.methods.supervised import true_sources, with_silence
+from surf_lightning.methods.supervised import true_sources
 from surf_lightning.networks.base import RegressionNetwork
 
 
@@ -68,6 +76,7 @@ class MixIT(SeparationModule):
     ) -> None:
         if num_mixtures < 2:
             raise ValueError(f"num_mixtures must be at least 2, not {num_mixtures}")
+        check_deals(network.num_outputs, num_mixtures)
         if assignments == "enhancement" and (num_mixtures != 2 or network.num_outputs < 3):
             raise ValueError("assignments for enhancement need num_mixtures 2 and a network of 3 outputs or more")
         super().__init__(RegressionSeparator(network, num_sources, selection), **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from surf_lightning.errors import UserError
@@ -29,12 +28,6 @@ def true_sources(batch: Batch, count: int) -> Tensor:
     if sources.shape[1] > count:
         raise UserError(f"the mixtures have {sources.shape[1]} sources, the network separates {count}")
     return with_silence(sources, count)
-
-
-def with_silence(sources: Tensor, count: int) -> Tensor:
-    """``sources [B,K,*S]`` and slots of silence behind them, ``[B,count,*S]``."""
-    silent = sources.new_zeros(len(sources), count - sources.shape[1], *sources.shape[2:])
-    return torch.cat([sources, silent], 1)
 
 
 class SupervisedRegression(SeparationModule):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from surf_lightning.functional.losses import pit_permutation
+from surf_lightning.functional.losses import pit_permutation, with_silence
 from surf_lightning.functional.permutation import reorder
 from surf_lightning.functional.remixing import Remix, unremix
 
@@ -44,9 +44,10 @@ class RemixingTerms(Metric):
         Args:
             teacher: its estimates ``[B,K,*S]`` of ``sources.sum(1)``.
             student: its estimates ``[B,K,*S]`` of ``remixed.mixtures``.
-            sources: the truth.
+            sources: the truth, of K sources or fewer.
             remixed: what became of ``teacher``.
         """
+        sources = with_silence(sources, teacher.shape[1])
         truth = reorder(sources, pit_permutation(teacher, sources))
         found = unremix(reorder(student, pit_permutation(remixed.sources, student)), remixed.order)
         errors, delta = ((estimates - truth).flatten(2).double() for estimates in (teacher, found))
