@@ -8,7 +8,7 @@ from torch import Tensor
 
 from surf_lightning.errors import UserError
 from surf_lightning.functional.flow import flow_residual
-from surf_lightning.functional.losses import EnergyLoss, Reduction, mean_square, pit, squared_error
+from surf_lightning.functional.losses import EnergyLoss, Reduction, mean_square, pit, squared_error, with_silence
 from surf_lightning.functional.randomness import BatchRandomness
 from surf_lightning.functional.remixing import remix_over_ranks
 from surf_lightning.inference.separator import FlowSeparator, RegressionSeparator
