@@ -100,3 +100,11 @@ def test_a_schedule_may_be_a_share_of_the_run() -> None:
 def test_a_schedule_is_a_number_of_steps_or_a_share(given: float) -> None:
     with pytest.raises(ValueError, match="mixpit_steps must be"):
         check_steps("mixpit_steps", given)
+
+
+def test_shares_of_a_run_that_a_checkpoint_tells_need_no_max_steps() -> None:
+    schedule, toy = BetaSchedule(steps=0.5), Toy()
+    toy.run_steps = 8  # type: ignore[assignment]
+    endless = L.Trainer(max_steps=-1, max_epochs=1, logger=False, enable_checkpointing=False, barebones=False)
+    schedule.on_train_start(endless, toy)
+    assert [schedule.beta(step) for step in (0, 2, 4)] == [1.0, 0.5, 0.0]
