@@ -19,12 +19,14 @@ TERMS = {"pseudo_supervised", "inherited", "coupled"}
 @pytest.mark.parametrize("stage", ["test", "val"])
 def test_they_stand_beside_the_metrics(stage: str) -> None:
     flow = SURF(velocity(), mixit_checkpoint=None, optimizer=adam)
-    tester = trainer(Path("run"), "test" if stage == "test" else "validate", callbacks=[MeasureRemixing()])
-    (tester.test if stage == "test" else tester.validate)(flow, digits(num_test=8, num_validation=8))
+    subcommand = {"test": "test", "val": "validate"}[stage]
+    tester = trainer(Path("run"), subcommand, callbacks=[MeasureRemixing()])
+    measure = getattr(tester, subcommand)
+    measure(flow, digits(num_test=8, num_validation=8))
     first = {name: float(tester.callback_metrics[f"{stage}/{name}"]) for name in TERMS}
     assert first["pseudo_supervised"] > 0
     assert f"{stage}/psnr" in tester.callback_metrics
-    (tester.test if stage == "test" else tester.validate)(flow, digits(num_test=8, num_validation=8))
+    measure(flow, digits(num_test=8, num_validation=8))
     assert first == {name: float(tester.callback_metrics[f"{stage}/{name}"]) for name in TERMS}
 
 

@@ -110,7 +110,8 @@ class FiniteSteps(L.Callback):
         peaks = {batch: float(peaks.max()) for batch, peaks in self._peaks.items() if len(peaks)}
         if not peaks:
             return ""
-        batch, here = max(peaks, key=lambda number: peaks[number]), " of this process" * (trainer.world_size > 1)
+        batch = max(peaks, key=lambda number: peaks[number])
+        here = " of this process" if trainer.world_size > 1 else ""
         loudest = _named(trainer, batch, [int(self._peaks[batch].argmax())])
         return f" (all mixtures{here} are finite; the loudest, {loudest} reaches {peaks[batch]:.3g})"
 

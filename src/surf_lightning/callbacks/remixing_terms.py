@@ -24,7 +24,9 @@ class MeasureRemixing(L.Callback):
     def __init__(self) -> None:
         self.terms = RemixingTerms()
 
-    def _update(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if "sources" not in batch:
             return
         generator = torch.Generator(pl_module.device).manual_seed(mix_seed(trainer.global_rank, batch_idx))
@@ -34,23 +36,15 @@ class MeasureRemixing(L.Callback):
             student = pl_module.separator.separate(remixed.mixtures, generator)
         self.terms.to(pl_module.device).update(teacher, student, batch["sources"], remixed)
 
-    def _log(self, pl_module: Any, stage: str) -> None:
-        if self.terms.update_called:
-            pl_module.log_dict({f"{stage}/{name}": value for name, value in self.terms.compute().items()})
-            self.terms.reset()
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._update(trainer, pl_module, batch, batch_idx)
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._log(pl_module, "val")
 
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._update(trainer, pl_module, batch, batch_idx)
-
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._log(pl_module, "test")
+
+    def _log(self, pl_module: Any, stage: str) -> None:
+        if self.terms.update_called:
+            pl_module.log_dict({f"{stage}/{name}": value for name, value in self.terms.compute().items()})
+            self.terms.reset()
