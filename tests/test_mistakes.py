@@ -41,7 +41,7 @@ def mistake(args: list[str]) -> int:
         ("fit --config digits_mixit --data.batch_sizes 4", "mean --data.batch_size?"),
         ("fit --config digits_mixit --trainer.max_stepz 4", "mean --trainer.max_steps"),
         ("fit --config nowhere.yaml", "nowhere.yaml"),
-        ("fit --config digits_surf_rm", "surf fit --config configs/<dataset>_mixit.yaml"),
+        ("fit --config digits_surf_rm", "surf fit --config <dataset>_mixit"),
         ("test --config digits_mixit", "train first"),
         ("fit --config digits_mixit --ckpt_path no.ckpt", "no.ckpt"),
         ("fit --config digits_mixit --data.batch_size 1", "data.batch_size"),

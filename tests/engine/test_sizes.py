@@ -95,3 +95,16 @@ def test_two_sources_are_one_flag_and_the_rate_is_that_of_the_files(
     says = "separates 2 sources in sounds at 24,000 Hz, this run 3 sources in sounds at 16,000 Hz: give "
     says += "--data.num_sources 2 --data.sample_rate 24000, or another --model.mixit_checkpoint"
     assert says in capfd.readouterr().err
+
+
+def test_shards_have_sources_and_a_rate_as_a_folder_has() -> None:
+    for number in range(4):
+        write(Path("recordings", f"{number}.wav"), limited(11000, seconds=1.0), 24000)
+    assert main(["shard", "recordings", "--output", "shards", "--sample_rate", "24000"]) == 0
+    shards = ["--data", "Shards", "--data.root", "shards"]
+    assert main([*arguments("fit", "folder_mixit"), *shards, "--data.num_sources", "2"]) == 0
+    mixit = load_separator("runs/folder_mixit/checkpoints/last.ckpt")
+    assert (mixit.num_sources, mixit.network.num_outputs, mixit.signal["sample_rate"]) == (2, 3, 24000)
+    assert (mixit.network.stft.n_fft, mixit.network.stft.hop) == (1536, 384)
+    assert main([*arguments("fit", "folder_surf_rm"), *shards]) == 0
+    assert load_separator("runs/folder_surf_rm/checkpoints/last.ckpt").num_sources == 2

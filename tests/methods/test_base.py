@@ -118,6 +118,11 @@ def test_a_run_too_short_for_its_schedule_says_so(method: str, options: dict[str
         fit(build(method, mixit, **options), max_steps=4)
 
 
+def test_an_optimizer_that_evaluates_the_loss_several_times_is_refused() -> None:
+    with pytest.raises(UserError, match="LBFGS evaluates the loss several times a step"):
+        fit(MixIT(regression(4), optimizer=torch.optim.LBFGS))
+
+
 def test_the_learning_rate_changes_with_every_optimizer_step() -> None:
     rates: list[tuple[int, float]] = []
 

@@ -155,6 +155,8 @@ class Shards(AudioMixtures):
         window: so many chunks are mixed with one another at a time.
         cache: the folder in which all processes of a machine keep what they fetched; by default in the user's cache.
         cache_gb: its size at most.
+        num_sources: as of ``Folder``.
+        sample_rate: in Hz; by default that of the shards.
         options: the arguments of ``AudioMixtures``.
     """
 
@@ -167,15 +169,18 @@ class Shards(AudioMixtures):
         window: int = 8,
         cache: str | None = None,
         cache_gb: float = 16.0,
+        num_sources: int | None = None,
+        sample_rate: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
         if window < 1 or cache_gb <= 0:
             raise ValueError(f"window ({window}) must be at least 1, cache_gb ({cache_gb}) positive")
         self.root, self.window, self.cache_gb = root.rstrip("/"), window, cache_gb
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "surf-lightning")
         # Absolute: a thread fetches, whatever the current folder is by then.
         self.cache = Path(cache or usual / f"shards-{hashlib.sha256(self.root.encode()).hexdigest()[:16]}").absolute()
+        super().__init__(sample_rate=sample_rate or int(self.index["sample_rate"]), **options)
+        self.num_sources = num_sources
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
@@ -192,14 +197,14 @@ class Shards(AudioMixtures):
                 raise UserError(said) from error
         if index["version"] != VERSION:
             raise UserError(f"{self.root} was written by another version of surf shard: make the shards again")
-        if (rate := int(index["sample_rate"])) != self.sample_rate:
-            raise UserError(f"{self.root} holds audio at {rate} Hz: train at that, --data.sample_rate {rate}")
         return index
 
     def load(self, part: Part) -> Readable:
         if part == "test":
             raise UserError(f"{self.root} has no true sources to test against: see its held-out loss, surf validate")
         index = self.index
+        if (rate := int(index["sample_rate"])) != self.sample_rate:
+            raise UserError(f"{self.root} holds audio at {rate} Hz: train at that, --data.sample_rate {rate}")
         held_out = index["chunk_held_out"][index["chunk"]] == (part == "validation")
         if not held_out.any():
             rank_zero_warn(f"{self.root} holds one recording: it is both trained and validated on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +41,17 @@ def begin_with(separators: Sequence[Separator], earlier: Separator, name: str) -
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's settings, the learning rate as it is before any schedule."""
+    """An optimizer's settings, the learning rate as it is before any schedule.
+
+    Raises:
+        UserError: its step needs a closure that evaluates the loss again, as that of L-BFGS does.
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UserError(
+            f"model.optimizer: {type(optimizer).__name__} evaluates the loss several times a step, training here takes "
+            "one gradient: choose an optimizer like torch.optim.AdamW"
+        )
     group = optimizer.param_groups[0]
     settings = {key: value for key, value in group.items() if key not in ("params", "lr")}
     return {"initial_lr": group["lr"], **settings}

@@ -68,7 +68,7 @@ class FrozenTeacherModule(SeparationModule):
             near = checkpoints_near(path) or "."
             raise UserError(
                 f"there is no checkpoint {path} of the earlier stage, {stage}{near} Train it first (surf fit --config "
-                f"configs/<dataset>_{stage.lower()}.yaml), or name another by --model.{self.checkpoint_argument}"
+                f"<dataset>_{stage.lower()}), or name another by --model.{self.checkpoint_argument}"
             )
         frozen_teacher = load_separator(path, trust=self.trust_checkpoint)
         if not isinstance(frozen_teacher, self.teacher_kind):
