@@ -43,7 +43,7 @@ METHODS = {
     "sc09mix": MIXCYCLE_PAPER,
     "fuss": ["mixit", "semisupervised", "adapted", *REMIXED, *SUPERVISED],
     "audioset": ["mixit", *REMIXED],  # there are no clean sources here
-    "folder": ["mixit", "mixit_16", *REMIXED],
+    "folder": ["mixit", "mixit_16", *REMIXED, "one_step"],
     "enhancement": ["mixit"],
     "phone": ["mixit", "self_remixing", "surf_rm", "one_step", *SUPERVISED],
 }
