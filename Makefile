@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3.11 python3; 
 	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
 INSTALLED := .venv/installed
 UV := $(shell command -v uv 2>/dev/null)
-PIP := $(if $(UV),$(UV) pip install -q -p .venv/bin/python,.venv/bin/python -m pip install -q) --no-deps
+PIP := $(if $(UV),$(UV) pip install -q --compile-bytecode -p .venv/bin/python,.venv/bin/python -m pip install -q) --no-deps
 # The locks name all dependencies of theirs, with hashes: what is not in them, or has another hash, is not installed.
 LOCKED := $(PIP) --require-hashes -r
 SNAKEMAKE = snakemake -s experiments/Snakefile -j $(JOBS) $(FIRST) --config args="$(ARGS)" args_fuss="$(FUSS_ARGS)" --
