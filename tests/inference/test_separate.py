@@ -570,6 +570,7 @@ for name in ("short", "long"):
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_the_file(toy: str) -> None:
     rng = np.random.default_rng(0)
     for name, minutes in (("short", 2), ("long", 20)):

@@ -48,6 +48,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], rtol: float = 0
         torch.testing.assert_close(found["state_dict"][name], value, rtol=rtol, atol=atol, msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_compiled_or_not_whatever_it_was_before(backend: CompileCounterWithBackend) -> None:
     assert main(arguments("digits_mixit", Path())) == 0
     four = ["--trainer.max_steps", "4"]

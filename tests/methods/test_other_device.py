@@ -60,7 +60,7 @@ def main() -> None:
             empty_weights(module, device)
             audio = name.split()[1] in ("conv_tasnet", "locoformer")
             examples = {key: value.to(device) for key, value in batch(audio).items()}
-            module.micro_batch = 2  # type: ignore[assignment]
+            module.micro_batch = 3  # type: ignore[assignment]
             step(module, examples, device)
             print(name, flush=True)
 
