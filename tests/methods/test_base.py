@@ -275,7 +275,7 @@ def test_a_checkpoint_of_another_method_is_refused_by_name(mixit: str) -> None:
 
 def test_a_missing_earlier_stage_says_how_to_train_it() -> None:
     for method in ("SURF", "Remixing"):
-        with pytest.raises(UserError, match=r"runs/none\.ckpt of the earlier stage.*_mixit\.yaml.*mixit_checkpoint"):
+        with pytest.raises(UserError, match=r"runs/none\.ckpt of the earlier stage.*_mixit\).*mixit_checkpoint"):
             fit(build(method, "runs/none.ckpt"))
 
 
