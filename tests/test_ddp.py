@@ -40,7 +40,9 @@ def fit(name: str, folder: str, ranks: int, *more: str) -> dict[str, Any]:
     return torch.load(Path(folder, "checkpoints", "last.ckpt"), weights_only=True)
 
 
-@pytest.mark.parametrize("method", ["surf_sr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mixit", "remixit"))])
+@pytest.mark.parametrize(
+    "method", ["surf_sr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mixit", "remixit"))]
+)
 def test_two_ranks_compute_what_one_does(method: str) -> None:
     if method != "mixit":
         fit("digits_mixit", "runs/digits_mixit", 1)
