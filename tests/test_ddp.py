@@ -70,6 +70,7 @@ def one_process_as_two_ranks(module: Any, batch: dict[str, Tensor], batch_idx: i
     return (losses[0] + losses[1]) / 2
 
 
+@pytest.mark.slow
 def test_remixing_within_the_ranks_is_reproducible_on_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     fit("digits_mixit", "runs/digits_mixit", 1)
     options = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1", "--model.beta_steps", "2"]

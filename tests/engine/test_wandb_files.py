@@ -49,6 +49,7 @@ def test_an_agent_trains_a_run_of_the_sweep(tmp_path: Path) -> None:
     assert list(Path("runs/sweep-drawn1/wandb").glob("offline-run-*-drawn1"))
 
 
+@pytest.mark.slow
 def test_checkpoints_become_artifacts_offline() -> None:
     # In a process and with a service of its own, which at its end has written everything.
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"} | {
