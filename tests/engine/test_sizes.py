@@ -97,12 +97,15 @@ def test_two_sources_are_one_flag_and_the_rate_is_that_of_the_files(
     assert says in capfd.readouterr().err
 
 
-def test_shards_have_sources_and_a_rate_as_a_folder_has() -> None:
+def test_shards_have_sources_and_a_rate_as_a_folder_has(caplog: pytest.LogCaptureFixture) -> None:
     for number in range(4):
         write(Path("recordings", f"{number}.wav"), limited(11000, seconds=1.0), 24000)
     assert main(["shard", "recordings", "--output", "shards", "--sample_rate", "24000"]) == 0
     shards = ["--data", "Shards", "--data.root", "shards"]
+    caplog.set_level("INFO")
     assert main([*arguments("fit", "folder_mixit"), *shards, "--data.num_sources", "2"]) == 0
+    assert "  next: surf fit --config folder_surf_rm --data Shards --data.root shards\n" in caplog.text
+    assert "  next: surf separate FILES --checkpoint" in caplog.text
     mixit = load_separator("runs/folder_mixit/checkpoints/last.ckpt")
     assert (mixit.num_sources, mixit.network.num_outputs, mixit.signal["sample_rate"]) == (2, 3, 24000)
     assert (mixit.network.stft.n_fft, mixit.network.stft.hop) == (1536, 384)

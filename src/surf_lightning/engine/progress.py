@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
 from surf_lightning.data.base import SeparationData
+from surf_lightning.data.shards import Shards
 from surf_lightning.engine import run_folder
 from surf_lightning.engine.checkpoints import SMOOTHED, SMOOTHED_METRIC, BestCheckpoint
 from surf_lightning.engine.configs import summaries
@@ -133,13 +134,15 @@ def tell_end(trainer: L.Trainer, data: SeparationData, config: str) -> None:
         doubt = "" if error is None or not error.isfinite() else f", of which one is uncertain by {float(error):.2f}"
         of = f", the mean of the latest {SMOOTHED} validations{doubt}" if kept.monitor == SMOOTHED_METRIC else ""
         said = f"The best {kept.monitor} was {float(score):.4g}{of}: {best}"
-    root = f" --data.root {data.root}" if hasattr(data, "root") else ""
+    packed = isinstance(data, Shards)  # which no configuration names, and no file of which is a recording
+    root = f"{' --data Shards' * packed} --data.root {data.root}" if hasattr(data, "root") else ""
     commands = []
     if config.endswith("_mixit") and (later := f"{config.removesuffix('mixit')}surf_rm") in summaries():
         own = "" if folder == Path("runs", config) else f" --model.mixit_checkpoint {last}"
         commands.append(f"surf fit --config {later}{root}{own}")
     if data.monitor == SMOOTHED_METRIC:
-        separated = f"surf separate {getattr(data, 'root', 'FILES')} --checkpoint {best if best.is_file() else last}"
+        files = "FILES" if packed else getattr(data, "root", "FILES")
+        separated = f"surf separate {files} --checkpoint {best if best.is_file() else last}"
         commands.append(f"{separated} --output separated")
     else:
         commands.append(f"surf test --config {folder}/config.yaml")
