@@ -144,7 +144,7 @@ def test_no_dotted_key_silently_replaces_a_part(name: str) -> None:
 def test_the_head_gives_the_command_and_what_to_expect(name: str) -> None:
     lines = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()
     head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
-    assert re.search(rf"surf fit --config {name}\b", "\n".join(head[:2]))
+    assert re.search(rf"surf fit --config {name}( |$)", "\n".join(head[:2]), re.MULTILINE)
     assert sum(line.startswith("# Expected: ") for line in head) == 1
     assert any(source in line for line in head for source in ("From the ", "Chosen here: "))
 

@@ -111,3 +111,10 @@ def test_shards_have_sources_and_a_rate_as_a_folder_has(caplog: pytest.LogCaptur
     assert (mixit.network.stft.n_fft, mixit.network.stft.hop) == (1536, 384)
     assert main([*arguments("fit", "folder_surf_rm"), *shards]) == 0
     assert load_separator("runs/folder_surf_rm/checkpoints/last.ckpt").num_sources == 2
+
+
+def test_what_is_next_names_the_data_of_another_class(audio_sets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    truth = ["--data", "FolderWithTruth", "--data.root", str(audio_sets / "phone")]
+    assert main([*arguments("fit", "folder_mixit"), *truth]) == 0
+    assert f"  next: surf fit --config folder_surf_rm --data FolderWithTruth --data.root {truth[-1]}\n" in caplog.text

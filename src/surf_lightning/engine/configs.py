@@ -51,6 +51,15 @@ def summaries() -> dict[str, str]:
     return {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in paths}
 
 
+def data_of(name: str) -> str:
+    """The class that the shipped configuration ``name`` takes its data from; raises UserError as ``shipped_config``."""
+    path = shipped_config(name)
+    data = read_yaml(path.read_text(encoding="utf-8"))["data"]
+    if isinstance(data, str):
+        data = read_yaml((path.parent / data).read_text(encoding="utf-8"))
+    return str(data["class_path"])
+
+
 def with_config_paths(args: Sequence[str]) -> list[str]:
     """``args`` with each ``--config NAME`` that is no file replaced by the path of the shipped configuration.
 

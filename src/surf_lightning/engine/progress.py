@@ -13,11 +13,13 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
+from surf_lightning import data as surf_data
 from surf_lightning.data.base import SeparationData
 from surf_lightning.data.shards import Shards
 from surf_lightning.engine import run_folder
 from surf_lightning.engine.checkpoints import SMOOTHED, SMOOTHED_METRIC, BestCheckpoint
-from surf_lightning.engine.configs import summaries
+from surf_lightning.engine.configs import data_of, summaries
+from surf_lightning.inference.checkpoint import class_path
 from surf_lightning.methods.base import SeparationModule
 
 TIMED = 20  # steps, after which the length of the run is told
@@ -134,14 +136,15 @@ def tell_end(trainer: L.Trainer, data: SeparationData, config: str) -> None:
         doubt = "" if error is None or not error.isfinite() else f", of which one is uncertain by {float(error):.2f}"
         of = f", the mean of the latest {SMOOTHED} validations{doubt}" if kept.monitor == SMOOTHED_METRIC else ""
         said = f"The best {kept.monitor} was {float(score):.4g}{of}: {best}"
-    packed = isinstance(data, Shards)  # which no configuration names, and no file of which is a recording
-    root = f"{' --data Shards' * packed} --data.root {data.root}" if hasattr(data, "root") else ""
+    root = f" --data.root {data.root}" if hasattr(data, "root") else ""
     commands = []
     if config.endswith("_mixit") and (later := f"{config.removesuffix('mixit')}surf_rm") in summaries():
+        kind = type(data).__name__
         own = "" if folder == Path("runs", config) else f" --model.mixit_checkpoint {last}"
-        commands.append(f"surf fit --config {later}{root}{own}")
+        other = "" if kind == data_of(later) else f" --data {kind if kind in surf_data.__all__ else class_path(data)}"
+        commands.append(f"surf fit --config {later}{other}{root}{own}")
     if data.monitor == SMOOTHED_METRIC:
-        files = "FILES" if packed else getattr(data, "root", "FILES")
+        files = "FILES" if isinstance(data, Shards) else getattr(data, "root", "FILES")
         separated = f"surf separate {files} --checkpoint {best if best.is_file() else last}"
         commands.append(f"{separated} --output separated")
     else:

@@ -42,7 +42,7 @@ def fill_in_sizes(config: Namespace, checkpoint: str | None) -> None:
             rank_zero_info(f"{' at '.join(said)}, as in {path}.")
     if sizes["num_sources"] and isinstance(model.get("network"), Namespace):
         _set_sources(config.model, sizes["num_sources"])
-    if sizes["sample_rate"] and "num_sources" in data:  # other sets have configurations for their rates
+    if sizes["sample_rate"] and "num_sources" in data:  # a user's own; other sets have configurations for their rates
         data.sample_rate = sizes["sample_rate"]
         for part in (model.get("network"), model.get("noise")):
             if isinstance(part, Namespace) and "sample_rate" in (part.get("init_args") or {}):
