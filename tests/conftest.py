@@ -43,6 +43,8 @@ def audio_sets(tmp_path: Path) -> Path:
     for split in ("train", "validation", "eval"):
         audio_trees.fuss(root / "FUSS" / "ssdata", split, 4)
     audio_trees.audioset(root / "AudioSet", [f"Y{number:010d}" for number in range(6)])
+    for split in ("tr", "cv", "tt"):
+        audio_trees.wsj0mix(root / "wsj0-mix", split, 4)
     audio_trees.speech_commands(root / "SpeechCommands")
     for place, part in enumerate(("train", "validation", "test")):
         audio_trees.with_truth(root / "phone" / part, 4, seed=100 * place)

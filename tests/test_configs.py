@@ -40,20 +40,23 @@ METHODS = {
     "libri2mix": ["mixit", "semisupervised", *REMIXED, *SUPERVISED],
     "libri2mix-small": ["mixit", "remixit", "self_remixing", "surf_rm", "supervised_flow"],
     "libri2mix8k": MIXCYCLE_PAPER,
+    "wsj0mix": ["mixit", "semisupervised"],
     "sc09mix": MIXCYCLE_PAPER,
     "fuss": ["mixit", "semisupervised", "adapted", *REMIXED, *SUPERVISED],
-    "audioset": ["mixit", *REMIXED],  # there are no clean sources here
-    "folder": ["mixit", "mixit_16", *REMIXED, "one_step"],
+    "audioset": ["mixit", "semisupervised", *REMIXED],  # there are no clean sources here
+    "folder": ["mixit", "mixit_16", "semisupervised", *REMIXED, "one_step"],
     "enhancement": ["mixit"],
     "phone": ["mixit", "self_remixing", "surf_rm", "one_step", *SUPERVISED],
 }
 AUDIO = {"libri2mix": "Libri2Mix", "fuss": "FUSS/ssdata", "audioset": "AudioSet", "folder": "recordings"}
 AUDIO["libri2mix-small"] = AUDIO["libri2mix8k"] = AUDIO["libri2mix"]
-AUDIO |= {"sc09mix": "SpeechCommands", "enhancement": "recordings", "phone": "phone"}
+AUDIO |= {"sc09mix": "SpeechCommands", "wsj0mix": "wsj0-mix", "enhancement": "recordings", "phone": "phone"}
 FOLDERS = {**AUDIO, "arrays": "arrays"}
 LATE = ("adapted", "one_step")  # whose earlier stage is not MixIT
 # What only one method has, and two steps are to see: a short sampler, both phases of the training.
 SHORTENED = {"basis": ["--model.langevin_steps", "1"], "mixcycle": ["--model.mixpit_steps", "1"]}
+# Sets without sources learn from those of another.
+SUPERVISED_BY = {"audioset_semisupervised": "FUSS/ssdata", "folder_semisupervised": "phone"}
 LEARNED_FILTERS = ("mixit", "semisupervised")  # Conv-TasNets, on every audio set
 
 
@@ -67,6 +70,8 @@ def arguments(name: str, root: Path, command: str = "fit") -> list[str]:
     args += SHORTENED.get(method, [])
     if family == "arrays":
         write_arrays(root / "arrays")
+    if name in SUPERVISED_BY:
+        args += ["--data.supervised.root", str(root / SUPERVISED_BY[name])]
     if family == "enhancement":
         args += ["--data.noise_root", str(root / "AudioSet")]
     if family in ("libri2mix", "fuss", "audioset") and method not in LEARNED_FILTERS:

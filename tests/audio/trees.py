@@ -61,6 +61,10 @@ def fuss(root: Path, split: str, count: int, seconds: float = 1.0) -> None:
     (root / f"{split}_example_list.txt").write_text("\n".join(lines) + "\n")
 
 
+def wsj0mix(root: Path, split: str, count: int, speakers: int = 2, version: str = "wav8k/min") -> None:
+    with_truth(root / f"{speakers}speakers" / version / split, count, speakers, seed=ord(split[0]))
+
+
 def with_truth(root: Path, count: int, sources: int = 2, seed: int = 0) -> None:
     """Mixtures in mix/ and, by the same names, their sources in s1/, s2/, ..."""
     for number in range(count):

@@ -19,7 +19,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from surf_lightning.data import FUSS, AudioSet, Folder, FolderWithTruth, Libri2Mix, LibriSpeechFUSS
+from surf_lightning.data import FUSS, AudioSet, Folder, FolderWithTruth, Libri2Mix, LibriSpeechFUSS, WSJ0Mix
 from surf_lightning.data.audio import AudioMixtures
 from surf_lightning.data.audioset import youtube_id
 from surf_lightning.data.base import SeparationData
@@ -46,6 +46,16 @@ def read(path: Path) -> Tensor:
 
 def one(data: SeparationData) -> dict[str, Tensor]:
     return data.training_batches(Ranks())[0]
+
+
+def one_of(data: SeparationData, ranks: Ranks) -> dict[str, Tensor]:
+    return data.training_batches(ranks)[0]
+
+
+def dataset_name(data: SeparationData, row: int) -> str:
+    """The file of the supervised mixture in this row."""
+    dataset: Any = data.training_batches(Ranks())
+    return dataset.names(0, row).split(" or ")[1]
 
 
 def likeness(part: Tensor, whole: Tensor) -> float:
@@ -178,6 +188,71 @@ def test_mistaken_numbers_are_refused() -> None:
         Folder(validation_share=1.0)
     with pytest.raises(ValueError, match="needs fuss_root"):
         AudioSet(librispeech_root="x")
+
+
+# -- wsj0-mix --
+
+
+@pytest.mark.parametrize("speakers", [2, 3])
+def test_wsj0_mix_has_two_or_three_speakers(tmp_path: Path, speakers: int) -> None:
+    for split in ("tr", "cv", "tt"):
+        audio_trees.wsj0mix(tmp_path, split, 4, speakers)
+    options: Any = {"root": str(tmp_path), "speakers": speakers, **SMALL}
+    data = WSJ0Mix(**options)
+    assert one(data).keys() == {"mixtures"}
+    (held_out,) = data.validation_batches()
+    for batch in (one(attach(data, needs_sources=True)), held_out):
+        assert batch["sources"].shape == (3, speakers, CROP // 2)
+        torch.testing.assert_close(batch["sources"].sum(1), batch["mixtures"], atol=1e-4, rtol=0)
+    alone = one(WSJ0Mix(**options, single_source_share=1.0))
+    assert torch.equal(alone["sources"][:, 0], alone["mixtures"])
+    assert [batch["sources"].shape[1] for batch in data.test_batches()] == [speakers] * 4
+    assert data.protocol().startswith(f"4 whole mixtures of wsj0-{speakers}mix's test set (min) at 8,000 Hz")
+    assert (data.num_sources, data.genuine()) == (speakers, False)
+    one(WSJ0Mix(**options | {"root": str(tmp_path / f"{speakers}speakers")}))
+    for wrong in ({"speakers": 5 - speakers}, {"version": "max"}, {"sample_rate": 16000}):
+        with pytest.raises(UserError, match="wsj0-mix's tr is not in"):
+            one(WSJ0Mix(**options | wrong))
+
+
+# -- a set with truth beside one without --
+
+
+def test_a_method_that_needs_sources_has_those_of_the_supervised_set(tmp_path: Path, fuss: Path) -> None:
+    recordings(tmp_path / "mine")
+    options: Any = {"root": str(tmp_path / "mine"), "sample_rate": RATE, "num_sources": 4, **SMALL}
+    data = Folder(supervised=FUSS(str(fuss)), **options)
+    plain, alone = one(Folder(**options)), one(attach(data))
+    both = one(attach(data, needs_sources=True))
+    assert alone.keys() == {"mixtures"}, "who learns from mixtures alone does not read it"
+    assert both.keys() == {"mixtures", "supervised_mixtures", "supervised_sources"}
+    for batch in (alone, both):
+        assert torch.equal(batch["mixtures"], plain["mixtures"])
+    assert both["supervised_sources"].shape == (3, 4, CROP)
+    torch.testing.assert_close(both["supervised_sources"].sum(1), both["supervised_mixtures"], atol=1e-4, rtol=0)
+    files = [read(path) for path in sorted(fuss.glob("**/train/*.wav"))]
+    for crop in both["supervised_mixtures"]:
+        assert sum(likeness(crop, whole) > 1 - 1e-9 for whole in files) == 1
+    parts = [one_of(attach(data, rank, 3, needs_sources=True), Ranks(rank, 3)) for rank in range(3)]
+    assert not torch.equal(parts[0]["supervised_mixtures"], parts[1]["supervised_mixtures"])
+    dataset: Any = attach(data, needs_sources=True).training_batches(Ranks())
+    first, second = dataset.names(0, 1).split(" or ")
+    assert Path(first).is_relative_to(tmp_path / "mine")
+    assert likeness(both["supervised_mixtures"][1], read(Path(second))) > 1 - 1e-9
+
+
+def test_a_set_with_truth_of_its_own_does_not_look_at_it_beside_a_supervised_one(
+    libri2mix: Path, fuss: Path, tmp_path: Path
+) -> None:
+    supervised = FUSS(str(fuss), train_share=0.2)
+    data = attach(Libri2Mix(str(libri2mix), supervised=supervised, **SMALL), needs_sources=True)
+    assert one(data).keys() == {"mixtures", "supervised_mixtures", "supervised_sources"}
+    assert len({dataset_name(data, row) for row in range(3)}) == 1, "a fifth of six"
+    with pytest.raises(ValueError, match=r"bring it to the same rate, --data\.supervised\.sample_rate 16000"):
+        Libri2Mix(str(libri2mix), supervised=FUSS(str(fuss), sample_rate=8000), **SMALL)
+    lost = Libri2Mix(str(libri2mix), supervised=FUSS(str(tmp_path / "nowhere")), **SMALL)
+    with pytest.raises(UserError, match=r"supervised set: FUSS's .* --data\.supervised\.root FOLDER"):
+        one(attach(lost, needs_sources=True))
 
 
 # -- FUSS --

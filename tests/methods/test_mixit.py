@@ -217,6 +217,26 @@ def test_the_sources_of_pairs_without_supervision_are_not_looked_at() -> None:
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
+def test_supervised_groups_are_of_the_supervised_set_and_the_others_of_the_data() -> None:
+    module = SemiSupervisedMixIT(regression(4), optimizer=adam, supervised_share=0.5, zeroed_share=0.0).double()
+    own, other = mixtures(16), mixtures(48)[16:].view(16, 2, 1, 8, 8)
+    supervised = torch.tensor(drawn(8)[0]) < 0.5
+    rows = supervised.repeat_interleave(2)
+    assert 0 < supervised.sum() < 8
+    chosen = torch.where(rows[:, None, None, None], other.sum(1), own)
+    sources = torch.where(rows[:, None, None, None, None], other, torch.nan)
+    expected = module.loss({"mixtures": chosen, "sources": sources}, random())
+    beside = {"supervised_mixtures": other.sum(1), "supervised_sources": other}
+    torch.testing.assert_close(module.loss({"mixtures": own, **beside}, random()), expected)
+
+
+def test_held_out_mixtures_without_truth_have_the_loss_of_mixit() -> None:
+    module = SemiSupervisedMixIT(regression(4), optimizer=adam, supervised_share=0.5).double().eval()
+    plain = MixIT(module.separator.network, optimizer=adam)
+    batch = {"mixtures": mixtures(16)}
+    assert torch.equal(module.loss(batch, random()), plain.loss(batch, random()))
+
+
 def test_impossible_supervision_is_refused() -> None:
     with pytest.raises(ValueError, match="need 4 outputs"):
         SemiSupervisedMixIT(regression(3), optimizer=adam)

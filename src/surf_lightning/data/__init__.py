@@ -9,6 +9,7 @@ from surf_lightning.data.image_sets import CIFAR10, MNIST, Digits
 from surf_lightning.data.libri2mix import Libri2Mix
 from surf_lightning.data.sc09mix import SC09Mix
 from surf_lightning.data.shards import Shards
+from surf_lightning.data.wsj0mix import WSJ0Mix
 
 __all__ = [
     "CIFAR10",
@@ -24,4 +25,5 @@ __all__ = [
     "LibriSpeechFUSS",
     "SC09Mix",
     "Shards",
+    "WSJ0Mix",
 ]

@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 from torchmetrics import Metric
 
 from surf_lightning.data.audio_examples import (
+    BesideSupervised,
     Examples,
     RandomCrops,
     Readable,
@@ -63,6 +64,9 @@ class AudioMixtures(SeparationData):
             larger one. For comparisons of how much data a method needs.
         batch_size: mixtures in a training batch of one process.
         num_workers: processes that read and resample; 0 does it in the training process.
+        supervised: another set, of the same rate. Methods that learn from true sources as well as from mixtures
+            (``SemiSupervisedMixIT``) then learn from its sources and from this set's mixtures, as where the domains of
+            the MixIT paper's Figure 2 and Table 1 differ; this set's sources are not read.
         weights: folder that holds DNSMOS/DNSMOS/sig_bak_ovr.onnx, the network of DNSMOS; by default the package
             speechmos has it.
 
@@ -84,6 +88,7 @@ class AudioMixtures(SeparationData):
         train_share: float = 1.0,
         batch_size: int = 4,
         num_workers: int = 2,
+        supervised: AudioMixtures | None = None,
         weights: str | None = None,
         **options: Any,
     ) -> None:
@@ -95,14 +100,23 @@ class AudioMixtures(SeparationData):
             raise ValueError("crop_seconds and num_validation must be positive")
         if not 0 < train_share <= 1:
             raise ValueError(f"train_share is a share above 0 and up to 1, not {train_share}")
-        self.train_share = train_share
+        if supervised and supervised.sample_rate != sample_rate:
+            raise ValueError(
+                f"the supervised set has {supervised.sample_rate:,} Hz and this one {sample_rate:,}: bring it to the "
+                f"same rate, --data.supervised.sample_rate {sample_rate}"
+            )
+        self.train_share, self.supervised = train_share, supervised
         self._loaded: dict[tuple[Part, bool], Readable] = {}
 
     @property
     def with_sources(self) -> bool:
-        """Whether training batches hold the sources, where they are known: the attached method ``needs_sources``."""
+        """Whether training batches hold this set's sources, where they are known."""
+        return self.single_source_share > 0 or (self._supervises() and self.supervised is None)
+
+    def _supervises(self) -> bool:
+        """Whether the attached method ``needs_sources``."""
         method = self.trainer and self.trainer.lightning_module
-        return self.single_source_share > 0 or getattr(method, "needs_sources", False)
+        return getattr(method, "needs_sources", False)
 
     @abstractmethod
     def load(self, part: Part) -> Readable:
@@ -127,8 +141,17 @@ class AudioMixtures(SeparationData):
             self.test_batches()
 
     def training_batches(self, ranks: Ranks) -> Batches:
-        examples = self.trained_on()
-        return self.crops(examples, self.crop, self.batch_size, self.seed, ranks, self.single_source_share)
+        own = self._crops(self, ranks, self.seed)
+        if self.supervised is None or not self._supervises():
+            return own
+        self.supervised.trainer = self.trainer
+        try:
+            return BesideSupervised(own, self._crops(self.supervised, ranks, self.seed + 1))
+        except UserError as error:
+            raise UserError(f"supervised set: {error}".replace("--data.", "--data.supervised.")) from error
+
+    def _crops(self, data: AudioMixtures, ranks: Ranks, seed: int) -> RandomCrops:
+        return data.crops(data.trained_on(), self.crop, self.batch_size, seed, ranks, data.single_source_share)
 
     def trained_on(self) -> Readable:
         """The training examples, or ``train_share`` of them, at least one."""

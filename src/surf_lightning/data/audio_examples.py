@@ -251,6 +251,20 @@ class RandomCrops(Dataset[dict[str, Tensor]]):
             )
 
 
+class BesideSupervised(Dataset[dict[str, Tensor]]):
+    """Item i: batch i of a set's own crops and, as ``supervised_mixtures`` and ``supervised_sources``, of another's."""
+
+    def __init__(self, own: RandomCrops, supervised: RandomCrops) -> None:
+        self.own, self.supervised = own, supervised
+
+    def __getitem__(self, batch: int) -> dict[str, Tensor]:
+        return self.own[batch] | {f"supervised_{name}": each for name, each in self.supervised[batch].items()}
+
+    def names(self, batch: int, row: int) -> str:
+        """The files of which one is behind this row, as of ``RandomCrops``: which one, the method draws."""
+        return f"{self.own.names(batch, row)} or {self.supervised.names(batch, row)}"
+
+
 class WholeExamples(Dataset[dict[str, Tensor]]):
     """Item j is example j from beginning to end: ``mixtures [1,T]``, ``sources [1,K,T]``."""
 

@@ -40,6 +40,9 @@ def fill_in_sizes(config: Namespace, checkpoint: str | None) -> None:
         if is_there:
             said = [f"{found[name]:,} {UNITS[name]}" for name in missing if found[name]]
             rank_zero_info(f"{' at '.join(said)}, as in {path}.")
+    supervised = (data.get("supervised") or Namespace()).get("init_args") or Namespace()
+    if "sample_rate" in supervised and supervised.sample_rate is None:
+        supervised.sample_rate = sizes["sample_rate"]
     if sizes["num_sources"] and isinstance(model.get("network"), Namespace):
         _set_sources(config.model, sizes["num_sources"])
     if sizes["sample_rate"] and "num_sources" in data:  # a user's own; other sets have configurations for their rates
@@ -60,7 +63,8 @@ def _sizes_in(path: str) -> dict[str, int | None]:
 def _sizes_of(data: Namespace) -> dict[str, int | None]:
     """Those that the data's own files say."""
     try:
-        built = pkgutil.resolve_name(data.class_path)(**data.init_args.as_dict())
+        own = {name: given for name, given in data.init_args.as_dict().items() if name != "supervised"}
+        built = pkgutil.resolve_name(data.class_path)(**own)
     except ValueError as error:
         raise UserError(str(error)) from error
     return {"num_sources": built.num_sources, "sample_rate": built.sample_rate}

@@ -105,13 +105,20 @@ def without_last(groups: Tensor, zeroed: Tensor) -> Tensor:
     return torch.cat([groups[:, :-1], torch.where(expand_like(zeroed, last), 0, last)], 1)
 
 
+def with_truth(batch: Batch) -> Batch:
+    """The mixtures and sources of the data's ``supervised`` set, and where they have none, ``batch``."""
+    prefix = "supervised_"
+    return {name.removeprefix(prefix): each for name, each in batch.items() if name.startswith(prefix)} or batch
+
+
 class SemiSupervisedMixIT(MixIT):
     """MixIT, but some mixtures of mixtures are trained on their true sources (MixIT paper, Section 3.3).
 
     A supervised group of mixtures has the permutation-invariant error, Eq. (1), of all M outputs against the true
     sources of all, padded with silence to M; see ``functional.losses.reference_energy`` for what silence costs. With
     ``supervised_share`` 1 this is the paper's supervised training on mixtures of mixtures. The true sources of a group
-    that is not supervised are not looked at.
+    that is not supervised are not looked at. Where the data have a ``supervised`` set of another domain, its mixtures
+    and sources are those of the supervised groups, as in the paper's Section 4.1 and Table 1.
 
     Args:
         network: of at least NK outputs.
@@ -146,11 +153,16 @@ class SemiSupervisedMixIT(MixIT):
         self.supervised_share, self.zeroed_share = supervised_share, zeroed_share
 
     def loss(self, batch: Batch, random: BatchRandomness) -> Tensor:
+        of_truth = with_truth(batch)
+        if "sources" not in of_truth and not self.training:  # held-out mixtures of a domain without truth
+            return super().loss(batch, random)
         groups = in_groups(batch["mixtures"], self.num_mixtures)
         supervised = random.uniform(len(groups)) < self.supervised_share
         zeroed = supervised & (random.uniform(len(groups)) < self.zeroed_share)
 
-        sources = in_groups(true_sources(batch, self.separator.num_sources), self.num_mixtures)  # [P,N,K,*S]
+        others = in_groups(of_truth["mixtures"], self.num_mixtures)
+        groups = torch.where(expand_like(supervised, groups), others, groups)
+        sources = in_groups(true_sources(of_truth, self.separator.num_sources), self.num_mixtures)  # [P,N,K,*S]
         sources = torch.where(expand_like(supervised, sources), sources, 0)
         groups, sources = without_last(groups, zeroed), without_last(sources, zeroed).flatten(1, 2)
         estimates = self.micro_batched(self.trained.network)(groups.sum(1))
