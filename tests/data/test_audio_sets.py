@@ -236,6 +236,7 @@ def test_a_method_that_needs_sources_has_those_of_the_supervised_set(tmp_path: P
     parts = [one_of(attach(data, rank, 3, needs_sources=True), Ranks(rank, 3)) for rank in range(3)]
     assert not torch.equal(parts[0]["supervised_mixtures"], parts[1]["supervised_mixtures"])
     dataset: Any = attach(data, needs_sources=True).training_batches(Ranks())
+    assert data.amount()["supervised_files"] == 6
     first, second = dataset.names(0, 1).split(" or ")
     assert Path(first).is_relative_to(tmp_path / "mine")
     assert likeness(both["supervised_mixtures"][1], read(Path(second))) > 1 - 1e-9

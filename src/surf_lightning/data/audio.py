@@ -195,6 +195,8 @@ class AudioMixtures(SeparationData):
 
     def amount(self) -> dict[str, float]:
         parts = {"train": self.trained_on(), "validation": self.examples("validation")}
+        if self.supervised is not None and self._supervises():
+            parts["supervised"] = self.supervised.trained_on()
         files = {f"{part}_files": len(examples) for part, examples in parts.items()}
         hours = {f"{part}_hours": _hours(examples, self.sample_rate) for part, examples in parts.items()}
         return files | hours
