@@ -38,7 +38,7 @@ METHODS = {
     "mnist-half-hour": ["mixit", "remixit", "self_remixing", "surf_rm", *SUPERVISED],
     "mnist-small": ["mixit", "remixit", "self_remixing", "surf_rm", *SUPERVISED],
     "libri2mix": ["mixit", "semisupervised", *REMIXED, *SUPERVISED],
-    "libri2mix-small": ["mixit", "remixit", "self_remixing", "surf_rm", "supervised_flow"],
+    "libri2mix-small": ["mixit", "remixit", "self_remixing", "surf_rm", "one_step", "supervised_flow"],
     "libri2mix8k": MIXCYCLE_PAPER,
     "wsj0mix": ["mixit", "semisupervised"],
     "sc09mix": MIXCYCLE_PAPER,
