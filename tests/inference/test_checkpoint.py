@@ -55,7 +55,7 @@ def saved(content: Any, path: str = "some.ckpt") -> str:
 def valid() -> dict[str, Any]:
     separator = RegressionSeparator(regression(), 2)
     state = {f"separator.{name}": value for name, value in separator.state_dict().items()}
-    record = {"version": __version__, "method": "MixIT", "separator": describe(separator)}
+    record = {"version": __version__, "method": "surf_lightning.methods.mixit.MixIT", "separator": describe(separator)}
     record["signal"] = {"kind": "image", "shape": [1, 8, 8]}
     return {KEY: record, "state_dict": state | {"student.x": torch.zeros(1)}}
 
