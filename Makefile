@@ -35,7 +35,9 @@ demo: install  # MixIT, then SURF, on digits, in minutes
 	experiments/demo.sh
 
 # The long runs first, and a run more than cores: SURF's three, equally long, share two.
+ifeq ($(origin JOBS),file)
 digits: JOBS = $(shell expr $$(nproc) + 1)
+endif
 digits: FIRST = --prioritize runs/digits_surf_rm/metrics.json $(patsubst %,runs/digits_surf_rm_seed%/metrics.json,1 2)
 digits table2-cifar: install
 	$(SNAKEMAKE) $@

@@ -44,18 +44,14 @@ def read(path: Path) -> Tensor:
     return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
 
 
-def one(data: SeparationData) -> dict[str, Tensor]:
-    return data.training_batches(Ranks())[0]
+def one(data: SeparationData, ranks: Ranks | None = None) -> dict[str, Tensor]:
+    return data.training_batches(ranks or Ranks())[0]
 
 
-def one_of(data: SeparationData, ranks: Ranks) -> dict[str, Tensor]:
-    return data.training_batches(ranks)[0]
-
-
-def dataset_name(data: SeparationData, row: int) -> str:
-    """The file of the supervised mixture in this row."""
+def names(data: SeparationData, row: int) -> list[str]:
+    """The files of the set's own and of the supervised mixture in this row."""
     dataset: Any = data.training_batches(Ranks())
-    return dataset.names(0, row).split(" or ")[1]
+    return dataset.names(0, row).split(" or ")
 
 
 def likeness(part: Tensor, whole: Tensor) -> float:
@@ -233,11 +229,10 @@ def test_a_method_that_needs_sources_has_those_of_the_supervised_set(tmp_path: P
     files = [read(path) for path in sorted(fuss.glob("**/train/*.wav"))]
     for crop in both["supervised_mixtures"]:
         assert sum(likeness(crop, whole) > 1 - 1e-9 for whole in files) == 1
-    parts = [one_of(attach(data, rank, 3, needs_sources=True), Ranks(rank, 3)) for rank in range(3)]
+    parts = [one(attach(data, rank, 3, needs_sources=True), Ranks(rank, 3)) for rank in range(3)]
     assert not torch.equal(parts[0]["supervised_mixtures"], parts[1]["supervised_mixtures"])
-    dataset: Any = attach(data, needs_sources=True).training_batches(Ranks())
+    first, second = names(attach(data, needs_sources=True), 1)
     assert data.amount()["supervised_files"] == 6
-    first, second = dataset.names(0, 1).split(" or ")
     assert Path(first).is_relative_to(tmp_path / "mine")
     assert likeness(both["supervised_mixtures"][1], read(Path(second))) > 1 - 1e-9
 
@@ -248,7 +243,7 @@ def test_a_set_with_truth_of_its_own_does_not_look_at_it_beside_a_supervised_one
     supervised = FUSS(str(fuss), train_share=0.2)
     data = attach(Libri2Mix(str(libri2mix), supervised=supervised, **SMALL), needs_sources=True)
     assert one(data).keys() == {"mixtures", "supervised_mixtures", "supervised_sources"}
-    assert len({dataset_name(data, row) for row in range(3)}) == 1, "a fifth of six"
+    assert len({names(data, row)[1] for row in range(3)}) == 1, "a fifth of six"
     with pytest.raises(ValueError, match=r"bring it to the same rate, --data\.supervised\.sample_rate 16000"):
         Libri2Mix(str(libri2mix), supervised=FUSS(str(fuss), sample_rate=8000), **SMALL)
     lost = Libri2Mix(str(libri2mix), supervised=FUSS(str(tmp_path / "nowhere")), **SMALL)
